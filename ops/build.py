@@ -1,0 +1,112 @@
+"""The build hook: compiles `ops/csrc` into one library for the CPU and one for CUDA.
+
+Both stand on PyTorch's stable ABI, so that a library compiled against one torch (2.10 or later)
+loads under every later one. The CUDA library needs nvcc, not a GPU: it is taken from CUDA_HOME,
+from the `cuda-toolkit` wheel in the build environment, or from PATH. Where there is none, the
+library is left out, and the build says so.
+
+TORCH_CUDA_ARCH_LIST, such as "8.0 9.0", chooses other GPU architectures.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+STABLE_ABI = "0x020a000000000000"  # torch 2.10
+DEFINES = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-DUSE_CUDA"]
+CUDA_ARCHITECTURES = "8.0 9.0"
+
+
+class BuildLibraries(build_ext):
+    """Plain shared libraries, loaded by `torch.ops.load_library`; they hold no Python module."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile and link the library of one device."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if ext.name.endswith("_cpu"):
+            build_cpu(ext.sources, target)
+            return
+        nvcc = find_nvcc()
+        if nvcc is None:
+            print("no nvcc was found: the CUDA library is not built", file=sys.stderr)
+        else:
+            build_cuda(ext.sources, target, nvcc)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """`ops/_cpu.so`: the library depends on no version of Python."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def copy_extensions_to_source(self) -> None:
+        """As in setuptools, for an editable install, but without the library that has no nvcc."""
+        self.extensions = [e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists()]
+        super().copy_extensions_to_source()
+
+
+def build_cpu(sources: list[str], target: Path) -> None:
+    """Compile for the baseline processor; the kernels hold their own AVX2 and AVX512 variants."""
+    compiler = os.environ.get("CXX") or ("c++" if shutil.which("c++") else "g++")
+    run([
+        compiler, "-shared", "-fPIC", "-std=c++20", "-O3", "-fopenmp-simd", "-fvisibility=hidden",
+        *DEFINES[:1], *torch_includes(), *sources, *torch_links("torch_cpu"), "-o", str(target),
+    ])  # fmt: skip
+
+
+def build_cuda(sources: list[str], target: Path, nvcc: Path) -> None:
+    """Compile with the CUDA runtime linked statically, so that any CUDA build of torch can load it."""
+    flags = []
+    for architecture in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).split():
+        number = architecture.replace(".", "")
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+    number = architecture.replace(".", "").rstrip("a")
+    flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]  # later GPUs: PTX
+    run([
+        str(nvcc), "-shared", "-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden",
+        *flags, *DEFINES, *torch_includes(), f"-L{nvcc.parent.parent / 'lib'}", *sources,
+        *[link.replace("-Wl,", "-Xlinker ") for link in torch_links("torch_cuda", "torch_cpu")],
+        "-o", str(target),
+    ])  # fmt: skip
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler; a failure stops the build with its own message."""
+    print(" ".join(command), file=sys.stderr)
+    subprocess.run(command, check=True)
+
+
+def torch_root() -> Path:
+    """The torch of the build environment, found without the seconds that importing it takes."""
+    from importlib.util import find_spec
+
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("torch is needed to build: pip install torch, or build with isolation")
+    return Path(spec.origin).parent
+
+
+def torch_includes() -> list[str]:
+    include = torch_root() / "include"
+    return [f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"]
+
+
+def torch_links(*libraries: str) -> list[str]:
+    return [f"-L{torch_root() / 'lib'}", *(f"-l{library}" for library in libraries)]
+
+
+def find_nvcc() -> Path | None:
+    """nvcc of CUDA_HOME, of the PyPI wheel beside torch, or on PATH, in this order."""
+    site = [Path(path) for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}]
+    site += [torch_root().parent]
+    places = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
+    places += [home for path in site for home in sorted(path.glob("nvidia/cu*"), reverse=True)]
+    for place in places:
+        if (place / "bin/nvcc").exists():
+            return place / "bin/nvcc"
+    found = shutil.which("nvcc")
+    return Path(found) if found else None

@@ -1,0 +1,196 @@
+// What the CPU and the CUDA library share: the sizes of a deformable convolution, the checks that
+// its tensors fit together, and how channels are divided among weight and offset groups.
+//
+// Shapes, as the operators receive them (any strides; kernels work on channels-last copies):
+//
+//     input   (N, C, H, W)            weight  (O, C / groups, kernel_h, kernel_w)
+//     offset  (N, 2 G K, Ho, Wo)      (dy, dx) of each tap, taps row-major, offset groups outermost
+//     mask    (N, G K, Ho, Wo)        optional: without it the operator is v1, with it v2
+//     bias    (O)                     optional
+//     output  (N, O, Ho, Wo)          channels-last
+//
+// K = kernel_h kernel_w taps, G offset groups, P = Ho Wo positions.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace deform_conv {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using IntPair = std::vector<int64_t>;  // (vertical, horizontal)
+
+struct Geometry {
+  int64_t batch, channels, height, width;
+  int64_t out_channels, out_height, out_width;
+  int64_t kernel_h, kernel_w;
+  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t groups, offset_groups;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t positions() const { return out_height * out_width; }
+  int64_t group_channels() const { return channels / groups; }
+  int64_t group_out_channels() const { return out_channels / groups; }
+};
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  text << ")";
+  return text.str();
+}
+
+inline void check_shape(
+    const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
+  bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
+  std::ostringstream text;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    equal = equal && tensor.size(i) == expected[i];
+    text << (i ? ", " : "") << expected[i];
+  }
+  STD_TORCH_CHECK(
+      equal, "deform_conv2d: ", name, " must have shape (", text.str(), "), got ",
+      shape_of(tensor));
+}
+
+inline int64_t output_size(
+    int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
+  return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
+}
+
+// Offsets and masks are float32, or float64 beside float64 features: the precision of locations.
+inline ScalarType location_dtype(const Tensor& input) {
+  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The sizes, once every tensor has been checked against every other.
+inline Geometry checked_geometry(
+    const Tensor& input,
+    const Tensor& offset,
+    const Tensor& weight,
+    const std::optional<Tensor>& mask,
+    const IntPair& stride,
+    const IntPair& padding,
+    const IntPair& dilation) {
+  STD_TORCH_CHECK(
+      input.dim() == 4, "deform_conv2d: input must be (N, C, H, W), got ", shape_of(input));
+  STD_TORCH_CHECK(
+      weight.dim() == 4, "deform_conv2d: weight must be (O, C / groups, kernel_h, kernel_w), got ",
+      shape_of(weight));
+  STD_TORCH_CHECK(
+      stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
+      "deform_conv2d: stride, padding and dilation must be pairs");
+  STD_TORCH_CHECK(
+      stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0 && padding[0] >= 0 &&
+          padding[1] >= 0,
+      "deform_conv2d: stride and dilation must be positive and padding not negative");
+
+  Geometry g;
+  g.batch = input.size(0), g.channels = input.size(1);
+  g.height = input.size(2), g.width = input.size(3);
+  g.out_channels = weight.size(0), g.kernel_h = weight.size(2), g.kernel_w = weight.size(3);
+  g.stride_h = stride[0], g.stride_w = stride[1];
+  g.padding_h = padding[0], g.padding_w = padding[1];
+  g.dilation_h = dilation[0], g.dilation_w = dilation[1];
+  STD_TORCH_CHECK(
+      g.channels > 0 && g.out_channels > 0 && weight.size(1) > 0 && g.taps() > 0 &&
+          g.channels % weight.size(1) == 0,
+      "deform_conv2d: weight ", shape_of(weight), " does not fit input ", shape_of(input));
+  g.groups = g.channels / weight.size(1);
+  STD_TORCH_CHECK(
+      g.out_channels % g.groups == 0, "deform_conv2d: ", g.out_channels,
+      " output channels cannot be divided into ", g.groups, " groups");
+  g.out_height = output_size(g.height, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
+  g.out_width = output_size(g.width, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
+  STD_TORCH_CHECK(
+      g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0,
+      "deform_conv2d: input ", shape_of(input), " is too small for the kernel");
+  STD_TORCH_CHECK(
+      g.height < (1 << 29) && g.width < (1 << 29) && g.out_height * g.stride_h < (1 << 29) &&
+          g.out_width * g.stride_w < (1 << 29),
+      "deform_conv2d: input ", shape_of(input), " is too large");
+
+  STD_TORCH_CHECK(
+      offset.dim() == 4 && offset.size(1) > 0 && offset.size(1) % (2 * g.taps()) == 0,
+      "deform_conv2d: offset must be (N, 2 * offset_groups * ", g.taps(), ", Ho, Wo), got ",
+      shape_of(offset));
+  g.offset_groups = offset.size(1) / (2 * g.taps());
+  STD_TORCH_CHECK(
+      g.channels % g.offset_groups == 0, "deform_conv2d: ", g.channels,
+      " input channels cannot be divided into ", g.offset_groups, " offset groups");
+  check_shape("offset", offset, {g.batch, offset.size(1), g.out_height, g.out_width});
+  STD_TORCH_CHECK(
+      weight.scalar_type() == input.scalar_type(),
+      "deform_conv2d: weight and input must have one dtype");
+  STD_TORCH_CHECK(
+      offset.scalar_type() == location_dtype(input),
+      "deform_conv2d: offset must be float32 (float64 beside a float64 input)");
+  if (mask) {
+    check_shape("mask", *mask, {g.batch, g.offset_groups * g.taps(), g.out_height, g.out_width});
+    STD_TORCH_CHECK(
+        mask->scalar_type() == offset.scalar_type(),
+        "deform_conv2d: mask and offset must have one dtype");
+  }
+  STD_TORCH_CHECK(
+      offset.device() == input.device() && weight.device() == input.device() &&
+          (!mask || mask->device() == input.device()),
+      "deform_conv2d: all tensors must be on the input's device");
+  return g;
+}
+
+inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, const Geometry& g) {
+  if (!bias) return;
+  check_shape("bias", *bias, {g.out_channels});
+  STD_TORCH_CHECK(
+      bias->scalar_type() == input.scalar_type() && bias->device() == input.device(),
+      "deform_conv2d: bias must have the input's dtype and device");
+}
+
+inline void check_grad_output(const Tensor& grad_output, const Tensor& input, const Geometry& g) {
+  check_shape("grad_output", grad_output, {g.batch, g.out_channels, g.out_height, g.out_width});
+  STD_TORCH_CHECK(
+      grad_output.scalar_type() == input.scalar_type() && grad_output.device() == input.device(),
+      "deform_conv2d: grad_output must have the input's dtype and device");
+}
+
+// The tensor in channels-last memory and the given dtype; itself if it is so already.
+inline Tensor channels_last(const Tensor& tensor, ScalarType dtype) {
+  return torch::stable::contiguous(torch::stable::to(tensor, dtype), MemoryFormat::ChannelsLast);
+}
+
+inline Tensor empty_channels_last(const Tensor& like, ScalarType dtype) {
+  return torch::stable::empty(
+      like.sizes(), dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+}
+
+// A run of channels that belongs to one weight group and one offset group.
+struct Channels {
+  int64_t first, count;
+  int64_t group, offset_group;
+};
+
+// All channels in runs of at most `longest`, in order.
+inline std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
+  const int64_t per_group = g.channels / g.groups, per_offset = g.channels / g.offset_groups;
+  std::vector<Channels> runs;
+  for (int64_t first = 0; first < g.channels;) {
+    const int64_t group = first / per_group, offset_group = first / per_offset;
+    const int64_t last = std::min(
+        std::min((group + 1) * per_group, (offset_group + 1) * per_offset), first + longest);
+    runs.push_back({first, last - first, group, offset_group});
+    first = last;
+  }
+  return runs;
+}
+
+}  // namespace deform_conv

@@ -1,0 +1,12 @@
+// The operators' schemas. Each device's library registers its own kernels (cpu/, cuda/).
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(deform_conv, m) {
+  m.def(
+      "forward(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
+      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+  m.def(
+      "backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
+      "int[] stride, int[] padding, int[] dilation) "
+      "-> (Tensor grad_input, Tensor grad_offset, Tensor grad_weight, Tensor grad_mask)");
+}

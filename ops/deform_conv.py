@@ -1,0 +1,357 @@
+"""Deformable convolution: the public function and module, and what torch must know of the operator.
+
+    input   (N, C, H, W)         float32, float64, bfloat16 or float16
+    offset  (N, 2 G K, Ho, Wo)   (dy, dx) in pixels for each tap; taps row-major, offset groups
+                                 outermost
+    mask    (N, G K, Ho, Wo)     factors for each tap: with a mask it is v2, without it v1
+    weight  (O, C / groups, kernel_h, kernel_w)
+    output  (N, O, Ho, Wo)
+
+K = kernel_h kernel_w taps, G offset groups. The kernels live in `csrc/`; this file checks what a
+user passes and registers shapes (fake), derivatives (autograd) and precision (autocast).
+
+v1: Dai et al., Deformable Convolutional Networks, ICCV 2017.
+v2: Zhu et al., Deformable ConvNets v2, CVPR 2019.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_COMMAND = "run `pip install -e .` in the project's folder"
+
+
+def _load_libraries() -> bool:
+    """Load the compiled kernels; return whether those for CUDA are among them."""
+    folder = Path(__file__).parent
+    if not (folder / "_cpu.so").exists():
+        raise ImportError(f"the compiled operators are missing ({folder / '_cpu.so'}): {_COMMAND}")
+    torch.ops.load_library(folder / "_cpu.so")
+    has_cuda = torch.version.cuda is not None and (folder / "_cuda.so").exists()
+    if has_cuda:
+        torch.ops.load_library(folder / "_cuda.so")
+    return has_cuda
+
+
+_HAS_CUDA = _load_libraries()
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Deformable convolution v1 (no mask) or v2 (with mask), as `torchvision.ops.deform_conv2d`.
+
+    Each output is the sum over the taps k of weight_k * mask_k * input(p + p_k + offset_k), the
+    input being sampled bilinearly and zero outside the image. The number of weight groups follows
+    from the weight's shape, that of the offset groups from the offset's.
+
+    Differences from torchvision: bfloat16 is supported; offsets and masks are kept in float32
+    whatever the features' precision; under autocast the features are in the low precision and the
+    offsets are not; a NaN or infinite offset samples nothing; the output is channels-last where
+    the input is.
+
+    Args:
+        input: features (N, C, H, W).
+        offset: (dy, dx) in pixels for each tap, (N, 2 * offset_groups * K, Ho, Wo).
+        weight: (O, C / groups, kernel_h, kernel_w), of the input's dtype.
+        bias: (O), of the input's dtype.
+        stride, padding, dilation: one number, or (vertical, horizontal).
+        mask: a factor for each tap, (N, offset_groups * K, Ho, Wo).
+
+    Returns:
+        (N, O, Ho, Wo), in the input's dtype and memory format.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit; the message names the tensor.
+    """
+    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
+    _check_kinds(input, offset, weight, bias, mask)
+    location_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    output = torch.ops.deform_conv.forward(
+        input,
+        offset.to(location_dtype),
+        weight,
+        bias,
+        None if mask is None else mask.to(location_dtype),
+        stride,
+        padding,
+        dilation,
+    )
+    return output.contiguous() if input.is_contiguous() else output
+
+
+class DeformConv2d(nn.Module):
+    """A deformable convolution with a weight of its own; see `deform_conv2d`.
+
+    The offsets (and the mask, for v2) are inputs of the forward. Parameters, names and
+    initialisation are those of `torchvision.ops.DeformConv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"in_channels {in_channels} and out_channels {out_channels} must be divisible by "
+                f"groups {groups}"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _pair(kernel_size)
+        self.stride = _pair(stride)
+        self.padding = _pair(padding)
+        self.dilation = _pair(dilation)
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform initialisation, as `torch.nn.Conv2d`'s."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            fan_in = self.weight[0].numel()
+            nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)
+
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `deform_conv2d`: (N, C, H, W), (N, 2 G K, Ho, Wo), (N, G K, Ho, Wo) -> (N, O, Ho, Wo)."""
+        return deform_conv2d(
+            input,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}, bias={self.bias is not None}"
+        )
+
+
+# ---- checks ---------------------------------------------------------------------------------
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _check_shapes(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:
+    if input.dim() != 4:
+        raise ValueError(f"input must be (N, C, H, W), got {tuple(input.shape)}")
+    if weight.dim() != 4:
+        raise ValueError(
+            f"weight must be (O, C / groups, kernel_h, kernel_w), got {tuple(weight.shape)}"
+        )
+    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            f"stride {stride} and dilation {dilation} must be positive and padding {padding} "
+            "must not be negative"
+        )
+    num_images, channels, height, width = input.shape
+    out_channels, group_channels, kernel_h, kernel_w = weight.shape
+    if channels == 0 or group_channels == 0 or channels % group_channels:
+        raise ValueError(
+            f"weight {tuple(weight.shape)} does not fit an input of {channels} channels: its "
+            "second size must be channels / groups"
+        )
+    if out_channels == 0 or out_channels % (channels // group_channels):
+        raise ValueError(
+            f"weight {tuple(weight.shape)} has {out_channels} output channels, which cannot be "
+            f"divided into {channels // group_channels} groups"
+        )
+    out_h, out_w = (
+        (size + 2 * pad - dilate * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, dilate in zip(
+            (height, width), (kernel_h, kernel_w), stride, padding, dilation, strict=True
+        )
+    )
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"input {tuple(input.shape)} is too small for kernel {(kernel_h, kernel_w)}, "
+            f"stride {stride}, padding {padding}, dilation {dilation}"
+        )
+    taps = kernel_h * kernel_w
+    offset_groups = offset.shape[1] // (2 * taps) if offset.dim() == 4 else 0
+    expected = (num_images, 2 * max(offset_groups, 1) * taps, out_h, out_w)
+    if tuple(offset.shape) != expected:
+        raise ValueError(f"offset must have shape {expected}, got {tuple(offset.shape)}")
+    if channels % offset_groups:
+        raise ValueError(
+            f"offset {tuple(offset.shape)} is for {offset_groups} offset groups, which do not "
+            f"divide the {channels} input channels"
+        )
+    if mask is not None and tuple(mask.shape) != (num_images, offset_groups * taps, out_h, out_w):
+        expected = (num_images, offset_groups * taps, out_h, out_w)
+        raise ValueError(f"mask must have shape {expected}, got {tuple(mask.shape)}")
+    if bias is not None and tuple(bias.shape) != (out_channels,):
+        raise ValueError(f"bias must have shape {(out_channels,)}, got {tuple(bias.shape)}")
+
+
+def _check_kinds(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
+) -> None:
+    """Devices and dtypes. Under autocast, dtypes are about to be made equal and are not compared."""
+    if input.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"input must be float32, float64, bfloat16 or float16, got {input.dtype}"
+        )
+    named = {"offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if tensor.device != input.device:
+            raise ValueError(f"{name} is on {tensor.device}, input on {input.device}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
+        if name in ("offset", "mask") or torch.is_autocast_enabled(input.device.type):
+            continue
+        if tensor.dtype != input.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, input is {input.dtype}: they must be equal")
+    if input.is_cuda and not _HAS_CUDA:
+        raise ValueError(f"input is on {input.device}, the CUDA library is not built: {_COMMAND}")
+
+
+# ---- fake: shapes and memory formats ---------------------------------------------------------
+
+
+@torch.library.register_fake("deform_conv::forward")
+def _forward_fake(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
+    return torch.empty(
+        shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
+    )
+
+
+@torch.library.register_fake("deform_conv::backward")
+def _backward_fake(
+    grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_input, grad_offset, grad_weight = (
+        torch.empty_like(tensor, memory_format=torch.channels_last)
+        for tensor in (input, offset, weight)
+    )
+    grad_mask = (
+        offset.new_empty(0)
+        if mask is None
+        else torch.empty_like(mask, memory_format=torch.channels_last)
+    )
+    return grad_input, grad_offset, grad_weight, grad_mask
+
+
+# ---- autograd --------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, offset, weight, _, mask, ctx.stride, ctx.padding, ctx.dilation = inputs
+    ctx.save_for_backward(input, offset, weight, mask)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    input, offset, weight, mask = ctx.saved_tensors
+    grad_input, grad_offset, grad_weight, grad_mask = torch.ops.deform_conv.backward(
+        grad_output, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation
+    )
+    grad_bias = grad_output.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+    return (
+        grad_input,
+        grad_offset,
+        grad_weight,
+        grad_bias,
+        None if mask is None else grad_mask,
+        None,
+        None,
+        None,
+    )
+
+
+def _double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("deform_conv2d has no double backward")
+
+
+torch.library.register_autograd("deform_conv::forward", _backward, setup_context=_save)
+torch.library.register_autograd("deform_conv::backward", _double_backward)
+
+
+# ---- autocast: features in the low precision, locations in float32 ----------------------------
+
+
+def _autocast(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    device_type = input.device.type
+    # As autocast does everywhere, float64 is left alone.
+    dtype = input.dtype if input.dtype == torch.float64 else torch.get_autocast_dtype(device_type)
+    with torch.autocast(device_type, enabled=False):
+        return torch.ops.deform_conv.forward(
+            input.to(dtype),
+            offset,
+            weight.to(dtype),
+            None if bias is None else bias.to(dtype),
+            mask,
+            stride,
+            padding,
+            dilation,
+        )
+
+
+_LIBRARY = torch.library.Library("deform_conv", "FRAGMENT")
+_LIBRARY.impl("forward", _autocast, "AutocastCPU")
+_LIBRARY.impl("forward", _autocast, "AutocastCUDA")
