@@ -1,0 +1,98 @@
+"""A convolution that finds its own offsets: the layer that replaces a 3x3 `nn.Conv2d`.
+
+    offsets, mask logits = conv_offset(input)        (N, 2 G K, Ho, Wo), (N, G K, Ho, Wo)
+    output = deform_conv2d(input, offsets, weight, mask)
+
+K taps, G offset groups. `conv_offset` has the kernel, stride, padding and dilation of the
+convolution itself and starts at zero, so that a new layer is the plain convolution: exactly so for
+v1, and for v2 with a mask that starts at 1. The names of the parameters (`weight`,
+`conv_offset.weight`, `conv_offset.bias`) and the order of the channels are those of mmdetection.
+"""
+
+from torch import Tensor, nn
+
+from ops import DeformConv2d
+
+
+class DeformableConv2d(DeformConv2d):
+    """Deformable convolution v1 or v2 with a zero-initialised offset convolution.
+
+    Args:
+        modulated: v2, with a mask for each tap; otherwise v1.
+        offset_groups: groups of input channels with offsets of their own.
+        mask_start: the mask of a new layer, in (0, 1]: 0.5 as the paper (a sigmoid at zero), or 1
+            to start as the plain convolution. The mask is `2 * mask_start * sigmoid`.
+        others: as `torch.nn.Conv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        *,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+        bias: bool,
+        modulated: bool,
+        offset_groups: int,
+        mask_start: float,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
+        )
+        if in_channels % offset_groups:
+            raise ValueError(
+                f"deform.offset_groups={offset_groups} does not divide {in_channels} channels"
+            )
+        self.num_offsets = 2 * offset_groups * kernel_size[0] * kernel_size[1]
+        self.num_masks = self.num_offsets // 2 if modulated else 0
+        self.mask_start = mask_start
+        self.conv_offset = nn.Conv2d(
+            in_channels,
+            self.num_offsets + self.num_masks,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+        )
+        nn.init.zeros_(self.conv_offset.weight)
+        assert self.conv_offset.bias is not None
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """(N, C, H, W) -> (N, O, Ho, Wo)"""
+        offset, mask = self.offsets(input)
+        return super().forward(input, offset, mask)
+
+    def offsets(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The offsets (N, 2 G K, Ho, Wo) in pixels and, for v2, the mask (N, G K, Ho, Wo)."""
+        predicted = self.conv_offset(input)
+        if not self.num_masks:
+            return predicted, None
+        offset, logits = predicted.split([self.num_offsets, self.num_masks], dim=1)
+        return offset, 2 * self.mask_start * logits.float().sigmoid()
+
+
+def deformable_like(
+    conv: nn.Conv2d, *, modulated: bool, offset_groups: int, mask_start: float
+) -> DeformableConv2d:
+    """The deformable layer that takes the place, and the weights, of a convolution."""
+    assert isinstance(conv.padding, tuple)
+    layer = DeformableConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        (conv.kernel_size[0], conv.kernel_size[1]),
+        stride=(conv.stride[0], conv.stride[1]),
+        padding=(conv.padding[0], conv.padding[1]),
+        dilation=(conv.dilation[0], conv.dilation[1]),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        modulated=modulated,
+        offset_groups=offset_groups,
+        mask_start=mask_start,
+    )
+    layer.load_state_dict(conv.state_dict() | layer.conv_offset.state_dict(prefix="conv_offset."))
+    return layer

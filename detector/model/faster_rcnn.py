@@ -1,0 +1,96 @@
+"""Faster R-CNN with FPN, assembled from torchvision's parts on our backbone.
+
+In training it takes images and targets and returns the four losses; in evaluation it takes images
+and returns boxes in their pixels:
+
+    images   list of float (3, H, W) in [0, 1], RGB, of any sizes
+    targets  list of {boxes float (M, 4) xyxy pixels, labels int64 (M,) 1..K}
+    losses   {loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg}
+    results  list of {boxes (D, 4), scores (D,), labels (D,)}, by descending score
+
+The state dict of a plain ResNet-50 has the names of torchvision's `fasterrcnn_resnet50_fpn`.
+"""
+
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.resnet import ResNet
+from torchvision.ops import MultiScaleRoIAlign
+
+ROI_SIZE = 7
+
+
+def faster_rcnn(
+    body: ResNet,
+    *,
+    num_classes: int,
+    fpn_channels: int,
+    trainable_layers: int,
+    anchor_sizes: list[int],
+    aspect_ratios: list[float],
+    rpn_top_n_train: int,
+    rpn_top_n_test: int,
+    rpn_batch_size: int,
+    box_batch_size: int,
+    box_head_channels: int,
+    score_threshold: float,
+    detections_per_image: int,
+    min_size: int,
+    max_size: int,
+) -> FasterRCNN:
+    """Build the detector.
+
+    Args:
+        num_classes: K, without the background.
+        trainable_layers: how many of layer4, layer3, layer2, layer1, conv1 learn, from the output
+            (5: all of them, and bn1).
+        anchor_sizes: one a level, p2 to p6, in pixels.
+        aspect_ratios: height over width.
+        rpn_top_n_train, rpn_top_n_test: proposals kept per level before and in all after NMS.
+        rpn_batch_size, box_batch_size: anchors and proposals sampled per image for the losses.
+        min_size, max_size: in evaluation, images are resized so that the shorter side is
+            `min_size` unless the longer one would exceed `max_size`. In training they are taken as
+            they come: the training transform resizes them.
+    """
+    if len(anchor_sizes) != 5:
+        raise ValueError(f"model.anchor_sizes={anchor_sizes} must be five, one for each of p2 to p6")
+    freeze(body, trainable_layers)
+    backbone = BackboneWithFPN(
+        body,
+        return_layers={"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"},
+        in_channels_list=[body.fc.in_features // 8 * 2**level for level in range(4)],
+        out_channels=fpn_channels,
+    )
+    return FasterRCNN(
+        backbone,
+        min_size=min_size,
+        max_size=max_size,
+        rpn_anchor_generator=AnchorGenerator(
+            tuple((size,) for size in anchor_sizes),
+            (tuple(aspect_ratios),) * len(anchor_sizes),
+        ),
+        rpn_pre_nms_top_n_train=rpn_top_n_train,
+        rpn_post_nms_top_n_train=rpn_top_n_train,
+        rpn_pre_nms_top_n_test=rpn_top_n_test,
+        rpn_post_nms_top_n_test=rpn_top_n_test,
+        rpn_batch_size_per_image=rpn_batch_size,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], ROI_SIZE, sampling_ratio=2),
+        box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
+        box_predictor=FastRCNNPredictor(box_head_channels, num_classes + 1),
+        box_batch_size_per_image=box_batch_size,
+        box_score_thresh=score_threshold,
+        box_detections_per_img=detections_per_image,
+        _skip_resize=True,  # in training only
+    )
+
+
+def freeze(body: nn.Module, trainable_layers: int) -> None:
+    """Leave the last `trainable_layers` of the body's five layers trainable, and no more."""
+    layers = ["layer4", "layer3", "layer2", "layer1", "conv1"]
+    if not 0 <= trainable_layers <= len(layers):
+        raise ValueError(f"model.trainable_layers={trainable_layers} must be from 0 to 5")
+    trainable = [*layers[:trainable_layers], *(["bn1"] if trainable_layers == 5 else [])]
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] in trainable)

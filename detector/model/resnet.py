@@ -1,0 +1,116 @@
+"""torchvision's ResNet with deformable 3x3 convolutions, placed by stages or by the last layers.
+
+The stages are called c2 to c5, as in the papers; torchvision names them layer1 to layer4, and
+these names stay in the state dict. A bottleneck block has one 3x3 convolution, a basic block
+(ResNet-18 and 34) has two.
+"""
+
+from collections.abc import Callable
+
+import torchvision
+from torch import nn
+from torchvision.models.resnet import ResNet
+from torchvision.ops import FrozenBatchNorm2d
+
+from detector.model.deformable_conv import deformable_like
+
+STAGES = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
+
+
+def resnet(*, name: str, norm: str, c5_dilation: int) -> ResNet:
+    """An untrained ResNet.
+
+    Args:
+        name: resnet18, resnet34, resnet50 or resnet101.
+        norm: `frozen_batch`, `batch` or `group` (32 groups).
+        c5_dilation: 1 is the usual ResNet. With 2 or more, c5 keeps the stride of c4 (16) and its
+            3x3 convolutions are dilated: the atrous baseline of Dai et al. 2017, table 3.
+    """
+    builders = {
+        "resnet18": torchvision.models.resnet18,
+        "resnet34": torchvision.models.resnet34,
+        "resnet50": torchvision.models.resnet50,
+        "resnet101": torchvision.models.resnet101,
+    }
+    if name not in builders:
+        raise ValueError(f"model.backbone={name} is none of {', '.join(builders)}")
+    body = builders[name](weights=None, norm_layer=norm_layer(norm))
+    if c5_dilation > 1:
+        dilate(body.layer4, c5_dilation)
+    return body
+
+
+def norm_layer(norm: str) -> Callable[[int], nn.Module]:
+    """The layer that normalises `channels` channels."""
+    layers: dict[str, Callable[[int], nn.Module]] = {
+        "frozen_batch": FrozenBatchNorm2d,
+        "batch": nn.BatchNorm2d,
+        "group": lambda channels: nn.GroupNorm(32, channels),
+    }
+    if norm not in layers:
+        raise ValueError(f"model.norm={norm} is none of {', '.join(layers)}")
+    return layers[norm]
+
+
+def dilate(stage: nn.Module, dilation: int) -> None:
+    """Give a stage stride 1 and dilated 3x3 convolutions; its weights and output channels stay."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)
+
+
+def convolutions_3x3(body: nn.Module, stages: list[str]) -> list[str]:
+    """The names of the 3x3 convolutions in these stages, from the input to the output."""
+    return [
+        f"{STAGES[stage]}.{name}"
+        for stage in stages
+        for name, module in body.get_submodule(STAGES[stage]).named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+
+
+def placement(body: nn.Module, *, stages: str, last_layers: int | None) -> list[str]:
+    """The names of the 3x3 convolutions that are to be deformable.
+
+    Args:
+        stages: `none`, `c5`, `c4-c5`, `c3-c5` or `c2-c5`.
+        last_layers: the last k 3x3 convolutions instead, counted from the output, as the first
+            paper's table 1 counts them (3 are res5a, b and c of a bottleneck ResNet); `stages` is
+            then `none`.
+    """
+    if last_layers is not None:
+        convolutions = convolutions_3x3(body, list(STAGES))
+        if stages != "none" or not 1 <= last_layers <= len(convolutions):
+            raise ValueError(
+                f"deform.last_layers={last_layers} must be from 1 to {len(convolutions)}, and "
+                f"deform.stages={stages} must be none beside it"
+            )
+        return convolutions[-last_layers:]
+    if stages == "none":
+        return []
+    first, _, last = stages.partition("-")
+    names = list(STAGES)
+    if first not in names or last not in ("", "c5") or (not last and first != "c5"):
+        raise ValueError(f"deform.stages={stages} is none of none, c5, c4-c5, c3-c5, c2-c5")
+    return convolutions_3x3(body, names[names.index(first) :])
+
+
+def make_deformable(
+    body: nn.Module,
+    convolutions: list[str],
+    *,
+    modulated: bool,
+    offset_groups: int,
+    mask_start: float,
+) -> None:
+    """Replace the named convolutions, in place. State-dict names and weights stay as they are."""
+    for name in convolutions:
+        conv = body.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        parent, _, child = name.rpartition(".")
+        layer = deformable_like(
+            conv, modulated=modulated, offset_groups=offset_groups, mask_start=mask_start
+        )
+        setattr(body.get_submodule(parent), child, layer)
