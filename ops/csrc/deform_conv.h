@@ -22,6 +22,8 @@
 #include <string>
 #include <vector>
 
+#include "bilinear.h"
+
 namespace deform_conv {
 
 using torch::headeronly::MemoryFormat;
@@ -36,11 +38,22 @@ struct Geometry {
   int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int64_t groups, offset_groups;
 
-  int64_t taps() const { return kernel_h * kernel_w; }
-  int64_t positions() const { return out_height * out_width; }
-  int64_t group_channels() const { return channels / groups; }
-  int64_t group_out_channels() const { return out_channels / groups; }
+  DEFORM_CONV_HOST_DEVICE int64_t taps() const { return kernel_h * kernel_w; }
+  DEFORM_CONV_HOST_DEVICE int64_t positions() const { return out_height * out_width; }
+  DEFORM_CONV_HOST_DEVICE int64_t group_channels() const { return channels / groups; }
+  DEFORM_CONV_HOST_DEVICE int64_t group_out_channels() const { return out_channels / groups; }
 };
+
+// Where a tap of an output position samples the image.
+template <typename T>
+DEFORM_CONV_HOST_DEVICE Location<T> locate_tap(
+    const Geometry& g, int64_t position, int64_t tap, T dy, T dx) {
+  const int64_t y = position / g.out_width, x = position - y * g.out_width;
+  const int64_t row = tap / g.kernel_w, column = tap - row * g.kernel_w;
+  return locate<T>(
+      y * g.stride_h - g.padding_h + row * g.dilation_h,
+      x * g.stride_w - g.padding_w + column * g.dilation_w, dy, dx, g.height, g.width);
+}
 
 inline std::string shape_of(const Tensor& tensor) {
   std::ostringstream text;
@@ -116,8 +129,8 @@ inline Geometry checked_geometry(
       g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0,
       "deform_conv2d: input ", shape_of(input), " is too small for the kernel");
   STD_TORCH_CHECK(
-      g.height < (1 << 29) && g.width < (1 << 29) && g.out_height * g.stride_h < (1 << 29) &&
-          g.out_width * g.stride_w < (1 << 29),
+      g.channels < (1 << 29) && g.height < (1 << 29) && g.width < (1 << 29) &&
+          g.out_height * g.stride_h < (1 << 29) && g.out_width * g.stride_w < (1 << 29),
       "deform_conv2d: input ", shape_of(input), " is too large");
 
   STD_TORCH_CHECK(

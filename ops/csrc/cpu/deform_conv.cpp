@@ -2,7 +2,7 @@
 // go on to the next tile. No full column buffer exists; nothing is saved for the backward, which
 // samples again.
 //
-//     columns (tile, K, Cg)     the samples of a tile of positions, Cg channels of a weight group
+//     columns (rows, K, Cg)     the samples of a tile of rows, Cg channels of a weight group
 //     weight  (O, K, Cg)        channels-last memory of (O, Cg, kernel_h, kernel_w)
 //
 // Work is divided among threads by sizes that do not depend on the number of threads, and every
@@ -29,8 +29,9 @@ constexpr int64_t kTasks = 16;           // backward tasks to aim for, by dividi
 template <typename T>
 constexpr ScalarType kScalarType = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
 
-int64_t tile_rows(int64_t row_bytes, int64_t positions) {
-  return std::min(std::clamp<int64_t>(kTileBytes / row_bytes, 16, 256), positions);
+int64_t tile_rows(int64_t row_bytes, int64_t all_rows) {
+  const int64_t rows = std::clamp<int64_t>(kTileBytes / row_bytes, 16, 256);
+  return std::max<int64_t>(1, std::min(rows, all_rows));
 }
 
 // A matrix view (rows, columns) of memory that somebody else owns.
@@ -52,56 +53,60 @@ void multiply_add(const Tensor& a, const Tensor& b, Tensor&& out) {
       aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-// One image's channels-last tensors, and where its taps sample.
+// Channels-last tensors, and where their taps sample. A row is a position of an image: n P + p.
 template <typename T>
-struct Image {
+struct Samples {
   const Geometry& g;
-  const T* input;   // (H, W, C)
-  const T* offset;  // (P, G, K, 2)
-  const T* mask;    // (P, G, K) or null
+  const T* input;   // (N, H, W, C)
+  const T* offset;  // (N P, G, K, 2)
+  const T* mask;    // (N P, G, K) or null
 
-  Location<T> locate(int64_t position, int64_t offset_group, int64_t tap) const {
+  // The elements before an image's first pixel.
+  int64_t image(int64_t row) const {
+    return row / g.positions() * g.height * g.width * g.channels;
+  }
+
+  Location<T> locate(int64_t row, int64_t offset_group, int64_t tap) const {
+    const int64_t position = row % g.positions();
     const int64_t y = position / g.out_width, x = position % g.out_width;
-    const T* dydx = offset + ((position * g.offset_groups + offset_group) * g.taps() + tap) * 2;
+    const T* dydx = offset + ((row * g.offset_groups + offset_group) * g.taps() + tap) * 2;
     return deform_conv::locate<T>(
         y * g.stride_h - g.padding_h + tap / g.kernel_w * g.dilation_h,
         x * g.stride_w - g.padding_w + tap % g.kernel_w * g.dilation_w,
         dydx[0], dydx[1], g.height, g.width);
   }
 
-  T modulation(int64_t position, int64_t offset_group, int64_t tap) const {
-    return mask ? mask[(position * g.offset_groups + offset_group) * g.taps() + tap] : T(1);
+  T modulation(int64_t row, int64_t offset_group, int64_t tap) const {
+    return mask ? mask[(row * g.offset_groups + offset_group) * g.taps() + tap] : T(1);
   }
 };
 
 template <typename T>
-Image<T> image_of(
-    const Geometry& g, int64_t n, const Tensor& input, const Tensor& offset,
+Samples<T> samples_of(
+    const Geometry& g, const Tensor& input, const Tensor& offset,
     const std::optional<Tensor>& mask) {
-  const int64_t masks = g.positions() * g.offset_groups * g.taps();
   return {
-      g,
-      static_cast<const T*>(input.data_ptr()) + n * g.height * g.width * g.channels,
-      static_cast<const T*>(offset.data_ptr()) + n * masks * 2,
-      mask ? static_cast<const T*>(mask->data_ptr()) + n * masks : nullptr};
+      g, static_cast<const T*>(input.data_ptr()), static_cast<const T*>(offset.data_ptr()),
+      mask ? static_cast<const T*>(mask->data_ptr()) : nullptr};
 }
 
 // ---- forward ------------------------------------------------------------------------------
 
-// columns (groups, tile, K, Cg) of `rows` positions
+// columns (groups, rows, K, Cg) of the rows from `first` on
 template <typename T>
 void sample_tile(
-    const Image<T>& image, const std::vector<Channels>& runs, int64_t first, int64_t rows,
+    const Samples<T>& samples, const std::vector<Channels>& runs, int64_t first, int64_t rows,
     const T* zeros, T* columns) {
-  const Geometry& g = image.g;
+  const Geometry& g = samples.g;
   const int64_t per_group = g.group_channels();
   for (int64_t row = 0; row < rows; ++row) {
+    const T* image = samples.input + samples.image(first + row);
     for (int64_t tap = 0; tap < g.taps(); ++tap) {
       for (const Channels& run : runs) {
         Corners<T> corners = corners_of(
-            image.locate(first + row, run.offset_group, tap), image.input + run.first, g.height,
+            samples.locate(first + row, run.offset_group, tap), image + run.first, g.height,
             g.width, g.channels, zeros);
-        const T modulation = image.modulation(first + row, run.offset_group, tap);
+        const T modulation = samples.modulation(first + row, run.offset_group, tap);
         for (T& weight : corners.weight) weight *= modulation;
         blend(
             corners, run.count,
@@ -117,30 +122,27 @@ void forward_kernel(
     const Geometry& g, const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, Tensor& output) {
   const int64_t row_length = g.taps() * g.channels, depth = g.taps() * g.group_channels();
-  const int64_t tile = tile_rows(row_length * sizeof(T), g.positions());
-  const int64_t tiles = (g.positions() + tile - 1) / tile;
+  const int64_t outs = g.group_out_channels(), all_rows = g.batch * g.positions();
+  const int64_t tile = tile_rows(row_length * sizeof(T), all_rows);
   const std::vector<Channels> runs = channel_runs(g, g.channels);
+  const Samples<T> samples = samples_of<T>(g, input, offset, mask);
   const std::vector<T> zeros(g.channels);
   const T* weights = static_cast<const T*>(weight.data_ptr());
   const T* biases = bias ? static_cast<const T*>(bias->data_ptr()) : nullptr;
   T* outputs = static_cast<T*>(output.data_ptr());
 
-  torch::stable::parallel_for(0, g.batch * tiles, 1, [&](int64_t begin, int64_t end) {
+  const int64_t tiles = (all_rows + tile - 1) / tile;
+  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     std::vector<T> columns(tile * row_length);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t n = task / tiles, first = task % tiles * tile;
-      const int64_t rows = std::min(tile, g.positions() - first);
-      sample_tile(
-          image_of<T>(g, n, input, offset, mask), runs, first, rows, zeros.data(),
-          columns.data());
-      T* out = outputs + (n * g.positions() + first) * g.out_channels;
-      for (int64_t group = 0; group < g.groups; ++group) {
-        const int64_t outs = g.group_out_channels();
+    for (int64_t first = begin * tile; first < std::min(end * tile, all_rows); first += tile) {
+      const int64_t rows = std::min(tile, all_rows - first);
+      sample_tile(samples, runs, first, rows, zeros.data(), columns.data());
+      T* out = outputs + first * g.out_channels;
+      for (int64_t group = 0; group < g.groups; ++group)
         multiply(
             matrix(columns.data() + group * rows * depth, rows, depth, depth),
             matrix(weights + group * outs * depth, depth, outs, 1, depth),
             matrix(out + group * outs, rows, outs, g.out_channels));
-      }
       if (!biases) continue;
       for (int64_t row = 0; row < rows; ++row)
         for (int64_t o = 0; o < g.out_channels; ++o) out[row * g.out_channels + o] += biases[o];
@@ -176,29 +178,30 @@ std::vector<T> block_weights(const Geometry& g, const Channels& block, const T* 
 // the offsets and the mask, and back to `columns`, which grad_weight needs.
 template <typename T>
 void spread_tile(
-    const Image<T>& image, const Channels& block, int64_t first, int64_t rows, const T* zeros,
+    const Samples<T>& samples, const Channels& block, int64_t first, int64_t rows, const T* zeros,
     const T* grad_columns, T* grad_input, T* partial, T* nowhere, T* columns) {
-  const Geometry& g = image.g;
+  const Geometry& g = samples.g;
   for (int64_t row = 0; row < rows; ++row) {
+    const int64_t image = samples.image(first + row);
     for (int64_t tap = 0; tap < g.taps(); ++tap) {
-      const int64_t position = first + row, at_row = row * g.taps() + tap;
-      const Location<T> at = image.locate(position, block.offset_group, tap);
-      T* grads = partial + (position * g.taps() + tap) * 3;
+      const int64_t at_row = row * g.taps() + tap;
+      const Location<T> at = samples.locate(first + row, block.offset_group, tap);
+      T* grads = partial + ((first + row) * g.taps() + tap) * 3;
       T* column = columns + at_row * block.count;
       if (!at.inside) {
         std::fill_n(grads, 3, T(0));
         std::fill_n(column, block.count, T(0));
         continue;
       }
-      const T modulation = image.modulation(position, block.offset_group, tap);
-      Corners<T> corners =
-          corners_of(at, image.input + block.first, g.height, g.width, g.channels, zeros);
+      const T modulation = samples.modulation(first + row, block.offset_group, tap);
+      Corners<T> corners = corners_of(
+          at, samples.input + image + block.first, g.height, g.width, g.channels, zeros);
       T* grad_pixel[4];
       for (int k = 0; k < 4; ++k) {
         const bool exists = has_corner(at, k, g.height, g.width);
         corners.weight[k] *= modulation;
         grad_pixel[k] = exists
-            ? grad_input + corner_pixel(at, k, g.width) * g.channels + block.first
+            ? grad_input + image + corner_pixel(at, k, g.width) * g.channels + block.first
             : nowhere + k * block.count;
       }
       T dots[4];
@@ -213,32 +216,26 @@ void spread_tile(
 
 template <typename T>
 void backward_block(
-    const Geometry& g, const Channels& block, int64_t first_image, int64_t last_image,
-    const T* grad_output, const Tensor& input, const Tensor& offset, const T* weights,
-    const std::optional<Tensor>& mask, T* grad_input, T* grad_weight, T* partial) {
+    const Samples<T>& samples, const Channels& block, int64_t first_row, int64_t last_row,
+    const T* grad_output, const T* weights, T* grad_input, T* grad_weight, T* partial) {
+  const Geometry& g = samples.g;
   const int64_t outs = g.group_out_channels(), depth = g.taps() * block.count;
-  const int64_t tile = tile_rows(2 * depth * sizeof(T), g.positions());
+  const int64_t tile = tile_rows(2 * depth * sizeof(T), last_row - first_row);
   const std::vector<T> packed = block_weights(g, block, weights), zeros(block.count);
   std::vector<T> grad_columns(tile * depth), columns(tile * depth), nowhere(4 * block.count);
   std::vector<T> grad_packed(outs * depth);
-  for (int64_t n = first_image; n < last_image; ++n) {
-    const Image<T> image = image_of<T>(g, n, input, offset, mask);
-    for (int64_t first = 0; first < g.positions(); first += tile) {
-      const int64_t rows = std::min(tile, g.positions() - first);
-      const T* grads =
-          grad_output + (n * g.positions() + first) * g.out_channels + block.group * outs;
-      multiply(
-          matrix(grads, rows, outs, g.out_channels), matrix(packed.data(), outs, depth, depth),
-          matrix(grad_columns.data(), rows, depth, depth));
-      spread_tile(
-          image, block, first, rows, zeros.data(), grad_columns.data(),
-          grad_input + n * g.height * g.width * g.channels,
-          partial + n * g.positions() * g.taps() * 3, nowhere.data(), columns.data());
-      multiply_add(
-          matrix(grads, outs, rows, 1, g.out_channels),
-          matrix(columns.data(), rows, depth, depth),
-          matrix(grad_packed.data(), outs, depth, depth));
-    }
+  for (int64_t first = first_row; first < last_row; first += tile) {
+    const int64_t rows = std::min(tile, last_row - first);
+    const T* grads = grad_output + first * g.out_channels + block.group * outs;
+    multiply(
+        matrix(grads, rows, outs, g.out_channels), matrix(packed.data(), outs, depth, depth),
+        matrix(grad_columns.data(), rows, depth, depth));
+    spread_tile(
+        samples, block, first, rows, zeros.data(), grad_columns.data(), grad_input, partial,
+        nowhere.data(), columns.data());
+    multiply_add(
+        matrix(grads, outs, rows, 1, g.out_channels), matrix(columns.data(), rows, depth, depth),
+        matrix(grad_packed.data(), outs, depth, depth));
   }
   const int64_t per_group = g.group_channels();
   T* to = grad_weight + block.group * outs * g.taps() * per_group + block.first -
@@ -283,13 +280,15 @@ void backward_kernel(
   std::vector<T> weight_parts(splits * num_weights);
   const std::unique_ptr<T[]> partial(new T[num_blocks * partials]);  // every element is written
 
+  const Samples<T> samples = samples_of<T>(g, input, offset, mask);
   torch::stable::parallel_for(0, splits * num_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t split = task / num_blocks, b = task % num_blocks;
       backward_block(
-          g, blocks[b], split * g.batch / splits, (split + 1) * g.batch / splits,
-          static_cast<const T*>(grad_output.data_ptr()), input, offset,
-          static_cast<const T*>(weight.data_ptr()), mask, static_cast<T*>(grad_input.data_ptr()),
+          samples, blocks[b], split * g.batch / splits * g.positions(),
+          (split + 1) * g.batch / splits * g.positions(),
+          static_cast<const T*>(grad_output.data_ptr()),
+          static_cast<const T*>(weight.data_ptr()), static_cast<T*>(grad_input.data_ptr()),
           &weight_parts[split * num_weights], &partial[b * partials]);
     }
   });

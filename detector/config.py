@@ -1,0 +1,225 @@
+"""The schema of the configuration: types, no defaults. The numbers live in `configs/`.
+
+`typed` turns what Hydra composed into these dataclasses and refuses unknown keys, wrong types and
+missing values with their full key.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A value that the configuration cannot have. The message names the key."""
+
+
+@dataclass
+class ModelConfig:
+    """ResNet, FPN, RPN and box head; see `detector/model/` for what the values mean."""
+
+    backbone: str
+    weights: str | None
+    norm: str
+    c5_dilation: int
+    trainable_layers: int
+    fpn_channels: int
+    anchor_sizes: list[int]
+    aspect_ratios: list[float]
+    rpn_top_n_train: int
+    rpn_top_n_test: int
+    rpn_batch_size: int
+    box_batch_size: int
+    box_head_channels: int
+    score_threshold: float
+    detections_per_image: int
+
+
+@dataclass
+class DeformConfig:
+    """Which 3x3 convolutions deform, and how."""
+
+    stages: str
+    last_layers: int | None
+    version: str
+    offset_groups: int
+    mask_start: float
+    offset_lr_multiplier: float
+
+
+@dataclass
+class TransformConfig:
+    """Image sizes in pixels, and the training transform."""
+
+    train_min_sizes: list[int]
+    min_size: int
+    max_size: int
+    flip_probability: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+@dataclass
+class CocoSplit:
+    """A folder of images and a COCO-format annotation file."""
+
+    images: str
+    annotations: str
+
+
+@dataclass
+class CocoConfig:
+    """COCO-format data; the classes are read from the training annotations."""
+
+    format: str
+    train: CocoSplit
+    val: CocoSplit
+    transform: TransformConfig
+    keep_empty: bool
+    num_workers: int
+
+
+@dataclass
+class VocSplit:
+    """Folders such as VOCdevkit/VOC2007, and the image set to take from each."""
+
+    roots: list[str]
+    image_set: str
+
+
+@dataclass
+class VocConfig:
+    """VOC-format data; the classes are given, or collected from the annotations."""
+
+    format: str
+    root: str
+    train: VocSplit
+    val: VocSplit
+    classes: list[str] | None
+    transform: TransformConfig
+    keep_empty: bool
+    num_workers: int
+
+
+@dataclass
+class ShapesConfig:
+    """Generated data; `cache` is where it is kept, null being the user's cache folder."""
+
+    format: str
+    num_train: int
+    num_val: int
+    image_size: int
+    seed: int
+    cache: str | None
+    transform: TransformConfig
+    keep_empty: bool
+    num_workers: int
+
+
+DataConfig = CocoConfig | VocConfig | ShapesConfig
+
+
+@dataclass
+class ScheduleConfig:
+    """Optimizer and learning rate; lengths are in epochs but for the warm-up's steps."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    warmup_steps: int
+    decay: str
+    milestones: list[int]
+    gamma: float
+    clip_norm: float | None
+    evaluate_every: int
+
+
+@dataclass
+class TrainConfig:
+    """One training run."""
+
+    model: ModelConfig
+    deform: DeformConfig
+    data: Any
+    schedule: ScheduleConfig
+    seed: int
+    device: str
+    precision: str
+    metric: str
+    resume: str
+    log_every: int
+
+
+@dataclass
+class EvaluateConfig:
+    """One evaluation, of a checkpoint or of a results file."""
+
+    checkpoint: str | None
+    detections: str | None
+    data: Any
+    metric: str | None
+    device: str
+    precision: str | None
+    batch_size: int
+    output: str
+
+
+def typed(schema: type[T], config: DictConfig | dict[str, Any], where: str = "") -> T:
+    """The configuration as the dataclass `schema`.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a missing value, with its full key.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = f"{where}.{error.full_key}" if where else error.full_key
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(result, schema)
+    return result
+
+
+def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
+    """The `data` part, by its format.
+
+    Raises:
+        ConfigError: as `typed`, or the format is unknown.
+    """
+    match config.get("format"):
+        case "coco":
+            return typed(CocoConfig, config, "data")
+        case "voc":
+            return typed(VocConfig, config, "data")
+        case "shapes":
+            return typed(ShapesConfig, config, "data")
+        case other:
+            raise ConfigError(f"data.format: {other} is none of coco, voc, shapes")
+
+
+def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
+    """The configuration of a training run, `data` included."""
+    result = typed(TrainConfig, config)
+    result.data = typed_data(result.data)
+    return result
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """Plain containers: what a checkpoint and config.yaml hold. `typed_train` is the way back."""
+    return asdict(config)
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Twelve hexadecimal digits that name the configuration."""
+    text = json.dumps(to_plain(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,160 @@
+"""One contract for every data set: what a sample is, and the dataset that yields it.
+
+A reader (`coco.py`, `voc.py`) turns files into `Record`s; `DetectionDataset` decodes the image of
+a record into a sample:
+
+    image     uint8    (3, H, W)   RGB
+    boxes     float32  (M, 4)      xyxy in pixels, 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H
+    labels    int64    (M,)        1..K, an index into `classes` plus one; 0 is background
+    area      float32  (M,)        of the object (its mask where known), in square pixels
+    iscrowd   bool     (M,)        crowd (COCO) or difficult (VOC): no target, ignored when scored
+    image_id  int
+
+M: objects of the image (may be 0), K: classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+
+
+class DatasetError(ValueError):
+    """Data that cannot be used as it is. The message names the file and the image or annotation."""
+
+
+class Sample(TypedDict):
+    """What every dataset yields; shapes and units stand in the module's docstring."""
+
+    image: Tensor
+    boxes: Tensor
+    labels: Tensor
+    area: Tensor
+    iscrowd: Tensor
+    image_id: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """The annotations of one image, before it is decoded."""
+
+    image_id: int
+    path: Path
+    height: int
+    width: int
+    boxes: np.ndarray  # float32 (M, 4) xyxy
+    labels: np.ndarray  # int64 (M,)
+    area: np.ndarray  # float32 (M,)
+    iscrowd: np.ndarray  # bool (M,)
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Images and boxes, in the order of their records.
+
+    Attributes:
+        records: one `Record` an image.
+        classes: the K class names; label `l` means `classes[l - 1]`.
+        category_ids: the K ids that these classes have in COCO-format files.
+        num_dropped: objects that the reader left out, by reason.
+        num_clipped: objects whose box stuck out of its image by a pixel or less and was clipped.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: list[Record],
+        classes: tuple[str, ...],
+        category_ids: tuple[int, ...],
+        num_dropped: dict[str, int],
+        num_clipped: int,
+    ) -> None:
+        self.records = records
+        self.classes = classes
+        self.category_ids = category_ids
+        self.num_dropped = num_dropped
+        self.num_clipped = num_clipped
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        return Sample(
+            image=_decode(record),
+            boxes=torch.from_numpy(record.boxes.copy()),
+            labels=torch.from_numpy(record.labels.copy()),
+            area=torch.from_numpy(record.area.copy()),
+            iscrowd=torch.from_numpy(record.iscrowd.copy()),
+            image_id=record.image_id,
+        )
+
+    def describe(self) -> str:
+        """One line: how much there is, and what the reader left out or clipped."""
+        num_objects = sum(len(record.boxes) for record in self.records)
+        num_crowds = sum(int(record.iscrowd.sum()) for record in self.records)
+        num_empty = sum(len(record.boxes) == 0 for record in self.records)
+        left_out = [f"{count} left out ({why})" for why, count in self.num_dropped.items() if count]
+        return ", ".join(
+            [
+                f"{len(self)} images ({num_empty} without objects)",
+                f"{num_objects} objects ({num_crowds} crowd or difficult)",
+                f"{len(self.classes)} classes",
+                *left_out,
+                *([f"{self.num_clipped} boxes clipped to their image"] if self.num_clipped else []),
+            ]
+        )
+
+    def ground_truth(self) -> dict[str, Any]:
+        """The annotations as a COCO-format dictionary, annotation ids counted from 1."""
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for record in self.records:
+            images.append(
+                {
+                    "id": record.image_id,
+                    "file_name": record.path.name,
+                    "height": record.height,
+                    "width": record.width,
+                }
+            )
+            for box, label, area, crowd in zip(
+                record.boxes.tolist(),
+                record.labels.tolist(),
+                record.area.tolist(),
+                record.iscrowd.tolist(),
+                strict=True,
+            ):
+                x1, y1, x2, y2 = box
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": record.image_id,
+                        "category_id": self.category_ids[label - 1],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": area,
+                        "iscrowd": int(crowd),
+                    }
+                )
+        categories = [
+            {"id": category_id, "name": name}
+            for category_id, name in zip(self.category_ids, self.classes, strict=True)
+        ]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _decode(record: Record) -> Tensor:
+    try:
+        image: Tensor = decode_image(str(record.path), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise DatasetError(f"{record.path}: cannot be decoded ({error})") from error
+    if image.shape[-2:] != (record.height, record.width):
+        raise DatasetError(
+            f"{record.path}: the file is {image.shape[-1]}x{image.shape[-2]} pixels, "
+            f"its annotation says {record.width}x{record.height}"
+        )
+    return image

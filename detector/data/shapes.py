@@ -1,0 +1,412 @@
+"""The embedded data set `shapes`: outlines of a few classes, bent and sheared, to be told apart.
+
+Only the outline tells the class: its size, pose, bend, colour and texture are random, and so are
+the background, the clutter and what covers what. The images are written as a COCO-format folder
+on first use. An image is a function of (seed, split, index) and its size alone: neither the number
+of images nor the machine changes it (uniform draws, IEEE arithmetic, integer drawing).
+
+    points    float64 (P, 2)     (x, y), of one closed contour or of several
+    coverage  uint8   (H, W)     0..4, a layer's share of each pixel in quarters
+    image     uint8   (H, W, 3)  BGR, as OpenCV writes it
+"""
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from math import cos, pi, sin
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+VERSION = 1  # part of the folder's name: whatever changes an image or an annotation raises it
+SPLITS = ("train", "val")
+MIN_VISIBLE = 0.35  # an object of which no more than this share is seen is not drawn at all
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+
+class Layer(NamedTuple):
+    """What is drawn in one go: an object, or clutter (label 0)."""
+
+    coverage: Bytes
+    label: int
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The pixels that are at least half inside: bool (H, W)."""
+        return self.coverage >= 2
+
+
+# ---- The folder -------------------------------------------------------------------------------
+
+
+def shapes_folder(
+    *, num_train: int, num_val: int, image_size: int, seed: int, cache: Path | None = None
+) -> Path:
+    """The folder of this set, generated unless it is there.
+
+    It holds `train/*.png`, `val/*.png` and `annotations/instances_{train,val}.json`. Without
+    `cache` it lies in the user's cache folder.
+    """
+    _check(num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
+    cache = _user_cache() if cache is None else cache
+    name = f"shapes-v{VERSION}-train{num_train}-val{num_val}-size{image_size}-seed{seed}"
+    folder = cache / name
+    if folder.is_dir():
+        return folder
+    logger.info("generating %d images into %s", num_train + num_val, folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".shapes-") as partial:
+        unfinished = Path(partial) / name
+        for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
+            _write_split(unfinished, split, num_images, image_size=image_size, seed=seed)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first: theirs is the same
+                raise
+    return folder
+
+
+def _check(*, num_train: int, num_val: int, image_size: int, seed: int) -> None:
+    if num_train < 1 or num_val < 1:
+        raise ValueError(f"shapes needs at least 1 image a split, got {num_train} and {num_val}")
+    if image_size < 32:
+        raise ValueError(f"shapes needs image_size >= 32, got {image_size}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"shapes needs 0 <= seed < 2**32, got {seed}")
+
+
+def _user_cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "deformable-faster-rcnn"
+
+
+def _write_split(folder: Path, split: str, num_images: int, *, image_size: int, seed: int) -> None:
+    (folder / split).mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(num_images):
+        image, objects = draw_image(seed=seed, split=split, index=index, image_size=image_size)
+        file_name = f"{index:06d}.png"
+        if not cv2.imwrite(str(folder / split / file_name), image):
+            raise OSError(f"{folder / split / file_name}: cannot be written")
+        images.append(
+            {"id": index + 1, "file_name": file_name, "width": image_size, "height": image_size}
+        )
+        for layer in objects:
+            ids = {"id": len(annotations) + 1, "image_id": index + 1}
+            annotations.append(ids | _annotation(layer))
+    categories = [{"id": label, "name": name} for label, name in enumerate(SHAPE_CLASSES, start=1)]
+    coco = {"images": images, "annotations": annotations, "categories": categories}
+    path = folder / "annotations" / f"instances_{split}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(coco))
+
+
+def _annotation(layer: Layer) -> dict[str, Any]:
+    ys, xs = np.nonzero(layer.mask)
+    x1, y1, x2, y2 = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+    return {
+        "category_id": layer.label,
+        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "area": len(xs),
+        "iscrowd": 0,
+    }
+
+
+# ---- An image ---------------------------------------------------------------------------------
+
+
+def draw_image(*, seed: int, split: str, index: int, image_size: int) -> tuple[Bytes, list[Layer]]:
+    """One image and the objects in it, the lowest first."""
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    unit = image_size / 160  # lengths below are in pixels of an image of 160
+    behind = _clutter(rng, image_size, unit)
+    objects = _objects(rng, image_size, unit) if rng.random() > 0.02 else []
+    layers = _visible(behind + objects + _occluders(rng, image_size, unit), image_size)
+    image = _background(rng, image_size, unit)
+    for layer in layers:
+        _paint(rng, image, layer, unit)
+    grain = rng.integers(-6, 7, image.shape)
+    image = np.clip(image + grain, 0, 255).astype(np.uint8)
+    return image, [layer for layer in layers if layer.label]
+
+
+def _objects(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
+    """Up to 8 objects; one that would fall on the middle of an earlier one is left out."""
+    layers: list[Layer] = []
+    placed: list[tuple[float, float, float]] = []
+    for _ in range(rng.integers(1, 9)):
+        extent = 14 * unit * (90 / 14) ** rng.random()
+        x, y = rng.uniform(0.38 * extent, size - 0.38 * extent, 2)
+        label = int(rng.integers(len(SHAPE_CLASSES))) + 1
+        contours = _deformed(rng, OUTLINES[SHAPE_CLASSES[label - 1]](rng))
+        if any(np.hypot(x - a, y - b) < 0.3 * (extent + other) for a, b, other in placed):
+            continue
+        placed.append((x, y, extent))
+        layers.append(Layer(_filled([c * extent + (x, y) for c in contours], size), label))
+    return layers
+
+
+def _visible(layers: list[Layer], size: int) -> list[Layer]:
+    """The layers without the objects that those above them hide."""
+    kept: list[Layer] = []
+    covered = np.zeros((size, size), dtype=bool)
+    for layer in reversed(layers):
+        mask = layer.mask
+        if layer.label and (mask & ~covered).sum() <= MIN_VISIBLE * mask.sum():
+            continue
+        kept.append(layer)
+        covered |= mask
+    return kept[::-1]
+
+
+def _clutter(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
+    """Scribbles and specks of no class."""
+    scribbles = [
+        _stroke(rng, size, length=rng.uniform(10, 50) * unit, width=rng.uniform(1, 3) * unit)
+        for _ in range(rng.integers(0, 4))
+    ]
+    specks = [
+        _stroke(rng, size, length=rng.uniform(1, 4) * unit, width=rng.uniform(1, 3) * unit)
+        for _ in range(rng.integers(0, 5))
+    ]
+    return scribbles + specks
+
+
+def _occluders(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
+    """A bar across, a scribble, both or neither, on top of all objects."""
+    layers = []
+    if rng.random() < 0.35:
+        layers.append(_stroke(rng, size, length=4 * size, width=rng.uniform(3, 7) * unit, turn=0))
+    if rng.random() < 0.35:
+        layers.append(_stroke(rng, size, length=rng.uniform(10, 50) * unit, width=2 * unit))
+    return layers
+
+
+def _stroke(
+    rng: np.random.Generator, size: int, *, length: float, width: float, turn: float = 0.6
+) -> Layer:
+    """A wandering line around a random point; `turn` is the most that a step turns it."""
+    num_steps = 12
+    headings = rng.uniform(0, 2 * pi) + np.cumsum(rng.uniform(-turn, turn, num_steps))
+    steps = np.stack([np.cos(headings), np.sin(headings)], axis=1) * length / num_steps
+    points = np.cumsum(steps, axis=0)
+    points += rng.uniform(0, size, 2) - points[num_steps // 2]
+    canvas = np.zeros((2 * size, 2 * size), dtype=np.uint8)
+    thickness = max(1, round(2 * width))
+    cv2.polylines(canvas, [_fixed_point(points)], False, 1, thickness, cv2.LINE_8, _SHIFT)
+    return Layer(_quarters(canvas), 0)
+
+
+# ---- Colour -----------------------------------------------------------------------------------
+
+
+def _background(rng: np.random.Generator, size: int, unit: float) -> Bytes:
+    color = rng.uniform(30, 226, 3)
+    return _texture(rng, (size, size), color, contrast=60, unit=unit).astype(np.uint8)
+
+
+def _paint(rng: np.random.Generator, image: Bytes, layer: Layer, unit: float) -> None:
+    """Blend a layer into the image, in a texture that differs from what it covers."""
+    ys, xs = np.nonzero(layer.coverage)
+    if not len(xs):
+        return
+    window = np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    under = image[window]
+    candidates = rng.uniform(0, 255, (3, 3))
+    distances = np.abs(candidates - under.mean(axis=(0, 1))).sum(axis=1)
+    color = candidates[distances.argmax()]
+    texture = _texture(rng, under.shape[:2], color, contrast=60, unit=unit)
+    alpha = layer.coverage[window][..., None] / 4
+    image[window] = (alpha * texture + (1 - alpha) * under).astype(np.uint8)
+
+
+def _texture(
+    rng: np.random.Generator,
+    size: tuple[int, ...],
+    color: Floats,
+    *,
+    contrast: float,
+    unit: float,
+) -> Floats:
+    """`color` shading into another one that is up to `contrast` away: float64 (H, W, 3)."""
+    shift = rng.uniform(-contrast, contrast, 3)
+    return np.clip(color + _pattern(rng, size, unit)[..., None] * shift, 0, 255)
+
+
+def _pattern(rng: np.random.Generator, size: tuple[int, ...], unit: float) -> Floats:
+    """Noise, blobs, stripes, checks or a gradient: float64 (H, W) in [0, 1]."""
+    kind = rng.integers(5)
+    angle = rng.uniform(0, 2 * pi)
+    period = rng.uniform(8, 40) * unit
+    if kind == 0:
+        return _smooth_noise(rng, size, period)
+    if kind == 1:
+        return (_smooth_noise(rng, size, period) > 0.5).astype(np.float64)
+    y, x = np.indices(size, dtype=np.float64)
+    u: Floats = x * cos(angle) + y * sin(angle)
+    v: Floats = y * cos(angle) - x * sin(angle)
+    if kind == 2:
+        return 0.5 + 0.5 * np.sin(2 * pi * u / period)
+    if kind == 3:
+        return (np.floor(2 * u / period) + np.floor(2 * v / period)) % 2
+    low, high = float(u.min()), float(u.max())
+    return (u - low) / (high - low + 1)
+
+
+def _smooth_noise(rng: np.random.Generator, size: tuple[int, ...], period: float) -> Floats:
+    """Values at random on a grid of `period` pixels, smoothly interpolated."""
+    (top, dy), (left, dx) = (_cells(length, period) for length in size)
+    values = rng.random((top[-1] + 2, left[-1] + 2))
+    rows = values[top] * (1 - dy[:, None]) + values[top + 1] * dy[:, None]
+    return rows[:, left] * (1 - dx) + rows[:, left + 1] * dx
+
+
+def _cells(length: int, period: float) -> tuple[NDArray[np.int64], Floats]:
+    """For each pixel its cell of the grid and how far it is between that one and the next."""
+    position = np.arange(length) / period
+    cell = np.floor(position).astype(np.int64)
+    fraction = position - cell
+    return cell, fraction * fraction * (3 - 2 * fraction)
+
+
+# ---- Rasters: drawn at twice the size, in sixteenths of its pixels ----------------------------
+
+_SHIFT = 4
+
+
+def _filled(contours: list[Floats], size: int) -> Bytes:
+    """The coverage of what lies inside an odd number of the contours."""
+    canvas = np.zeros((2 * size, 2 * size), dtype=np.uint8)
+    cv2.fillPoly(canvas, [_fixed_point(contour) for contour in contours], 1, cv2.LINE_8, _SHIFT)
+    return _quarters(canvas)
+
+
+def _fixed_point(points: Floats) -> NDArray[np.int32]:
+    return np.asarray(np.rint((2 * points - 0.5) * 2**_SHIFT), dtype=np.int32)
+
+
+def _quarters(canvas: Bytes) -> Bytes:
+    return canvas[::2, ::2] + canvas[1::2, ::2] + canvas[::2, 1::2] + canvas[1::2, 1::2]
+
+
+# ---- Outlines: contours around the origin, edges sampled so that they can bend ----------------
+
+
+def _disc(rng: np.random.Generator) -> list[Floats]:
+    return [_arc(0, 2 * pi)]
+
+
+def _ring(rng: np.random.Generator) -> list[Floats]:
+    return [_arc(0, 2 * pi), rng.uniform(0.45, 0.6) * _arc(0, 2 * pi)]
+
+
+def _triangle(rng: np.random.Generator) -> list[Floats]:
+    return [_edges(_arc(0, 2 * pi, 3))]
+
+
+def _square(rng: np.random.Generator) -> list[Floats]:
+    return [_edges(_arc(0, 2 * pi, 4))]
+
+
+def _star(rng: np.random.Generator) -> list[Floats]:
+    corners = _arc(0, 2 * pi, 10)
+    corners[1::2] *= rng.uniform(0.38, 0.46)
+    return [_edges(corners)]
+
+
+def _cross(rng: np.random.Generator) -> list[Floats]:
+    a = rng.uniform(0.2, 0.32)
+    arm = np.array([(1, -a), (1, a), (a, a)])
+    return [_edges(np.concatenate([_rotated(arm, turn * pi / 2) for turn in range(4)]))]
+
+
+def _crescent(rng: np.random.Generator) -> list[Floats]:
+    """A disc without another one whose centre is at (x, 0) and whose rim crosses at `tip`."""
+    tip, x = rng.uniform(0.6, 0.85), rng.uniform(0.35, 0.5)
+    radius, angle = np.hypot(cos(tip) - x, sin(tip)), np.arctan2(sin(tip), cos(tip) - x)
+    bite = radius * _arc(2 * pi - angle, angle) + (x, 0)
+    return [np.concatenate([_arc(tip, 2 * pi - tip), bite])]
+
+
+def _arrow(rng: np.random.Generator) -> list[Floats]:
+    a, neck = rng.uniform(0.14, 0.24), rng.uniform(0.0, 0.2)
+    half = [(1, 0), (neck, 0.65), (neck, a), (-1, a)]
+    return [_edges(np.array(half + [(x, -y) for x, y in half[:0:-1]]))]
+
+
+OUTLINES: dict[str, Callable[[np.random.Generator], list[Floats]]] = {
+    "disc": _disc,
+    "ring": _ring,
+    "triangle": _triangle,
+    "square": _square,
+    "star": _star,
+    "cross": _cross,
+    "crescent": _crescent,
+    "arrow": _arrow,
+}
+SHAPE_CLASSES: tuple[str, ...] = tuple(OUTLINES)
+
+
+def _arc(start: float, stop: float, num_points: int = 48) -> Floats:
+    """Points of the unit circle from `start` to short of `stop`."""
+    angles = start + (stop - start) * np.arange(num_points) / num_points
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _edges(corners: Floats, num_points: int = 12) -> Floats:
+    """The closed polygon with `num_points` to each edge."""
+    fraction = np.arange(num_points)[:, None] / num_points
+    points = corners[:, None] * (1 - fraction) + np.roll(corners, -1, axis=0)[:, None] * fraction
+    return points.reshape(-1, 2)
+
+
+# ---- Deformations -----------------------------------------------------------------------------
+
+
+def _deformed(rng: np.random.Generator, contours: list[Floats]) -> list[Floats]:
+    """The outline bent, rippled, stretched and turned; the longer side of its box is (-.5, .5)."""
+    points = np.concatenate(contours)
+    points = _bent(_turned(rng, points), rng.uniform(0.1, 0.5) * rng.choice([-1, 1]))
+    points = _rippled(rng, _turned(rng, points))
+    points = _turned(rng, points) * (1, rng.uniform(0.7, 1))
+    points[:, 0] += rng.uniform(-0.25, 0.25) * points[:, 1]
+    points = _turned(rng, points)
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = (points - (low + high) / 2) / (high - low).max()
+    return np.split(points, np.cumsum([len(contour) for contour in contours])[:-1])
+
+
+def _turned(rng: np.random.Generator, points: Floats) -> Floats:
+    return _rotated(points, rng.uniform(0, 2 * pi))
+
+
+def _rotated(points: Floats, angle: float) -> Floats:
+    x, y = points.T
+    return np.stack([x * cos(angle) - y * sin(angle), x * sin(angle) + y * cos(angle)], axis=1)
+
+
+def _bent(points: Floats, curvature: float) -> Floats:
+    """The x axis laid along an arc of this curvature, y across it."""
+    x, y = points.T
+    radius = 1 / curvature + y
+    return np.stack(
+        [radius * np.sin(curvature * x), radius * np.cos(curvature * x) - 1 / curvature], axis=1
+    )
+
+
+def _rippled(rng: np.random.Generator, points: Floats) -> Floats:
+    """Moved along y by a wave in x, too flat to fold the outline."""
+    x, y = points.T
+    wave = rng.uniform(0.0, 0.13) * np.sin(rng.uniform(2, 3.5) * x + rng.uniform(0, 2 * pi))
+    return np.stack([x, y + wave], axis=1)

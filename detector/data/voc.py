@@ -1,0 +1,204 @@
+"""VOC-format annotations: one XML file an image.
+
+Pixels are counted from 1 and the last one belongs to the box, so its edges are
+(xmin - 1, ymin - 1, xmax, ymax). Numbers may be fractions. Labels are 1..K in the order of the
+classes; `difficult` objects are crowds.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml.ElementTree import parse
+
+from detector.data.dataset import DatasetError, DetectionDataset
+from detector.data.folder import Folder
+from detector.data.records import ImageEntry, ObjectEntry, build_dataset
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+
+
+class _Source(NamedTuple):
+    """An annotation file, and the folder that its image is in."""
+
+    xml: Path
+    images: Folder
+
+
+class _Object(NamedTuple):
+    """An `<object>` before its class has a label, and the words that say where it stands."""
+
+    place: str
+    image_index: int
+    class_name: str
+    box: tuple[float, float, float, float]  # xyxy
+    difficult: bool
+
+
+def read_voc(
+    *, roots: list[Path], image_set: str, classes: tuple[str, ...] | None
+) -> DetectionDataset:
+    """The images of VOC-format folders, one root after the other; none is decoded yet.
+
+    A root is laid out as VOCdevkit/VOC2007 is (`Annotations`, `ImageSets/Main`, `JPEGImages`), or,
+    if it has no `ImageSets`, is a folder of XML files beside their images. Image ids are 1..N,
+    category ids 1..K. Boxes are clipped and left out by the rules of `records.py`.
+
+    Args:
+        roots: the folders.
+        image_set: "trainval" for `ImageSets/Main/trainval.txt`; unused where there is none.
+        classes: the class names, or None for those found, sorted.
+
+    Raises:
+        DatasetError: a file cannot be read or is missing; an element is missing or not what it
+            should be; a class is not among `classes`; a file name leads out of its folder; a box
+            is not finite or outside its image.
+    """
+    images: list[ImageEntry] = []
+    found: list[_Object] = []
+    for source in (source for root in roots for source in _sources(root, image_set)):
+        tree = _parse(source.xml)
+        found += _objects(tree, source.xml, image_index=len(images))
+        images.append(_image(source, tree, image_id=len(images) + 1))
+    classes = _collect(found, roots) if classes is None else _checked(classes, found)
+    label = {name: index for index, name in enumerate(classes, start=1)}
+    return build_dataset(
+        images=images,
+        objects=[
+            ObjectEntry(
+                image_index=thing.image_index,
+                box=thing.box,
+                label=label[thing.class_name],
+                area=None,
+                iscrowd=thing.difficult,
+            )
+            for thing in found
+        ],
+        classes=classes,
+        category_ids=tuple(label.values()),
+        name=lambda index: found[index].place,
+    )
+
+
+# ---- The files ----------------------------------------------------------------------------------
+
+
+def _sources(root: Path, image_set: str) -> list[_Source]:
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder")
+    if (root / "ImageSets").is_dir():
+        return _devkit_sources(root, root / "ImageSets" / "Main" / f"{image_set}.txt")
+    images = Folder(root)
+    sources = [_Source(xml, images) for xml in sorted(images.root.glob("*.xml"))]
+    if not sources:
+        raise DatasetError(f"{root}: holds neither a folder ImageSets nor XML files")
+    return sources
+
+
+def _devkit_sources(root: Path, list_file: Path) -> list[_Source]:
+    """The images that a file of `ImageSets/Main` lists: an id a line, maybe with a flag behind."""
+    try:
+        lines = list_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{list_file}: cannot be read ({error})") from error
+    annotations, images = Folder(root / "Annotations"), Folder(root / "JPEGImages")
+    sources: dict[str, _Source] = {}
+    for name in (line.split()[0] for line in lines if line.strip()):
+        xml = annotations.locate(f"{name}.xml", where=f"{list_file}: {name}")
+        if not annotations.holds(xml):
+            raise DatasetError(f"{list_file}: {name}: annotation file {xml} does not exist")
+        if name in sources:
+            raise DatasetError(f"{list_file}: {name} is listed twice")
+        sources[name] = _Source(xml, images)
+    if not sources:
+        raise DatasetError(f"{list_file}: lists no images")
+    return list(sources.values())
+
+
+def _parse(xml: Path) -> Element:
+    try:
+        tree: Element = parse(xml).getroot()
+    except (OSError, ParseError, ValueError, LookupError) as error:
+        raise DatasetError(f"{xml}: cannot be read as XML ({error})") from error
+    return tree
+
+
+# ---- Their contents -----------------------------------------------------------------------------
+
+
+def _image(source: _Source, tree: Element, image_id: int) -> ImageEntry:
+    height, width = (_length(tree, key, str(source.xml)) for key in ("size/height", "size/width"))
+    return ImageEntry(image_id, _image_path(source, tree), height, width)
+
+
+def _image_path(source: _Source, tree: Element) -> Path:
+    """The file that `<filename>` names; if there is none, one named as the XML file is."""
+    place = str(source.xml)
+    named = source.images.locate(_text(tree, "filename", place), where=place)
+    namesakes = [source.images.root / (source.xml.stem + suffix) for suffix in SUFFIXES]
+    for path in (named, *namesakes):
+        if source.images.holds(path):
+            return path
+    raise DatasetError(
+        f"{place}: image file {named} does not exist, "
+        f"nor is there {source.xml.stem}{{{','.join(SUFFIXES)}}}"
+    )
+
+
+def _objects(tree: Element, xml: Path, *, image_index: int) -> list[_Object]:
+    objects = []
+    for number, element in enumerate(tree.findall("object"), start=1):
+        place = f"{xml}: object {number}"
+        name, difficult = _text(element, "name", place), _flag(element, "difficult", place)
+        xmin, ymin, xmax, ymax = (
+            _number(element, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax")
+        )
+        box = (xmin - 1, ymin - 1, xmax, ymax)
+        objects.append(_Object(place, image_index, name, box, difficult))
+    return objects
+
+
+def _collect(found: list[_Object], roots: list[Path]) -> tuple[str, ...]:
+    if not found:
+        raise DatasetError(f"{', '.join(map(str, roots))}: no object to collect classes from")
+    return tuple(sorted({thing.class_name for thing in found}))
+
+
+def _checked(classes: tuple[str, ...], found: list[_Object]) -> tuple[str, ...]:
+    if len(set(classes)) != len(classes):
+        raise DatasetError(f"classes {', '.join(classes)}: a name is there twice")
+    for thing in found:
+        if thing.class_name not in classes:
+            raise DatasetError(
+                f"{thing.place}: class {thing.class_name!r} is not among {', '.join(classes)}"
+            )
+    return classes
+
+
+def _text(element: Element, key: str, place: str) -> str:
+    text = (element.findtext(key) or "").strip()
+    if not text:
+        raise DatasetError(f"{place}: <{key}> is missing or empty")
+    return text
+
+
+def _number(element: Element, key: str, place: str) -> float:
+    text = _text(element, key, place)
+    try:
+        return float(text)
+    except ValueError:
+        raise DatasetError(f"{place}: <{key}> is {text!r}, expected a number") from None
+
+
+def _length(element: Element, key: str, place: str) -> int:
+    length = _number(element, key, place)
+    if not (length >= 1 and length.is_integer()):
+        raise DatasetError(f"{place}: <{key}> is {length:g}, expected a whole number of pixels")
+    return int(length)
+
+
+def _flag(element: Element, key: str, place: str) -> bool:
+    text = (element.findtext(key) or "0").strip()
+    if text not in ("0", "1"):
+        raise DatasetError(f"{place}: <{key}> is {text!r}, expected 0 or 1")
+    return text == "1"

@@ -1,0 +1,110 @@
+"""The COCO metrics of box detections, by pycocotools, with its traps closed.
+
+pycocotools alone loses the match of an annotation whose id is 0, fails where nothing was detected,
+scores a nan, writes into what it is given and prints. The numbers here are its own.
+"""
+
+import io
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detector.evaluation.results import (
+    Detection,
+    GroundTruth,
+    check_detections,
+    normalise_ground_truth,
+)
+
+SUMMARY_NAMES = tuple("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split())
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """What https://cocodataset.org/#detection-eval defines; None where no object is to be found.
+
+    Attributes:
+        summary: each of `SUMMARY_NAMES` -> 0..1 or None. AP and AR are means over the classes and
+            the IoU thresholds 0.50, 0.55 ... 0.95. AP50 and AP75 are at one threshold. s, m, l are
+            objects of an area up to 32^2, up to 96^2, and above. AR1, AR10 and AR100 allow that
+            many detections in an image, per class; everything else allows 100.
+        per_class: class name -> {"AP": ..., "AP50": ...}, each 0..1 or None, in the order of ids.
+    """
+
+    summary: dict[str, float | None]
+    per_class: dict[str, dict[str, float | None]]
+
+
+def coco_metrics(ground_truth: GroundTruth, detections: list[Detection]) -> CocoMetrics:
+    """Score `detections` against `ground_truth`; neither is changed.
+
+    Args:
+        ground_truth: COCO-format, see `results.py`.
+        detections: COCO-format results; none at all score 0 wherever there is ground truth.
+
+    Raises:
+        EvaluationError: one of the two breaks the format, or they do not belong together.
+    """
+    ground_truth = normalise_ground_truth(ground_truth)
+    check_detections(ground_truth, detections)
+    predicted = ground_truth | {"annotations": _as_annotations(detections)}
+    with redirect_stdout(io.StringIO()):
+        evaluator = COCOeval(_indexed(ground_truth), _indexed(predicted), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    summary = {
+        name: None if value == -1 else float(value)
+        for name, value in zip(SUMMARY_NAMES, evaluator.stats, strict=True)
+    }
+    return CocoMetrics(summary, _per_class(ground_truth, evaluator.eval["precision"]))
+
+
+def _as_annotations(detections: list[Detection]) -> list[dict[str, Any]]:
+    """What `COCO.loadRes` makes of detections, which cannot take an empty list."""
+    annotations = []
+    for number, detection in enumerate(detections, start=1):
+        x, y, width, height = (float(value) for value in detection["bbox"])
+        annotations.append(
+            {
+                "id": number,
+                "image_id": detection["image_id"],
+                "category_id": detection["category_id"],
+                "bbox": [x, y, width, height],
+                "area": width * height,
+                "iscrowd": 0,
+                "score": detection["score"],
+            }
+        )
+    return annotations
+
+
+def _indexed(dataset: GroundTruth) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _per_class(
+    ground_truth: GroundTruth, precisions: np.ndarray
+) -> dict[str, dict[str, float | None]]:
+    """Average pycocotools' precisions (T, R, K, A, M) over recalls R, and IoU thresholds T.
+
+    A: area ranges, of which the first is all; M: detections per image, of which the last is 100.
+    """
+    classes = sorted(ground_truth["categories"], key=lambda category: category["id"])
+    of_classes = precisions[:, :, :, 0, -1].transpose(2, 0, 1)  # (K, T, R), T from 0.50 on
+    return {
+        category["name"]: {"AP": _mean(of_class), "AP50": _mean(of_class[0])}
+        for category, of_class in zip(classes, of_classes, strict=True)
+    }
+
+
+def _mean(precisions: np.ndarray) -> float | None:
+    """Mean of the precisions of a class, which are all -1 where it has no object to be found."""
+    return None if (precisions == -1).any() else float(precisions.mean())

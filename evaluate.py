@@ -1,0 +1,111 @@
+"""Scores a checkpoint, or a results file that anything may have made.
+
+    python evaluate.py checkpoint=PATH [data=...] [metric=coco|voc07|voc12]
+    python evaluate.py detections=RESULTS.json data.annotations=GT.json [metric=...]
+
+Prints a table and writes metrics.json, and for a checkpoint detections.json, into its run folder.
+configs/evaluate.yaml says what else there is.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from detector import entry
+from detector.build import (
+    build_device,
+    build_metric,
+    build_model,
+    build_precision,
+    build_val_set,
+)
+from detector.config import ConfigError, EvaluateConfig, typed, typed_data, typed_train
+from detector.data.loading import eval_loader
+from detector.evaluation.inference import detect
+from detector.evaluation.metrics import score
+from detector.evaluation.results import (
+    check_detections,
+    read_detections,
+    read_ground_truth,
+    write_detections,
+)
+from detector.training.checkpoint import load_checkpoint
+from detector.training.record import write_json
+
+log = logging.getLogger("evaluate")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """A checkpoint or a results file."""
+    if "train" in cfg.data:
+        cfg.data.train = cfg.data.val  # need not be given: no training image is looked at
+    with entry.one_line_errors():
+        run(typed(EvaluateConfig, cfg))
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Score one or the other; return what metrics.json holds.
+
+    Raises:
+        ConfigError: neither or both are given, or a results file without its ground truth.
+    """
+    if (config.checkpoint is None) == (config.detections is None):
+        raise ConfigError("give either checkpoint=PATH or detections=RESULTS.json")
+    result = from_checkpoint(config) if config.checkpoint is not None else from_results(config)
+    write_json(Path(config.output) / "metrics.json", result)
+    log.info("written to %s", config.output)
+    return result
+
+
+def from_results(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a results file against a COCO-format ground truth."""
+    annotations = config.data["annotations"]
+    if annotations is None:
+        raise ConfigError("detections=... needs data.annotations=GT.json")
+    metric = build_metric(config.metric or "coco")
+    ground_truth = read_ground_truth(Path(annotations))
+    detections = read_detections(Path(str(config.detections)))
+    check_detections(ground_truth, detections, source=str(config.detections))
+    metrics = score(metric, ground_truth, detections)
+    log.info("%s, %s:\n%s", config.detections, metric, metrics.table())
+    return {"metrics": metrics.summary, "per_class": metrics.per_class}
+
+
+def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
+    """Run a checkpoint over the validation images of its training, or of another data set."""
+    path = Path(str(config.checkpoint))
+    checkpoint = load_checkpoint(path)
+    trained = typed_train(OmegaConf.create(checkpoint["config"]))
+    other = {key: value for key, value in config.data.items() if key != "annotations"}
+    data = typed_data(other) if other else trained.data
+    device = build_device(config.device)
+    precision = build_precision(config.precision or trained.precision)
+    metric = build_metric(config.metric or trained.metric)
+    classes = tuple(checkpoint["classes"])
+    val_set = build_val_set(data, classes)
+    trained.model.weights = None  # the checkpoint's follow
+    model = build_model(trained.model, trained.deform, data.transform, len(classes))
+    model.load_state_dict(checkpoint["model"])
+    detections, seconds = detect(
+        model.to(device),
+        eval_loader(val_set, batch_size=config.batch_size, num_workers=data.num_workers),
+        category_ids=val_set.category_ids,
+        device=device,
+        precision=precision,
+    )
+    write_detections(Path(config.output) / "detections.json", detections)
+    metrics = score(metric, val_set.ground_truth(), detections)
+    log.info("%s, %d images, %s:\n%s", path, len(val_set), metric, metrics.table())
+    return {
+        "metrics": metrics.summary,
+        "per_class": metrics.per_class,
+        "seconds_per_image": seconds,
+    }
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,400 @@
+"""The operator against its definition and against torchvision's, on every device there is."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+from cases import UGLY, Geometry, make, random_geometry, relative
+from reference import reference
+from torch import Tensor
+from torch.autograd import grad
+from torch.library import opcheck
+
+from ops import DeformConv2d, deform_conv2d
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    return request.param
+
+
+def call(function, tensors: dict[str, Tensor], geometry: Geometry) -> Tensor:
+    """Either library's function: both have one signature."""
+    return function(
+        tensors["input"],
+        tensors["offset"],
+        tensors["weight"],
+        tensors.get("bias"),
+        *geometry.steps,
+        tensors.get("mask"),
+    )
+
+
+def with_gradients(function, tensors: dict[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
+    """The output, and the gradient of every tensor for one fixed random gradient of the output."""
+    output = call(function, tensors, geometry)
+    rng = torch.Generator().manual_seed(9)
+    upstream = torch.randn(output.shape, generator=rng, dtype=torch.float64).to(output)
+    gradients = grad(output, list(tensors.values()), upstream)
+    return {"output": output, **dict(zip(tensors, gradients, strict=True))}
+
+
+def converted(tensors: dict[str, Tensor], **how) -> dict[str, Tensor]:
+    return {name: t.detach().to(**how).requires_grad_() for name, t in tensors.items()}
+
+
+# ---- exactness -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_agrees_with_the_definition(device: str, mask: bool) -> None:
+    tensors = make(UGLY, mask=mask)
+    expected = with_gradients(
+        lambda i, o, w, b, s, p, d, m: reference(i, o, w, b, s, p, d, m), tensors, UGLY
+    )
+    actual = with_gradients(deform_conv2d, converted(tensors, device=device), UGLY)
+    torchvisions = with_gradients(torchvision.ops.deform_conv2d, tensors, UGLY)
+    for name in expected:
+        assert relative(actual[name], expected[name]) < 1e-13, name
+        assert relative(torchvisions[name], expected[name]) < 1e-13, name  # it is a fair reference
+
+
+@pytest.mark.parametrize("seed", range(32))
+def test_agrees_with_torchvision(device: str, seed: int) -> None:
+    geometry = random_geometry(seed)
+    tensors = make(geometry, seed=seed, mask=seed % 2 == 0, bias=seed % 3 > 0)
+    expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
+    tensors = converted(tensors, device=device)
+    if seed % 4 > 1:
+        tensors["input"] = tensors["input"].detach().to(memory_format=torch.channels_last)
+        tensors["input"].requires_grad_()
+    actual = with_gradients(deform_conv2d, tensors, geometry)
+    for name in expected:
+        assert relative(actual[name], expected[name]) < 1e-12, name
+
+
+def test_float32_is_no_further_from_float64_than_torchvision() -> None:
+    # Far from the origin torchvision rounds the sum of position and offset.
+    geometry = Geometry(1, 16, (90, 130), 8, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    double = converted(make(geometry, dtype=torch.float32), dtype=torch.float64)
+    single = converted(double, dtype=torch.float32)
+    exact = with_gradients(torchvision.ops.deform_conv2d, double, geometry)
+    ours = with_gradients(deform_conv2d, single, geometry)
+    theirs = with_gradients(torchvision.ops.deform_conv2d, single, geometry)
+    for name in exact:
+        # the factor allows another order of the same sums
+        assert relative(ours[name], exact[name]) <= 1.1 * relative(theirs[name], exact[name]), name
+        assert relative(ours[name], exact[name]) < 1e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_rounds_features_only(device: str, dtype: torch.dtype) -> None:
+    tensors = make(UGLY, dtype=torch.float32, scale=1.0)
+    low = {
+        name: t.detach().to(device, torch.float32 if name in ("offset", "mask") else dtype)
+        for name, t in tensors.items()
+    }
+    low = {name: t.requires_grad_() for name, t in low.items()}
+    expected = with_gradients(
+        torchvision.ops.deform_conv2d, converted(low, device="cpu", dtype=torch.float64), UGLY
+    )
+    actual = with_gradients(deform_conv2d, low, UGLY)
+    for name in expected:
+        assert actual[name].dtype == low.get(name, low["input"]).dtype
+        # one rounding of each result; bfloat16 has 8 bits, float16 11
+        assert relative(actual[name], expected[name]) < 2 ** (-8 if dtype == torch.bfloat16 else -10)
+
+
+def test_zero_offsets_are_a_convolution(device: str) -> None:
+    geometry = Geometry(2, 8, (9, 11), 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2)
+    tensors = converted(make(geometry, mask=False), device=device)
+    zero = torch.zeros_like(tensors["offset"])
+    plain = torch.nn.functional.conv2d(
+        tensors["input"], tensors["weight"], tensors["bias"], *geometry.steps, groups=2
+    )
+    actual = call(deform_conv2d, tensors | {"offset": zero}, geometry)
+    assert relative(actual, plain) < 1e-14
+
+
+def test_channels_that_fill_several_blocks(device: str) -> None:
+    # The backward divides channels into blocks of 32: here 2 weight groups of 3 blocks each, the
+    # last one of 6 channels, which are also cut by 5 offset groups; images outnumber one split.
+    geometry = Geometry(5, 140, (6, 9), 22, (3, 3), (1, 2), (1, 0), (1, 1), 2, 5)
+    tensors = make(geometry)
+    expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=device), geometry)
+    for name in expected:
+        assert relative(actual[name], expected[name]) < 1e-12, name
+
+
+# ---- the border ------------------------------------------------------------------------------
+
+
+def test_border_and_whole_pixels(device: str) -> None:
+    # (value, d/dy, d/dx) at (dy, dx) from pixel (0, 0), read by a 1x1 kernel.
+    image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=device, dtype=torch.float64)
+    weight = torch.ones(1, 1, 1, 1, device=device, dtype=torch.float64)
+
+    def read(dy: float, dx: float) -> tuple[float, ...]:
+        offset = torch.tensor([dy, dx], device=device, dtype=torch.float64).reshape(1, 2, 1, 1)
+        offset = offset.expand(1, 2, 2, 2).clone().requires_grad_()
+        first = deform_conv2d(image, offset, weight)[0, 0, 0, 0]
+        return first.item(), *grad(first, offset)[0][0, :, 0, 0].tolist()
+
+    assert read(0.5, 0.5) == (2.5, 2.0, 1.0)  # the mean; down adds 2, right adds 1
+    assert read(1.0, 1.0) == (4.0, -4.0, -4.0)  # the cell below and right of pixel 4 is outside
+    assert read(-0.5, 0.0) == (0.5, 1.0, 0.5)  # half of pixel 1, zero above; x: half of 2 - 1
+    assert read(-1.0, 0.0) == (0.0, 1.0, 0.0)  # on the border: one-sided, as torchvision
+    assert read(-1.5, 0.0) == (0.0, 0.0, 0.0)
+    assert read(2.0, 0.0) == (0.0, 0.0, 0.0)
+
+
+def test_border_gradients_agree_with_torchvision(device: str) -> None:
+    # Zero offsets with padding put the first taps exactly on -1: where every training starts.
+    geometry = Geometry(1, 3, (4, 5), 2, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    tensors = make(geometry)
+    tensors["offset"] = torch.zeros_like(tensors["offset"]).requires_grad_()
+    expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=device), geometry)
+    for name in expected:
+        assert relative(actual[name], expected[name]) < 1e-13, name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 2.0**31])
+def test_absurd_offsets_sample_nothing(device: str, value: float) -> None:
+    tensors = converted(make(UGLY, dtype=torch.float32), device=device)
+    plain = with_gradients(deform_conv2d, tensors, UGLY)
+    offset = tensors["offset"].detach().clone()
+    offset[1, 3] = value  # image 1, offset group 0, tap 1, dx
+    actual = with_gradients(deform_conv2d, tensors | {"offset": offset.requires_grad_()}, UGLY)
+    mask = tensors["mask"].detach().clone()
+    mask[1, 1] = 0  # the same tap, switched off
+    expected = with_gradients(deform_conv2d, tensors | {"mask": mask.requires_grad_()}, UGLY)
+    assert torch.equal(actual["output"], expected["output"])
+    assert not torch.equal(actual["output"], plain["output"])
+    assert all(tensor.isfinite().all() for tensor in actual.values())
+    assert (actual["offset"][1, 2:4] == 0).all() and (actual["mask"][1, 1] == 0).all()
+
+
+def test_nan_pixels_stay_where_they_are_read(device: str) -> None:
+    image = torch.zeros(1, 1, 5, 5, device=device)
+    image[0, 0, 0, 0] = float("nan")
+    weight, offset = torch.ones(1, 1, 1, 1, device=device), torch.zeros(1, 2, 5, 5, device=device)
+    offset[0, 0, 4] = 7.0  # the last row samples outside
+    output = deform_conv2d(image, offset, weight)
+    assert output.isnan().sum() == 1 and output[0, 0, 0, 0].isnan()
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 5, 7), (1, 6, 1, 1)])
+def test_empty_batches_and_single_pixels(device: str, shape: tuple[int, ...]) -> None:
+    geometry = Geometry(shape[0], 6, shape[2:], 4, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    tensors = converted(make(geometry), device=device)
+    actual = with_gradients(deform_conv2d, tensors, geometry)
+    assert actual["output"].shape == (shape[0], 4, *shape[2:])
+    assert actual["weight"].isfinite().all() and (shape[0] or not actual["weight"].any())
+
+
+# ---- determinism and layout ------------------------------------------------------------------
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    geometry = Geometry(3, 96, (23, 29), 40, (3, 3), (1, 1), (1, 1), (1, 1), 2, 2)
+    tensors = make(geometry, dtype=torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for num_threads in (1, 2, 4):
+            torch.set_num_threads(num_threads)
+            results.append(with_gradients(deform_conv2d, tensors, geometry))
+    finally:
+        torch.set_num_threads(before)
+    for name in results[0]:
+        assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), name
+
+
+def test_memory_format_follows_the_input(device: str) -> None:
+    tensors = converted(make(UGLY), device=device)
+    plain = call(deform_conv2d, tensors, UGLY)
+    assert plain.is_contiguous()
+    tensors["input"] = tensors["input"].detach().to(memory_format=torch.channels_last)
+    last = call(deform_conv2d, tensors, UGLY)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain, last)
+
+
+def test_strided_inputs(device: str) -> None:
+    tensors = converted(make(UGLY), device=device)
+    strided = {
+        name: torch.stack([t.detach(), t.detach() + 1], dim=-1)[..., 0].requires_grad_()
+        for name, t in tensors.items()
+    }
+    expected = with_gradients(deform_conv2d, tensors, UGLY)
+    actual = with_gradients(deform_conv2d, strided, UGLY)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+# ---- what torch must know --------------------------------------------------------------------
+
+
+def operator_arguments(tensors: dict[str, Tensor], geometry: Geometry) -> tuple:
+    names = ("input", "offset", "weight", "bias", "mask")
+    return *(tensors.get(name) for name in names), *map(list, geometry.steps)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(device: str, mask: bool, dtype: torch.dtype) -> None:
+    tensors = make(UGLY, dtype=torch.float32, mask=mask)
+    tensors = {
+        name: t.detach().to(device, torch.float32 if name in ("offset", "mask") else dtype)
+        for name, t in tensors.items()
+    }
+    tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    arguments = operator_arguments(tensors, UGLY)
+    opcheck(torch.ops.deform_conv.forward.default, arguments)
+    upstream = torch.ops.deform_conv.forward(*arguments).detach()
+    input, offset, weight, _, mask_, *steps = arguments
+    detached = [None if t is None else t.detach() for t in (input, offset, weight, mask_)]
+    opcheck(torch.ops.deform_conv.backward.default, (upstream, *detached, *steps))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph(device: str, dynamic: bool) -> None:
+    # aot_eager traces forward and backward as inductor does, without a compiler's minutes.
+    function = torch.compile(deform_conv2d, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for size in ((5, 7), (9, 8)):
+        geometry = Geometry(2, 6, size, 4, (3, 2), (2, 1), (1, 0), (2, 1), 2, 3)
+        tensors = converted(make(geometry, dtype=torch.float32), device=device)
+        actual = with_gradients(function, tensors, geometry)
+        expected = with_gradients(deform_conv2d, tensors, geometry)
+        for name in expected:
+            assert relative(actual[name], expected[name]) < 1e-6, name
+
+
+def test_gradcheck() -> None:
+    tensors = make(UGLY)
+    assert torch.autograd.gradcheck(
+        lambda *leaves: call(deform_conv2d, dict(zip(tensors, leaves, strict=True)), UGLY),
+        tuple(tensors.values()),
+        fast_mode=True,
+    )
+
+
+def test_double_backward_raises(device: str) -> None:
+    tensors = converted(make(UGLY), device=device)
+    output = call(deform_conv2d, tensors, UGLY)
+    (first,) = grad(output.square().sum(), tensors["input"], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no double backward"):
+        grad(first.sum(), tensors["weight"])
+
+
+def test_autocast_keeps_offsets_in_float32(device: str) -> None:
+    # With a step of 1/1024 pixel an offset that passed through bfloat16 would be another.
+    tensors = converted(make(UGLY, dtype=torch.float32), device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        output = call(deform_conv2d, tensors, UGLY)
+    low = {
+        name: t if name in ("offset", "mask") else t.detach().bfloat16()
+        for name, t in tensors.items()
+    }
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, call(deform_conv2d, low, UGLY))
+    gradients = grad(output.float().sum(), list(tensors.values()))
+    assert all(g.dtype == torch.float32 for g in gradients)
+
+
+# ---- refusals --------------------------------------------------------------------------------
+
+BAD = {
+    "input": (lambda t: {"input": t["input"][0]}, "input must be"),
+    "weight": (lambda t: {"weight": t["weight"][:, [0, 1, 2, 0]]}, "weight .* does not fit"),
+    "weight dimensions": (lambda t: {"weight": t["weight"][0]}, "weight must be"),
+    "groups": (lambda t: {"weight": t["weight"][:3]}, "divided into 2 groups"),
+    "offset": (lambda t: {"offset": t["offset"][..., 1:]}, r"offset must have shape .*\(2, 36,"),
+    "offset channels": (lambda t: {"offset": t["offset"][:, 1:]}, "offset must have shape"),
+    "no offset group": (lambda t: {"offset": t["offset"][:, :0]}, "offset must have shape"),
+    "offset groups": (
+        lambda t: {"offset": torch.cat([t["offset"], t["offset"][:, :12]], 1), "mask": None},
+        "4 offset groups",
+    ),
+    "mask": (lambda t: {"mask": t["mask"][:, 1:]}, "mask must have shape"),
+    "bias": (lambda t: {"bias": t["bias"][1:]}, "bias must have shape"),
+    "weight dtype": (lambda t: {"weight": t["weight"].float()}, "weight is torch.float32"),
+    "offset dtype": (lambda t: {"offset": t["offset"].long()}, "offset must be floating"),
+    "input dtype": (lambda t: {"input": t["input"].long()}, "input must be float32"),
+    "device": (lambda t: {"weight": t["weight"].to("meta")}, "weight is on meta"),
+    "no channels": (lambda t: {"input": t["input"][:, :0]}, "0 channels"),
+}
+
+
+@pytest.mark.parametrize("change, message", BAD.values(), ids=BAD)
+def test_refuses_what_does_not_fit(change, message: str) -> None:
+    tensors = {name: t.detach() for name, t in make(UGLY).items()}
+    with pytest.raises(ValueError, match=message):
+        call(deform_conv2d, tensors | change(tensors), UGLY)
+
+
+def test_refuses_bad_steps() -> None:
+    tensors = make(UGLY)
+    with pytest.raises(ValueError, match=r"stride \(0, 1\)"):
+        deform_conv2d(tensors["input"], tensors["offset"], tensors["weight"], stride=(0, 1))
+    with pytest.raises(ValueError, match="too small for kernel"):
+        deform_conv2d(tensors["input"], tensors["offset"], tensors["weight"], dilation=9)
+
+
+KERNEL_BAD = {
+    "input": (lambda t: {"input": t["input"][0]}, "input must be"),
+    "weight": (lambda t: {"weight": t["weight"][:, [0, 1, 2, 0]]}, "weight .* does not fit"),
+    "weight dtype": (lambda t: {"weight": t["weight"].float()}, "weight and input"),
+    "offset": (lambda t: {"offset": t["offset"][..., 1:]}, "offset must have shape"),
+    "offset dtype": (lambda t: {"offset": t["offset"].float()}, "offset must be float32"),
+    "mask": (lambda t: {"mask": t["mask"][..., 1:]}, "mask must have shape"),
+    "bias": (lambda t: {"bias": t["bias"][1:]}, "bias must have shape"),
+}
+
+
+@pytest.mark.parametrize("change, message", KERNEL_BAD.values(), ids=KERNEL_BAD)
+def test_the_kernels_check_for_themselves(device: str, change, message: str) -> None:
+    tensors = {name: t.detach().to(device) for name, t in make(UGLY).items()}
+    with pytest.raises(RuntimeError, match=f"deform_conv2d: {message}"):
+        torch.ops.deform_conv.forward(*operator_arguments(tensors | change(tensors), UGLY))
+
+
+# ---- module and library ----------------------------------------------------------------------
+
+
+def test_module_is_a_twin_of_torchvisions() -> None:
+    arguments = dict(kernel_size=(3, 2), stride=2, padding=1, dilation=(2, 1), groups=2)
+    torch.manual_seed(5)
+    ours = DeformConv2d(6, 4, **arguments)
+    torch.manual_seed(5)
+    theirs = torchvision.ops.DeformConv2d(6, 4, **arguments)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(ours.state_dict()[k], theirs.state_dict()[k]) for k in ours.state_dict())
+    geometry = Geometry(2, 6, (7, 9), 4, (3, 2), (2, 2), (1, 1), (2, 1), 2, 3)
+    tensors = make(geometry, dtype=torch.float32)
+    inputs = tensors["input"], tensors["offset"], tensors["mask"]
+    assert relative(ours(*inputs), theirs(*inputs)) < 1e-6
+    assert "groups=2" in repr(ours)
+    with pytest.raises(ValueError, match="in_channels 5"):
+        DeformConv2d(5, 4, 3, groups=2)
+
+
+def test_a_missing_library_names_the_command(tmp_path) -> None:
+    code = """
+import shutil, sys, pathlib, ops.deform_conv as module
+folder = pathlib.Path(sys.argv[1]) / "ops"
+folder.mkdir()
+for name in ("__init__.py", "deform_conv.py"):
+    shutil.copy(pathlib.Path(module.__file__).parent / name, folder)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", "import ops"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "ImportError" in result.stderr and "pip install -e ." in result.stderr
