@@ -36,9 +36,10 @@ from detector.training.checkpoint import load_checkpoint
 from detector.training.record import write_json
 
 log = logging.getLogger("evaluate")
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """A checkpoint or a results file."""
     if "train" in cfg.data:

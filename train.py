@@ -43,9 +43,10 @@ from detector.training.trainer import Trainer
 log = logging.getLogger("train")
 
 NUM_PICTURES = 4  # of the validation set, drawn into TensorBoard
+CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(cfg: DictConfig) -> None:
     """A run of its own, or one of several (-m), which end in a table."""
     folder = Path(HydraConfig.get().runtime.output_dir)

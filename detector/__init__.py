@@ -1,0 +1,1 @@
+"""Train, evaluate and ablate Faster R-CNN with deformable convolutions."""

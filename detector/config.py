@@ -79,6 +79,7 @@ class CocoConfig:
     """COCO-format data; the classes are read from the training annotations."""
 
     format: str
+    root: str | None
     train: CocoSplit
     val: CocoSplit
     transform: TransformConfig

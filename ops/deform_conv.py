@@ -15,6 +15,7 @@ v2: Zhu et al., Deformable ConvNets v2, CVPR 2019.
 """
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
+    if grad_output.is_cuda and torch.are_deterministic_algorithms_enabled():
+        _refuse_nondeterministic()
     grad_input, grad_offset, grad_weight, grad_mask = torch.ops.deform_conv.backward(
         grad_output, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation
     )
@@ -313,6 +316,13 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         None,
         None,
     )
+
+
+def _refuse_nondeterministic() -> None:
+    message = "the CUDA backward of deform_conv2d sums grad_input in no fixed order"
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(f"{message}, and torch.use_deterministic_algorithms is set")
+    warnings.warn(message, stacklevel=2)
 
 
 def _double_backward(ctx: Any, *grads: Tensor) -> None:

@@ -1,0 +1,1 @@
+"""Data sets of one contract, their transforms and their batches."""

@@ -19,9 +19,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
 
 
 class DatasetError(ValueError):
@@ -41,15 +41,15 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True)
 class Record:
-    """The annotations of one image, before it is decoded."""
+    """The annotations of one image, before it is decoded: exact, as the metrics need them."""
 
     image_id: int
     path: Path
     height: int
     width: int
-    boxes: np.ndarray  # float32 (M, 4) xyxy
+    boxes: np.ndarray  # float64 (M, 4) xyxy
     labels: np.ndarray  # int64 (M,)
-    area: np.ndarray  # float32 (M,)
+    area: np.ndarray  # float64 (M,)
     iscrowd: np.ndarray  # bool (M,)
 
 
@@ -86,9 +86,9 @@ class DetectionDataset(Dataset[Sample]):
         record = self.records[index]
         return Sample(
             image=_decode(record),
-            boxes=torch.from_numpy(record.boxes.copy()),
+            boxes=torch.from_numpy(record.boxes.astype(np.float32)),
             labels=torch.from_numpy(record.labels.copy()),
-            area=torch.from_numpy(record.area.copy()),
+            area=torch.from_numpy(record.area.astype(np.float32)),
             iscrowd=torch.from_numpy(record.iscrowd.copy()),
             image_id=record.image_id,
         )
@@ -148,13 +148,15 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def _decode(record: Record) -> Tensor:
+    """uint8 (3, H, W), RGB. Pillow refuses what is truncated or broken, where OpenCV is silent."""
     try:
-        image: Tensor = decode_image(str(record.path), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
+        with Image.open(record.path) as file:
+            pixels = np.array(file.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{record.path}: cannot be decoded ({error})") from error
-    if image.shape[-2:] != (record.height, record.width):
+    if pixels.shape[:2] != (record.height, record.width):
         raise DatasetError(
-            f"{record.path}: the file is {image.shape[-1]}x{image.shape[-2]} pixels, "
+            f"{record.path}: the file is {pixels.shape[1]}x{pixels.shape[0]} pixels, "
             f"its annotation says {record.width}x{record.height}"
         )
-    return image
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

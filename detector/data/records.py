@@ -58,9 +58,9 @@ def build_dataset(
     sizes = np.array([(entry.height, entry.width) for entry in images], dtype=np.float64)
     _refuse_unfit(boxes, sizes[image_index], name)
 
-    fitted = _clip(boxes, sizes[image_index]).astype(np.float32)
-    moved = (fitted != boxes.astype(np.float32)).any(axis=1)
-    keep = _has_area(fitted)
+    fitted = _clip(boxes, sizes[image_index])
+    moved = (fitted.astype(np.float32) != boxes.astype(np.float32)).any(axis=1)
+    keep = _has_area(fitted.astype(np.float32))
     records = _group(images, objects, fitted, np.flatnonzero(keep))
     return DetectionDataset(
         records=records,
@@ -106,7 +106,7 @@ def _group(
     kept, boxes = kept[by_image], fitted[kept[by_image]]
     labels = np.array([objects[i].label for i in kept], dtype=np.int64)
     iscrowd = np.array([objects[i].iscrowd for i in kept], dtype=bool)
-    given = np.array([objects[i].area for i in kept], dtype=np.float32)  # None becomes nan
+    given = np.array([objects[i].area for i in kept], dtype=np.float64)  # None becomes nan
     area = np.where(np.isnan(given), np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), given)
 
     ends = np.cumsum(np.bincount(image_index, minlength=len(images)))

@@ -5,7 +5,6 @@ the background, the clutter and what covers what. The images are written as a CO
 on first use. An image is a function of (seed, split, index) and its size alone: neither the number
 of images nor the machine changes it (uniform draws, IEEE arithmetic, integer drawing).
 
-    points    float64 (P, 2)     (x, y), of one closed contour or of several
     coverage  uint8   (H, W)     0..4, a layer's share of each pixel in quarters
     image     uint8   (H, W, 3)  BGR, as OpenCV writes it
 """
@@ -14,7 +13,6 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from math import cos, pi, sin
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +21,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detector.data.outlines import OUTLINES, SHAPE_CLASSES, Floats, deformed
+
 VERSION = 1  # part of the folder's name: whatever changes an image or an annotation raises it
 SPLITS = ("train", "val")
 MIN_VISIBLE = 0.35  # an object of which no more than this share is seen is not drawn at all
 
 Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
@@ -146,10 +145,10 @@ def _objects(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
     layers: list[Layer] = []
     placed: list[tuple[float, float, float]] = []
     for _ in range(rng.integers(1, 9)):
-        extent = 14 * unit * (90 / 14) ** rng.random()
+        extent = 24 * unit * (90 / 24) ** rng.random()
         x, y = rng.uniform(0.38 * extent, size - 0.38 * extent, 2)
         label = int(rng.integers(len(SHAPE_CLASSES))) + 1
-        contours = _deformed(rng, OUTLINES[SHAPE_CLASSES[label - 1]](rng))
+        contours = deformed(rng, OUTLINES[SHAPE_CLASSES[label - 1]](rng))
         if any(np.hypot(x - a, y - b) < 0.3 * (extent + other) for a, b, other in placed):
             continue
         placed.append((x, y, extent))
@@ -298,115 +297,3 @@ def _fixed_point(points: Floats) -> NDArray[np.int32]:
 
 def _quarters(canvas: Bytes) -> Bytes:
     return canvas[::2, ::2] + canvas[1::2, ::2] + canvas[::2, 1::2] + canvas[1::2, 1::2]
-
-
-# ---- Outlines: contours around the origin, edges sampled so that they can bend ----------------
-
-
-def _disc(rng: np.random.Generator) -> list[Floats]:
-    return [_arc(0, 2 * pi)]
-
-
-def _ring(rng: np.random.Generator) -> list[Floats]:
-    return [_arc(0, 2 * pi), rng.uniform(0.45, 0.6) * _arc(0, 2 * pi)]
-
-
-def _triangle(rng: np.random.Generator) -> list[Floats]:
-    return [_edges(_arc(0, 2 * pi, 3))]
-
-
-def _square(rng: np.random.Generator) -> list[Floats]:
-    return [_edges(_arc(0, 2 * pi, 4))]
-
-
-def _star(rng: np.random.Generator) -> list[Floats]:
-    corners = _arc(0, 2 * pi, 10)
-    corners[1::2] *= rng.uniform(0.38, 0.46)
-    return [_edges(corners)]
-
-
-def _cross(rng: np.random.Generator) -> list[Floats]:
-    a = rng.uniform(0.2, 0.32)
-    arm = np.array([(1, -a), (1, a), (a, a)])
-    return [_edges(np.concatenate([_rotated(arm, turn * pi / 2) for turn in range(4)]))]
-
-
-def _crescent(rng: np.random.Generator) -> list[Floats]:
-    """A disc without another one whose centre is at (x, 0) and whose rim crosses at `tip`."""
-    tip, x = rng.uniform(0.6, 0.85), rng.uniform(0.35, 0.5)
-    radius, angle = np.hypot(cos(tip) - x, sin(tip)), np.arctan2(sin(tip), cos(tip) - x)
-    bite = radius * _arc(2 * pi - angle, angle) + (x, 0)
-    return [np.concatenate([_arc(tip, 2 * pi - tip), bite])]
-
-
-def _arrow(rng: np.random.Generator) -> list[Floats]:
-    a, neck = rng.uniform(0.14, 0.24), rng.uniform(0.0, 0.2)
-    half = [(1, 0), (neck, 0.65), (neck, a), (-1, a)]
-    return [_edges(np.array(half + [(x, -y) for x, y in half[:0:-1]]))]
-
-
-OUTLINES: dict[str, Callable[[np.random.Generator], list[Floats]]] = {
-    "disc": _disc,
-    "ring": _ring,
-    "triangle": _triangle,
-    "square": _square,
-    "star": _star,
-    "cross": _cross,
-    "crescent": _crescent,
-    "arrow": _arrow,
-}
-SHAPE_CLASSES: tuple[str, ...] = tuple(OUTLINES)
-
-
-def _arc(start: float, stop: float, num_points: int = 48) -> Floats:
-    """Points of the unit circle from `start` to short of `stop`."""
-    angles = start + (stop - start) * np.arange(num_points) / num_points
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def _edges(corners: Floats, num_points: int = 12) -> Floats:
-    """The closed polygon with `num_points` to each edge."""
-    fraction = np.arange(num_points)[:, None] / num_points
-    points = corners[:, None] * (1 - fraction) + np.roll(corners, -1, axis=0)[:, None] * fraction
-    return points.reshape(-1, 2)
-
-
-# ---- Deformations -----------------------------------------------------------------------------
-
-
-def _deformed(rng: np.random.Generator, contours: list[Floats]) -> list[Floats]:
-    """The outline bent, rippled, stretched and turned; the longer side of its box is (-.5, .5)."""
-    points = np.concatenate(contours)
-    points = _bent(_turned(rng, points), rng.uniform(0.1, 0.5) * rng.choice([-1, 1]))
-    points = _rippled(rng, _turned(rng, points))
-    points = _turned(rng, points) * (1, rng.uniform(0.7, 1))
-    points[:, 0] += rng.uniform(-0.25, 0.25) * points[:, 1]
-    points = _turned(rng, points)
-    low, high = points.min(axis=0), points.max(axis=0)
-    points = (points - (low + high) / 2) / (high - low).max()
-    return np.split(points, np.cumsum([len(contour) for contour in contours])[:-1])
-
-
-def _turned(rng: np.random.Generator, points: Floats) -> Floats:
-    return _rotated(points, rng.uniform(0, 2 * pi))
-
-
-def _rotated(points: Floats, angle: float) -> Floats:
-    x, y = points.T
-    return np.stack([x * cos(angle) - y * sin(angle), x * sin(angle) + y * cos(angle)], axis=1)
-
-
-def _bent(points: Floats, curvature: float) -> Floats:
-    """The x axis laid along an arc of this curvature, y across it."""
-    x, y = points.T
-    radius = 1 / curvature + y
-    return np.stack(
-        [radius * np.sin(curvature * x), radius * np.cos(curvature * x) - 1 / curvature], axis=1
-    )
-
-
-def _rippled(rng: np.random.Generator, points: Floats) -> Floats:
-    """Moved along y by a wave in x, too flat to fold the outline."""
-    x, y = points.T
-    wave = rng.uniform(0.0, 0.13) * np.sin(rng.uniform(2, 3.5) * x + rng.uniform(0, 2 * pi))
-    return np.stack([x, y + wave], axis=1)

@@ -9,7 +9,6 @@ import random
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from detector.data.dataset import Sample
 
@@ -87,13 +86,13 @@ class TrainTransform:
         )
         image = torch.from_numpy(np.ascontiguousarray(output["image"])).permute(2, 0, 1)
         rows = torch.as_tensor(np.asarray(output["rows"]), dtype=torch.int64)
-        boxes = _boxes(output["bboxes"], image)
+        boxes = torch.as_tensor(np.asarray(output["bboxes"]), dtype=torch.float32)
         keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        rows = rows[keep]
+        boxes, rows = boxes[keep], rows[keep]
         growth = image[0].numel() / sample["image"][0].numel()
         return Sample(
             image=image,
-            boxes=boxes[keep],
+            boxes=boxes,
             labels=sample["labels"][rows],
             area=sample["area"][rows] * growth,
             iscrowd=sample["iscrowd"][rows],
@@ -112,11 +111,3 @@ def _compose(transforms: list[A.BasicTransform]) -> A.Compose:
         format="pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True
     )
     return A.Compose(transforms, bbox_params=params)
-
-
-def _boxes(bboxes: np.ndarray, image: Tensor) -> Tensor:
-    """float32 (M, 4), clipped: what Albumentations returns may stick out by its rounding."""
-    height, width = image.shape[-2:]
-    boxes = np.asarray(bboxes, dtype=np.float32).reshape(-1, 4)
-    limits = np.array([width, height, width, height], dtype=np.float32)
-    return torch.from_numpy(boxes.clip(0, limits))

@@ -1,0 +1,1 @@
+"""The deformable ResNet and the Faster R-CNN on it."""

@@ -6,10 +6,11 @@ these names stay in the state dict. A bottleneck block has one 3x3 convolution, 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torchvision
 from torch import nn
-from torchvision.models.resnet import ResNet
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.model.deformable_conv import deformable_like
@@ -21,12 +22,13 @@ def resnet(*, name: str, norm: str, c5_dilation: int) -> ResNet:
     """An untrained ResNet.
 
     Args:
-        name: resnet18, resnet34, resnet50 or resnet101.
+        name: resnet10 (one basic block a stage), resnet18, resnet34, resnet50 or resnet101.
         norm: `frozen_batch`, `batch` or `group` (32 groups).
         c5_dilation: 1 is the usual ResNet. With 2 or more, c5 keeps the stride of c4 (16) and its
             3x3 convolutions are dilated: the atrous baseline of Dai et al. 2017, table 3.
     """
-    builders = {
+    builders: dict[str, Callable[..., ResNet]] = {
+        "resnet10": partial(ResNet, BasicBlock, [1, 1, 1, 1]),
         "resnet18": torchvision.models.resnet18,
         "resnet34": torchvision.models.resnet34,
         "resnet50": torchvision.models.resnet50,
@@ -34,7 +36,7 @@ def resnet(*, name: str, norm: str, c5_dilation: int) -> ResNet:
     }
     if name not in builders:
         raise ValueError(f"model.backbone={name} is none of {', '.join(builders)}")
-    body = builders[name](weights=None, norm_layer=norm_layer(norm))
+    body = builders[name](norm_layer=norm_layer(norm))
     if c5_dilation > 1:
         dilate(body.layer4, c5_dilation)
     return body

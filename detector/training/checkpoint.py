@@ -50,7 +50,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except Exception as error:  # torch.load raises many kinds on a broken file
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= KEYS:
         raise CheckpointError(f"{path}: is not a checkpoint of this application")

@@ -67,13 +67,8 @@ struct Samples {
   }
 
   Location<T> locate(int64_t row, int64_t offset_group, int64_t tap) const {
-    const int64_t position = row % g.positions();
-    const int64_t y = position / g.out_width, x = position % g.out_width;
     const T* dydx = offset + ((row * g.offset_groups + offset_group) * g.taps() + tap) * 2;
-    return deform_conv::locate<T>(
-        y * g.stride_h - g.padding_h + tap / g.kernel_w * g.dilation_h,
-        x * g.stride_w - g.padding_w + tap % g.kernel_w * g.dilation_w,
-        dydx[0], dydx[1], g.height, g.width);
+    return locate_tap(g, row % g.positions(), tap, dydx[0], dydx[1]);
   }
 
   T modulation(int64_t row, int64_t offset_group, int64_t tap) const {

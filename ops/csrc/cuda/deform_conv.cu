@@ -223,7 +223,7 @@ void with_type(const Tensor& input, const Function& function) {
   }
 }
 
-std::optional<Tensor> channels_last(const std::optional<Tensor>& tensor, ScalarType dtype) {
+std::optional<Tensor> channels_last_or_none(const std::optional<Tensor>& tensor, ScalarType dtype) {
   return tensor ? std::optional(channels_last(*tensor, dtype)) : std::nullopt;
 }
 
@@ -243,7 +243,7 @@ Tensor forward(
         g, channels_last(input, dtype), channels_last(offset, location),
         channels_last(weight, dtype),
         bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt,
-        channels_last(mask, location), output);
+        channels_last_or_none(mask, location), output);
   });
   return output;
 }
@@ -267,7 +267,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     backward_kernel<decltype(zero)>(
         g, channels_last(grad_output, dtype), channels_last(input, dtype),
         channels_last(offset, location), channels_last(weight, dtype),
-        channels_last(mask, location), grad_input, grad_offset, grad_weight, grad_mask);
+        channels_last_or_none(mask, location), grad_input, grad_offset, grad_weight, grad_mask);
   });
   return {
       torch::stable::to(grad_input, dtype), grad_offset, torch::stable::to(grad_weight, dtype),

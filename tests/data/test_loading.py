@@ -1,0 +1,193 @@
+"""Loading: the stream of samples depends on (seed, epoch) and on nothing else."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+from detector.data.dataset import DatasetError, DetectionDataset, Record, Sample
+from detector.data.loading import (
+    Augmented,
+    EpochBatchSampler,
+    collate,
+    eval_loader,
+    train_loader,
+    worker_init,
+)
+from detector.data.transforms import TrainTransform, sample_seed
+
+CROWDS = [[False], [], [True], [True, False], [False, False], [False], [True, True], [False]]
+HAS_OBJECT = [0, 3, 4, 5, 7]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DetectionDataset:
+    """Eight images of noise, two of them with crowds alone and one with nothing."""
+    records = []
+    for index, crowds in enumerate(CROWDS):
+        height, width = 20 + index, 31 - index
+        noise = torch.Generator().manual_seed(index)
+        pixels = torch.randint(0, 256, (3, height, width), generator=noise, dtype=torch.uint8)
+        to_pil_image(pixels).save(tmp_path / f"{index}.png")
+        m = len(crowds)
+        records.append(
+            Record(
+                image_id=900_100_581_187 + index,
+                path=tmp_path / f"{index}.png",
+                height=height,
+                width=width,
+                boxes=np.array([[1, 2, 11 + i, 13] for i in range(m)], np.float32).reshape(-1, 4),
+                labels=np.arange(1, m + 1, dtype=np.int64),
+                area=np.full(m, 50, np.float32),
+                iscrowd=np.array(crowds, dtype=bool),
+            )
+        )
+    return DetectionDataset(
+        records=records, classes=("a", "b"), category_ids=(1, 2), num_dropped={}, num_clipped=0
+    )
+
+
+def augmented(dataset: DetectionDataset, *, seed: int = 5) -> Augmented:
+    transform = TrainTransform(
+        min_sizes=[16, 24, 32],
+        max_size=60,
+        flip_probability=0.5,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+    )
+    return Augmented(dataset, transform=transform, seed=seed)
+
+
+def sampler_of(dataset: DetectionDataset, **changes: int) -> EpochBatchSampler:
+    arguments = {"batch_size": 3, "seed": 5, "keep_empty": True}
+    return EpochBatchSampler(dataset, **(arguments | changes))
+
+
+def digest(sample: Sample) -> str:
+    parts = [sample["image_id"], sample["image"].shape]
+    parts += [sample[key].tolist() for key in ("image", "boxes", "labels", "area", "iscrowd")]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def stream(dataset: DetectionDataset, *, num_workers: int, epochs: list[int]) -> list[list[str]]:
+    sampler = sampler_of(dataset)
+    loader = train_loader(augmented(dataset), sampler=sampler, num_workers=num_workers)
+    digests = []
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        digests.append([digest(sample) for batch in loader for sample in batch])
+    return digests
+
+
+def test_workers_and_earlier_epochs_do_not_change_the_stream(dataset: DetectionDataset) -> None:
+    expected = stream(dataset, num_workers=0, epochs=[0, 1, 2])
+    assert len({digest for epoch in expected for digest in epoch}) == 18  # all are different
+    for num_workers in (1, 2):
+        assert stream(dataset, num_workers=num_workers, epochs=[0, 1, 2]) == expected
+    assert stream(dataset, num_workers=2, epochs=[2, 1]) == [expected[2], expected[1]]
+
+
+def test_loaders_leave_the_global_generators_alone(dataset: DetectionDataset) -> None:
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    stream(dataset, num_workers=0, epochs=[0])
+    stream(dataset, num_workers=1, epochs=[0])
+    list(eval_loader(dataset, batch_size=2, num_workers=1))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.random.get_state()[1].tolist() == numpy_state
+
+
+def test_augmented_is_the_transform_of_the_sample(dataset: DetectionDataset) -> None:
+    train_set = augmented(dataset, seed=11)
+    expected = train_set.transform(dataset[4], seed=sample_seed(11, 3, 4))
+    assert digest(train_set[3, 4]) == digest(expected)
+    assert len(train_set) == 8
+
+
+def test_an_epoch_is_a_permutation(dataset: DetectionDataset) -> None:
+    sampler = sampler_of(dataset, batch_size=2)
+    orders = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(sampler) == len(batches) == 4 and {len(batch) for batch in batches} == {2}
+        assert {key[0] for batch in batches for key in batch} == {epoch}
+        orders.append(tuple(index for batch in batches for _, index in batch))
+        assert sorted(orders[-1]) == list(range(8))
+    assert len(set(orders)) == 4
+    sampler.set_epoch(1)
+    assert tuple(index for batch in sampler for _, index in batch) == orders[1]
+    assert list(sampler_of(dataset, seed=6)) != list(sampler_of(dataset))
+
+
+def test_the_last_incomplete_batch_is_dropped(dataset: DetectionDataset) -> None:
+    sampler = sampler_of(dataset, batch_size=3)
+    left_out = Counter()
+    for epoch in range(40):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(sampler) == len(batches) == 2 and {len(batch) for batch in batches} == {3}
+        left_out.update(set(range(8)) - {index for batch in batches for _, index in batch})
+    assert set(left_out) == set(range(8))  # not always the same images
+
+
+def test_an_epoch_can_be_resumed(dataset: DetectionDataset) -> None:
+    sampler = sampler_of(dataset, batch_size=2)
+    sampler.set_epoch(6)
+    whole = list(sampler)
+    sampler.set_epoch(6, first_batch=3)
+    assert list(sampler) == whole[3:]
+    sampler.set_epoch(7)
+    assert len(list(sampler)) == 4
+
+
+def test_ranks_share_the_global_batch(dataset: DetectionDataset) -> None:
+    whole = list(sampler_of(dataset, batch_size=4))
+    first, second = (list(sampler_of(dataset, batch_size=2, rank=r, num_ranks=2)) for r in (0, 1))
+    assert [one + other for one, other in zip(first, second, strict=True)] == whole
+
+
+def test_images_without_objects_are_left_out(dataset: DetectionDataset) -> None:
+    sampler = sampler_of(dataset, batch_size=5, keep_empty=False)
+    assert sorted(index for batch in sampler for _, index in batch) == HAS_OBJECT
+
+
+def test_faults_are_named(dataset: DetectionDataset) -> None:
+    with pytest.raises(DatasetError, match=r"takes 6 images.* has 5 \(8 less 3 without an object"):
+        sampler_of(dataset, batch_size=6, keep_empty=False)
+    with pytest.raises(DatasetError, match="takes 9 images.* has 8"):
+        sampler_of(dataset, batch_size=3, num_ranks=3)
+    with pytest.raises(ValueError, match="batch size of 1 or more, got 0"):
+        sampler_of(dataset, batch_size=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_is_in_order_and_complete(dataset: DetectionDataset, num_workers: int) -> None:
+    batches = list(eval_loader(dataset, batch_size=3, num_workers=num_workers))
+    assert [len(batch) for batch in batches] == [3, 3, 2]
+    samples = [sample for batch in batches for sample in batch]
+    assert [digest(sample) for sample in samples] == [digest(dataset[i]) for i in range(8)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_unreadable_image_is_named(dataset: DetectionDataset, num_workers: int) -> None:
+    dataset.records[4].path.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match=r"4\.png: cannot be decoded"):
+        list(eval_loader(dataset, batch_size=1, num_workers=num_workers))
+
+
+def test_collate_and_worker_init(dataset: DetectionDataset) -> None:
+    samples = [dataset[0], dataset[1]]
+    assert collate(samples) is samples
+    threads = cv2.getNumThreads()
+    try:
+        worker_init(3)
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(threads)

@@ -1,0 +1,177 @@
+"""COCO metrics against pycocotools used the plain way, on files, and against small sums by hand."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detector.evaluation.coco import SUMMARY_NAMES, coco_metrics
+from detector.evaluation.results import EvaluationError
+
+
+def ground_truth_of(annotations: list[dict], num_images: int = 1) -> dict[str, Any]:
+    numbered = [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
+    return {
+        "images": [{"id": i} for i in range(num_images)],
+        "annotations": numbered,
+        "categories": [{"id": 4, "name": "dog"}, {"id": 2, "name": "cat"}],
+    }
+
+
+def box(x: float, size: float, category: int = 2, image: int = 0, **more: Any) -> dict[str, Any]:
+    bbox = [x, 0, size, size]
+    return {"image_id": image, "category_id": category, "bbox": bbox} | more
+
+
+def random_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
+    """Objects of all sizes, some of them crowds, and detections near and far, with equal scores."""
+    rng = np.random.default_rng(seed)
+    num_images = 5
+    annotations, detections = [], []
+    for _ in range(30):
+        x, y = rng.uniform(0, 200, 2)
+        width, height = 2 ** rng.uniform(2, 8, 2)
+        place = {"image_id": int(rng.integers(num_images)), "category_id": int(rng.choice([2, 4]))}
+        bbox = [x, y, width, height]
+        area = width * height * rng.uniform(0.5, 1)
+        annotations.append(
+            place | {"bbox": bbox, "area": area, "iscrowd": int(rng.random() < 0.15)}
+        )
+        for _ in range(rng.integers(4)):
+            near = (np.array(bbox) * rng.uniform(0.8, 1.2, 4)).tolist()
+            place = place | {"category_id": int(rng.choice([2, 4]))}
+            detections.append(place | {"bbox": near, "score": float(rng.integers(1, 9) / 10)})
+    return ground_truth_of(annotations, num_images), detections
+
+
+def plain_pycocotools(
+    folder: Path, ground_truth: dict, detections: list[dict], category: int | None = None
+) -> np.ndarray:
+    gt_path, dt_path = folder / "gt.json", folder / "dt.json"
+    gt_path.write_text(json.dumps(ground_truth))
+    dt_path.write_text(json.dumps(detections))
+    coco = COCO(str(gt_path))
+    evaluator = COCOeval(coco, coco.loadRes(str(dt_path)), "bbox")
+    if category is not None:
+        evaluator.params.catIds = [category]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return evaluator.stats
+
+
+def as_pycocotools(values: Any) -> list[float]:
+    return [-1.0 if value is None else value for value in values]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equal_to_plain_pycocotools(tmp_path: Path, seed: int) -> None:
+    ground_truth, detections = random_set(seed)
+    metrics = coco_metrics(ground_truth, detections)
+    stats = plain_pycocotools(tmp_path, ground_truth, detections)
+    assert tuple(metrics.summary) == SUMMARY_NAMES
+    assert as_pycocotools(metrics.summary.values()) == stats.tolist()  # the same sums: no tolerance
+    assert 0 < stats[0] < 1
+    for name, category in (("cat", 2), ("dog", 4)):
+        stats = plain_pycocotools(tmp_path, ground_truth, detections, category)
+        aps = as_pycocotools(metrics.per_class[name].values())
+        # numpy may add the same numbers in another order
+        assert aps == pytest.approx(stats[:2].tolist(), rel=1e-12)
+
+
+def test_more_detections_than_are_counted(tmp_path: Path) -> None:
+    """Only the best hundred of an image and class count: the 101st, though right, is not seen."""
+    ground_truth = ground_truth_of([box(0, 50, area=2500, iscrowd=0)])
+    detections = [box(300 + i, 10, score=0.9) for i in range(100)] + [box(0, 50, score=0.5)]
+    assert coco_metrics(ground_truth, detections).summary["AP"] == 0
+    assert coco_metrics(ground_truth, detections[1:]).summary["AR100"] == 1
+    stats = plain_pycocotools(tmp_path, ground_truth, detections[1:])
+    assert list(coco_metrics(ground_truth, detections[1:]).summary.values())[:3] == list(stats[:3])
+
+
+def test_perfect_detections_score_one_in_each_size_that_exists() -> None:
+    objects = [box(0, 10), box(200, 50, category=4)]  # 100 < 32^2, 32^2 < 2500 < 96^2
+    metrics = coco_metrics(ground_truth_of(objects), [entry | {"score": 0.5} for entry in objects])
+    none_of_the_large = {name: None if name in ("APl", "ARl") else 1.0 for name in SUMMARY_NAMES}
+    assert metrics.summary == pytest.approx(none_of_the_large, abs=1e-12)  # pr = tp / (tp + eps)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_one_of_two_found(times: int) -> None:
+    """Precision is 1 at the recalls 0, 0.01 ... 0.50, which are 51 of 101, and 0 above."""
+    detections = [box(0, 10, score=0.1)] * times
+    metrics = coco_metrics(ground_truth_of([box(0, 10), box(50, 10)]), detections)
+    assert metrics.summary["AP"] == pytest.approx(51 / 101, abs=1e-12)
+    assert metrics.summary["AR100"] == 0.5
+
+
+def test_one_detection_allowed_of_two() -> None:
+    objects = [box(0, 10), box(50, 10)]
+    metrics = coco_metrics(ground_truth_of(objects), [entry | {"score": 0.5} for entry in objects])
+    assert (metrics.summary["AR1"], metrics.summary["AR10"]) == (0.5, 1.0)
+
+
+def test_iou_decides_the_thresholds_that_are_met() -> None:
+    """Boxes 10 x 10, 2 apart: IoU 8 / 12 = 0.667 meets 0.50, 0.55, 0.60, 0.65, four of ten."""
+    metrics = coco_metrics(ground_truth_of([box(0, 10)]), [box(2, 10, score=0.5)])
+    assert metrics.per_class["cat"] == pytest.approx({"AP": 0.4, "AP50": 1.0}, abs=1e-12)
+    assert metrics.summary["AP75"] == 0
+
+
+def test_annotation_ids_mean_nothing() -> None:
+    ground_truth = ground_truth_of([box(0, 10), box(50, 10)])
+    detections = [box(0, 10, score=0.9), box(50, 10, score=0.8)]
+    for first, second in ((0, 1), (5, 5)):
+        ground_truth["annotations"][0]["id"] = first
+        ground_truth["annotations"][1]["id"] = second
+        summary = coco_metrics(ground_truth, detections).summary
+        assert summary["AP"] == pytest.approx(1, abs=1e-12)
+
+
+def test_detecting_a_crowd_is_not_wrong() -> None:
+    ground_truth = ground_truth_of([box(0, 10), box(50, 40, iscrowd=1)])
+    detections = [box(0, 10, score=0.5), box(55, 10, score=0.9), box(65, 10, score=0.8)]
+    assert coco_metrics(ground_truth, detections).summary["AP"] == pytest.approx(1, abs=1e-12)
+    ground_truth["annotations"][1]["iscrowd"] = 0
+    as_object = coco_metrics(ground_truth, detections).summary["AP"]
+    assert as_object is not None and as_object < 0.4
+
+
+def test_no_detections_score_zero() -> None:
+    metrics = coco_metrics(ground_truth_of([box(0, 10)]), [])
+    absent = ("APm", "APl", "ARm", "ARl")
+    assert metrics.summary == {name: None if name in absent else 0 for name in SUMMARY_NAMES}
+
+
+def test_class_without_objects_has_no_score_and_no_part_in_the_mean() -> None:
+    detections = [box(0, 10, score=0.5), box(0, 10, category=4, score=0.9)]
+    metrics = coco_metrics(ground_truth_of([box(0, 10)]), detections)
+    assert metrics.per_class["dog"] == {"AP": None, "AP50": None}
+    assert list(metrics.per_class) == ["cat", "dog"]  # ids 2 and 4; the file has them reversed
+    assert metrics.summary["AP"] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("without", ["annotations", "images", "categories"])
+def test_nothing_to_be_found(without: str) -> None:
+    ground_truth = ground_truth_of([]) | {without: []}
+    metrics = coco_metrics(ground_truth, [])
+    assert set(metrics.summary.values()) == {None}
+    assert {ap for aps in metrics.per_class.values() for ap in aps.values()} <= {None}
+
+
+def test_inputs_stay_as_they_are_and_nothing_is_printed(capsys: pytest.CaptureFixture) -> None:
+    ground_truth, detections = random_set(0)
+    before = copy.deepcopy((ground_truth, detections))
+    coco_metrics(ground_truth, detections)
+    assert (ground_truth, detections) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nan_score_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"detections\[0\]: score: .* got nan"):
+        coco_metrics(ground_truth_of([box(0, 10)]), [box(0, 10, score=float("nan"))])

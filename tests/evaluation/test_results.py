@@ -1,0 +1,242 @@
+"""Files of ground truth and detections: what is refused, in which words, and what is completed."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detector.evaluation.results import (
+    EvaluationError,
+    check_detections,
+    normalise_ground_truth,
+    read_detections,
+    read_ground_truth,
+    write_detections,
+)
+
+GROUND_TRUTH: dict[str, Any] = {
+    "info": {"year": 2017},
+    "images": [{"id": 7, "width": 640, "height": 480, "file_name": "7.jpg"}, {"id": 9}],
+    "annotations": [
+        {"id": 0, "image_id": 7, "category_id": 3, "bbox": [1, 2, 30, 40], "area": 900.5},
+        {"id": 0, "image_id": 9, "category_id": 5, "bbox": [0, 0, 2.5, 4], "iscrowd": 1},
+    ],
+    "categories": [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}],
+}
+DETECTIONS: list[dict[str, Any]] = [
+    {"image_id": 7, "category_id": 3, "bbox": [1.5, 2.0, 30.0, 40.0], "score": 0.9},
+    {"image_id": 9, "category_id": 5, "bbox": [0, 0, 2, 4], "score": 1},
+]
+MISSING = object()
+
+
+def changed(original: Any, place: tuple, value: Any) -> Any:
+    """A copy of `original` with another value at `place`, or with none there."""
+    result = copy.deepcopy(original)
+    parent = result
+    for key in place[:-1]:
+        parent = parent[key]
+    if value is MISSING:
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = value
+    return result
+
+
+def test_ground_truth_is_completed_and_renumbered(tmp_path: Path) -> None:
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(GROUND_TRUTH))
+    assert read_ground_truth(path) == {
+        "images": GROUND_TRUTH["images"],
+        "categories": GROUND_TRUTH["categories"],
+        "annotations": [
+            # given: area; filled in: iscrowd
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 3,
+                "bbox": [1, 2, 30, 40],
+                "area": 900.5,
+                "iscrowd": 0,
+            },
+            # given: iscrowd; filled in: area = 2.5 * 4
+            {
+                "id": 2,
+                "image_id": 9,
+                "category_id": 5,
+                "bbox": [0, 0, 2.5, 4],
+                "area": 10,
+                "iscrowd": 1,
+            },
+        ],
+    }
+
+
+def test_ground_truth_is_a_copy_and_normal_once_normalised() -> None:
+    before = copy.deepcopy(GROUND_TRUTH)
+    normal = normalise_ground_truth(GROUND_TRUTH)
+    again = normalise_ground_truth(normal)
+    assert again == normal
+    for entries in again.values():
+        entries[0]["id"] = 99
+    again["annotations"][0]["bbox"][0] = 99
+    assert before == GROUND_TRUTH
+    assert normal == normalise_ground_truth(GROUND_TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("images",), MISSING, "gt.json: key 'images' is missing"),
+        (("annotations",), {}, "gt.json: annotations: expected a list, got {}"),
+        (("images", 1), 9, "gt.json: images[1]: expected an object, got 9"),
+        (("images", 1, "id"), MISSING, "gt.json: images[1]: key 'id' is missing"),
+        (("images", 1, "id"), "9", "gt.json: images[1]: id: expected an integer, got '9'"),
+        (("images", 1, "id"), 2**63, f"gt.json: images[1]: id: expected an integer, got {2**63}"),
+        (("images", 1, "id"), True, "gt.json: images[1]: id: expected an integer, got True"),
+        (("images", 1, "id"), 7, "gt.json: images[1]: id 7 is there twice"),
+        (("categories", 1, "id"), 3, "gt.json: categories[1]: id 3 is there twice"),
+        (("categories", 1, "name"), "cat", "gt.json: categories[1]: name 'cat' is there twice"),
+        (("categories", 0, "name"), 1, "gt.json: categories[0]: name: expected a string, got 1"),
+        (
+            ("annotations", 1, "image_id"),
+            8,
+            "gt.json: annotations[1]: image_id 8 is not in the ground truth's images",
+        ),
+        (
+            ("annotations", 1, "category_id"),
+            4,
+            "gt.json: annotations[1]: category_id 4 is not in the ground truth's categories",
+        ),
+        (("annotations", 1, "bbox"), MISSING, "gt.json: annotations[1]: key 'bbox' is missing"),
+        (
+            ("annotations", 0, "bbox"),
+            [5, 5, -1, 4],
+            "gt.json: annotations[0]: bbox: expected [x, y, width >= 0, height >= 0] in finite "
+            "numbers, got [5, 5, -1, 4]",
+        ),
+        (
+            ("annotations", 0, "area"),
+            math.inf,
+            "gt.json: annotations[0]: area: expected a finite number >= 0, got inf",
+        ),
+        (
+            ("annotations", 0, "iscrowd"),
+            2,
+            "gt.json: annotations[0]: iscrowd: expected 0 or 1, got 2",
+        ),
+    ],
+)
+def test_ground_truth_refused(tmp_path: Path, place: tuple, value: Any, message: str) -> None:
+    path = tmp_path / "gt.json"
+    path.write_text(json.dumps(changed(GROUND_TRUTH, place, value)))
+    with pytest.raises(EvaluationError) as error:
+        read_ground_truth(path)
+    assert str(error.value) == str(tmp_path / message)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ((1,), None, "dt.json[1]: expected an object, got None"),
+        ((1, "score"), MISSING, "dt.json[1]: key 'score' is missing"),
+        ((1, "score"), math.nan, "dt.json[1]: score: expected a finite number, got nan"),
+        ((1, "score"), 10**400, "dt.json[1]: score: expected a finite number, got 1000000"),
+        ((1, "score"), "0.5", "dt.json[1]: score: expected a finite number, got '0.5'"),
+        ((0, "image_id"), 7.0, "dt.json[0]: image_id: expected an integer, got 7.0"),
+        ((0, "bbox"), [1, 2, 3], "dt.json[0]: bbox: expected [x, y, width >= 0, height >= 0]"),
+        ((0, "bbox", 2), math.inf, "dt.json[0]: bbox: expected [x, y, width >= 0, height >= 0]"),
+        ((0, "bbox", 3), -0.5, "dt.json[0]: bbox: expected [x, y, width >= 0, height >= 0]"),
+    ],
+)
+def test_detections_refused(tmp_path: Path, place: tuple, value: Any, message: str) -> None:
+    path = tmp_path / "dt.json"
+    path.write_text(json.dumps(changed(DETECTIONS, place, value)))
+    with pytest.raises(EvaluationError) as error:
+        read_detections(path)
+    assert str(error.value).startswith(str(tmp_path / message))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("score", None, "dt.json[1]: score: expected a finite number, got None"),
+        ("image_id", 4, "dt.json[1]: image_id 4 is not in the ground truth's images"),
+        ("category_id", 4, "dt.json[1]: category_id 4 is not in the ground truth's categories"),
+    ],
+)
+def test_detections_that_do_not_fit_refused(key: str, value: Any, message: str) -> None:
+    ground_truth = normalise_ground_truth(GROUND_TRUTH)
+    check_detections(ground_truth, DETECTIONS)
+    check_detections(ground_truth, [])
+    with pytest.raises(EvaluationError) as error:
+        check_detections(ground_truth, changed(DETECTIONS, (1, key), value), source="dt.json")
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("read", [read_ground_truth, read_detections])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b'{"images": [', "not valid JSON: Expecting value: line 1 column 13"),
+        (b"\xff\xfe\xff", "not valid JSON: "),
+        (b"[" * 100_000, "not valid JSON: "),
+        (b'"detections"', "expected a"),
+    ],
+)
+def test_files_refused(tmp_path: Path, read: Any, content: bytes | None, message: str) -> None:
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(EvaluationError) as error:
+        read(path)
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "dt.json"
+    detections = changed(DETECTIONS, (0, "score"), 0.1 + 0.2)  # 17 digits
+    write_detections(path, detections)
+    assert read_detections(path) == detections
+
+
+def test_a_bad_detection_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "dt.json"
+    with pytest.raises(EvaluationError, match=r"detections\[0\]: score: expected a finite number"):
+        write_detections(path, changed(DETECTIONS, (0, "score"), math.nan))
+    assert not path.exists()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+PLACES = [
+    *[(key,) for key in GROUND_TRUTH],
+    *[("images", 0), ("annotations", 1), ("categories", 1)],
+    *[("annotations", 0, key) for key in (*GROUND_TRUTH["annotations"][0], "iscrowd")],
+    *[("annotations", 0, "bbox", position) for position in range(4)],
+    *[("images", 0, "id"), ("categories", 0, "id"), ("categories", 0, "name")],
+]
+
+
+@settings(max_examples=200, database=None, deadline=None, derandomize=True)
+@given(place=st.sampled_from(PLACES), value=JSON)
+def test_ground_truth_with_anything_anywhere_is_normalised_or_refused(
+    place: tuple, value: Any
+) -> None:
+    try:
+        normal = normalise_ground_truth(changed(GROUND_TRUTH, place, value))
+    except EvaluationError:
+        return
+    assert normalise_ground_truth(normal) == normal
+    for annotation in normal["annotations"]:
+        assert all(map(math.isfinite, (*annotation["bbox"], annotation["area"])))

@@ -1,0 +1,165 @@
+"""Placement, norms and dilation of the deformable ResNet."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from detector.model.deformable_conv import DeformableConv2d, deformable_like
+from detector.model.resnet import dilate, make_deformable, placement, resnet
+
+# 3x3 convolutions of c2, c3, c4 and c5: one in each bottleneck block, two in each basic block.
+COUNTS = {
+    "resnet18": (4, 4, 4, 4),
+    "resnet34": (6, 8, 12, 6),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_stages(name: str) -> None:
+    body = resnet(name=name, norm="frozen_batch", c5_dilation=1)
+    for first, stages in enumerate(("c2-c5", "c3-c5", "c4-c5", "c5")):
+        names = placement(body, stages=stages, last_layers=None)
+        assert len(names) == sum(COUNTS[name][first:]), stages
+        layers = [f"layer{index}" for index in range(first + 1, 5)]
+        assert sorted({n.split(".")[0] for n in names}) == layers
+    assert placement(body, stages="none", last_layers=None) == []
+
+
+def test_last_layers_are_counted_as_in_the_paper() -> None:
+    # Table 1 of Dai et al. 2017: 1 is res5c; 3 are res5a to c; 6 has res4b20 to b22 beside them.
+    body = resnet(name="resnet101", norm="frozen_batch", c5_dilation=1)
+    assert placement(body, stages="none", last_layers=1) == ["layer4.2.conv2"]
+    assert placement(body, stages="none", last_layers=6) == [
+        *(f"layer3.{block}.conv2" for block in (20, 21, 22)),
+        *(f"layer4.{block}.conv2" for block in (0, 1, 2)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "stages, last_layers, message",
+    [
+        ("c6", None, "deform.stages=c6"),
+        ("c3", None, "deform.stages=c3"),
+        ("c3-c4", None, "deform.stages=c3-c4"),
+        ("none", 0, "deform.last_layers=0"),
+        ("none", 17, "from 1 to 16"),
+        ("c5", 3, "must be none"),
+    ],
+)
+def test_refuses_unknown_places(stages: str, last_layers: int | None, message: str) -> None:
+    body = resnet(name="resnet18", norm="batch", c5_dilation=1)
+    with pytest.raises(ValueError, match=message):
+        placement(body, stages=stages, last_layers=last_layers)
+
+
+def test_refuses_unknown_names() -> None:
+    with pytest.raises(ValueError, match="model.backbone=vgg"):
+        resnet(name="vgg", norm="batch", c5_dilation=1)
+    with pytest.raises(ValueError, match="model.norm=layer"):
+        resnet(name="resnet18", norm="layer", c5_dilation=1)
+
+
+def randomised(body: nn.Module) -> nn.Module:
+    """Statistics and weights that are not the trivial ones of a new network."""
+    generator = torch.Generator().manual_seed(3)
+    for name, tensor in body.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+        elif name.endswith("running_var"):
+            tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return body.eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("version, mask_start", [("v1", 1.0), ("v2", 1.0)])
+def test_a_new_deformable_network_is_the_plain_one(
+    name: str, version: str, mask_start: float
+) -> None:
+    plain = randomised(getattr(torchvision.models, name)(weights=None))
+    body = resnet(name=name, norm="frozen_batch", c5_dilation=1)
+    make_deformable(
+        body,
+        placement(body, stages="c2-c5", last_layers=None),
+        modulated=version == "v2",
+        offset_groups=2,
+        mask_start=mask_start,
+    )
+    missing, unexpected = body.load_state_dict(plain.state_dict(), strict=False)
+    assert missing and all(".conv_offset." in key for key in missing) and not unexpected
+    image = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, actual = plain(image), body.eval()(image)
+    assert (actual - expected).norm() / expected.norm() < 1e-5  # float32 through 50 layers
+
+
+def test_a_mask_of_one_half_halves_the_convolution() -> None:
+    conv = nn.Conv2d(4, 6, 3, padding=1, bias=False)
+    layer = deformable_like(conv, modulated=True, offset_groups=1, mask_start=0.5)
+    image = torch.randn(1, 4, 5, 7)
+    torch.testing.assert_close(layer(image), conv(image) / 2)
+
+
+def test_offsets_follow_stride_dilation_and_groups() -> None:
+    conv = nn.Conv2d(8, 12, 3, stride=2, padding=2, dilation=2, groups=2)
+    layer = deformable_like(conv, modulated=True, offset_groups=4, mask_start=1.0)
+    image = torch.randn(2, 8, 9, 14)
+    offset, mask = layer.offsets(image)
+    assert offset.shape == (2, 2 * 4 * 9, 5, 7) and mask is not None
+    assert mask.shape == (2, 4 * 9, 5, 7) and (mask == 1).all()
+    torch.testing.assert_close(layer(image), conv(image))
+    with pytest.raises(ValueError, match="deform.offset_groups=3"):
+        deformable_like(conv, modulated=True, offset_groups=3, mask_start=1.0)
+
+
+def test_learned_offsets_move_the_samples() -> None:
+    # A bias of one pixel down and two left on every tap reads the image from there.
+    conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    layer = deformable_like(conv, modulated=False, offset_groups=1, mask_start=1.0)
+    with torch.no_grad():
+        layer.conv_offset.bias.copy_(torch.tensor([1.0, -2.0]).repeat(9))
+    image = torch.randn(1, 2, 8, 9)
+    torch.testing.assert_close(layer(image)[..., :-2, 3:], conv(image)[..., 1:-1, 1:-2])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_dilated_c5_keeps_the_stride_of_c4(name: str) -> None:
+    body = resnet(name=name, norm="batch", c5_dilation=1)
+    image = torch.randn(1, body.layer3[-1].conv2.out_channels * (4 if name == "resnet50" else 1), 6, 8)
+    assert body.layer4(image).shape[-2:] == (3, 4)
+    keys = body.state_dict().keys()
+    dilate(body.layer4, 2)
+    assert body.layer4(image).shape[-2:] == (6, 8)
+    assert body.state_dict().keys() == keys
+
+
+def test_c5_dilation_is_torchvisions() -> None:
+    # torchvision dilates all but the first block; with that one set back, outputs are equal.
+    theirs = torchvision.models.resnet50(
+        weights=None, replace_stride_with_dilation=[False, False, True]
+    ).eval()
+    ours = resnet(name="resnet50", norm="batch", c5_dilation=2).eval()
+    ours.load_state_dict(theirs.state_dict())
+    ours.layer4[0].conv2.dilation = ours.layer4[0].conv2.padding = (1, 1)
+    image = torch.randn(1, 1024, 5, 7)
+    torch.testing.assert_close(ours.layer4(image), theirs.layer4(image))
+
+
+def test_norms() -> None:
+    body = resnet(name="resnet18", norm="group", c5_dilation=1)
+    assert isinstance(body.bn1, nn.GroupNorm) and body.bn1.num_groups == 32
+    assert not list(resnet(name="resnet18", norm="frozen_batch", c5_dilation=1).bn1.parameters())
+    assert isinstance(resnet(name="resnet18", norm="batch", c5_dilation=1).bn1, nn.BatchNorm2d)
+
+
+def test_deformable_layers_take_the_weights_along() -> None:
+    body = resnet(name="resnet18", norm="batch", c5_dilation=1)
+    before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
+    names = placement(body, stages="c5", last_layers=None)
+    make_deformable(body, names, modulated=True, offset_groups=1, mask_start=1.0)
+    after = body.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert {name for name, module in body.named_modules() if isinstance(module, DeformableConv2d)} == set(names)
+    assert after["layer4.1.conv2.conv_offset.weight"].shape == (27, 512, 3, 3)

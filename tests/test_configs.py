@@ -1,0 +1,144 @@
+"""Every shipped configuration composes, has the right types and builds."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from detector.build import build_lr_schedule, build_model, build_optimizer, build_transform
+from detector.config import (
+    ConfigError,
+    TrainConfig,
+    config_hash,
+    to_plain,
+    typed_data,
+    typed_train,
+)
+from detector.model.deformable_conv import DeformableConv2d
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PATHS = ["data.root=ROOT"]
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def train_config(*overrides: str) -> TrainConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return typed_train(compose("train", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_models(name: str) -> None:
+    config = train_config(f"model={name}", "model.weights=null")
+    build_model(config.model, config.deform, config.data.transform, 3)
+
+
+@pytest.mark.parametrize("name", names("deform"))
+def test_deforms(name: str) -> None:
+    config = train_config(f"deform={name}", "model.backbone=resnet50")
+    model = build_model(config.model, config.deform, config.data.transform, 3)
+    layers = [m for m in model.modules() if isinstance(m, DeformableConv2d)]
+    if name == "none":
+        assert not layers
+        return
+    place, version = name.split("_")
+    counts = {"c5": 3, "c4-c5": 9, "c3-c5": 13, "c2-c5": 16}
+    assert len(layers) == (int(place[4:]) if place.startswith("last") else counts[place])
+    assert all(bool(layer.num_masks) == (version == "v2") for layer in layers)
+
+
+@pytest.mark.parametrize("name", names("schedule"))
+def test_schedules(name: str) -> None:
+    config = train_config(f"schedule={name}")
+    model = build_model(config.model, config.deform, config.data.transform, 3)
+    optimizer = build_optimizer(model, config.schedule, config.deform.offset_lr_multiplier)
+    build_lr_schedule(optimizer, config.schedule, steps_per_epoch=10)
+
+
+@pytest.mark.parametrize("name", names("data"))
+def test_data(name: str) -> None:
+    splits = ["data.root=x"]
+    if name == "coco":
+        splits += [f"data.{s}.{k}=x" for s in ("train", "val") for k in ("images", "annotations")]
+    config = train_config(f"data={name}", *([] if name == "shapes" else splits))
+    assert config.data.format == name
+    build_transform(config.data.transform)
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_experiments(name: str) -> None:
+    config = train_config(f"+experiment={name}", *PATHS)
+    header = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    assert f"python train.py +experiment={name}" in header
+    assert str(config.data.train).count("ROOT") and str(config.data.val).count("ROOT")
+
+
+@pytest.mark.parametrize("name", names("ablation"))
+def test_ablations(name: str) -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        params = compose(
+            "train", overrides=[f"+ablation={name}"], return_hydra_config=True
+        ).hydra.sweeper.params
+    for key, values in params.items():
+        for value in str(values).split(","):
+            config = train_config(f"{key}={value}")
+            config.model.backbone = "resnet50"
+            build_model(config.model, config.deform, config.data.transform, 3)
+
+
+@pytest.mark.parametrize("command", ["none", "c3-c5_v1", "c3-c5_v2"])
+def test_the_command_line_wins_over_a_recipe(command: str) -> None:
+    config = train_config("+experiment=coco_r50_1x", f"deform={command}", *PATHS)
+    assert f"{config.deform.stages}_{config.deform.version}".startswith(command)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("schedule.epochs=many", r"^schedule\.epochs: Value 'many'"),
+        ("+model.depth=3", r"^model\.depth: Key 'depth' not in 'ModelConfig'"),
+        ("+data.transform.mixup=1", r"^data\.transform\.mixup: "),
+        ("data.num_train=few", r"^data\.num_train: Value 'few'"),
+        ("data.format=yolo", r"^data\.format: yolo is none of coco, voc, shapes"),
+        ("model.anchor_sizes=[a]", r"^model\.anchor_sizes\[0\]: "),
+    ],
+)
+def test_refusals_name_the_full_key(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_config(override)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("deform.version=v3", "deform.version=v3"),
+        ("deform.stages=c7", "deform.stages=c7"),
+        ("deform.offset_groups=7", "deform.offset_groups=7"),
+        ("model.backbone=resnet19", "model.backbone=resnet19"),
+        ("model.norm=none", "model.norm=none"),
+    ],
+)
+def test_values_out_of_range_are_errors_of_the_configuration(override: str, message: str) -> None:
+    config = train_config(override)
+    with pytest.raises(ConfigError, match=message):
+        build_model(config.model, config.deform, config.data.transform, 3)
+
+
+def test_offsets_learn_at_a_rate_of_their_own() -> None:
+    config = train_config("schedule=1x", "deform.offset_lr_multiplier=0.25")
+    model = build_model(config.model, config.deform, config.data.transform, 3)
+    optimizer = build_optimizer(model, config.schedule, config.deform.offset_lr_multiplier)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == (0.005 if ".conv_offset." in name else 0.02), name
+
+
+def test_a_configuration_survives_its_plain_form() -> None:
+    config = train_config("model.c5_dilation=2")
+    again = typed_train(to_plain(config))
+    assert again == config and config_hash(again) == config_hash(config)
+    assert config_hash(train_config()) != config_hash(config)
+    with pytest.raises(ConfigError, match="data.format"):
+        typed_data({"format": None})
