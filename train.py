@@ -110,7 +110,7 @@ def build_trainer(
     precision: torch.dtype,
     folder: Path,
 ) -> Trainer:
-    """The model, its optimizer and its batches, from the run's last checkpoint on if there is one."""
+    """Model, optimizer and batches, from the run's last checkpoint on if there is one."""
     seed_epoch(config.seed, 0)  # the initial weights
     schedule = config.schedule
     sampler = EpochBatchSampler(

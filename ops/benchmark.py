@@ -57,9 +57,7 @@ def candidates(
         def deformable(
             function: Callable[..., Tensor], t: dict[str, Tensor] = t
         ) -> Callable[[], Tensor]:
-            return lambda: function(
-                t["input"], t["offset"], t["weight"], padding=1, mask=t["mask"]
-            )
+            return lambda: function(t["input"], t["offset"], t["weight"], padding=1, mask=t["mask"])
 
         def plain(t: dict[str, Tensor] = t) -> Tensor:
             return conv2d(t["input"], t["weight"], padding=1)

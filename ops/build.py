@@ -43,11 +43,6 @@ class BuildLibraries(build_ext):
         """`ops/_cpu.so`: the library depends on no version of Python."""
         return str(Path(*fullname.split("."))) + ".so"
 
-    def copy_extensions_to_source(self) -> None:
-        """As in setuptools, for an editable install, but without the library that has no nvcc."""
-        self.extensions = [e for e in self.extensions if Path(self.get_ext_fullpath(e.name)).exists()]
-        super().copy_extensions_to_source()
-
 
 def build_cpu(sources: list[str], target: Path) -> None:
     """Compile for the baseline processor; the kernels hold their own AVX2 and AVX512 variants."""
@@ -59,7 +54,7 @@ def build_cpu(sources: list[str], target: Path) -> None:
 
 
 def build_cuda(sources: list[str], target: Path, nvcc: Path) -> None:
-    """Compile with the CUDA runtime linked statically, so that any CUDA build of torch can load it."""
+    """Compile with the CUDA runtime linked statically: any CUDA build of torch can load it."""
     flags = []
     for architecture in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).split():
         number = architecture.replace(".", "")

@@ -123,7 +123,9 @@ class DeformConv2d(nn.Module):
         self.padding = _pair(padding)
         self.dilation = _pair(dilation)
         self.groups = groups
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.weight = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, *self.kernel_size)
+        )
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
@@ -135,7 +137,7 @@ class DeformConv2d(nn.Module):
             nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `deform_conv2d`: (N, C, H, W), (N, 2 G K, Ho, Wo), (N, G K, Ho, Wo) -> (N, O, Ho, Wo)."""
+        """See `deform_conv2d` for the shapes."""
         return deform_conv2d(
             input,
             offset,
@@ -226,11 +228,9 @@ def _check_shapes(
 def _check_kinds(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
 ) -> None:
-    """Devices and dtypes. Under autocast, dtypes are about to be made equal and are not compared."""
+    """Devices and dtypes; under autocast dtypes are about to be made equal and may differ."""
     if input.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"input must be float32, float64, bfloat16 or float16, got {input.dtype}"
-        )
+        raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
     named = {"offset": offset, "weight": weight, "bias": bias, "mask": mask}
     for name, tensor in named.items():
         if tensor is None:
@@ -242,7 +242,9 @@ def _check_kinds(
         if name in ("offset", "mask") or torch.is_autocast_enabled(input.device.type):
             continue
         if tensor.dtype != input.dtype:
-            raise ValueError(f"{name} is {tensor.dtype}, input is {input.dtype}: they must be equal")
+            raise ValueError(
+                f"{name} is {tensor.dtype}, input is {input.dtype}: they must be equal"
+            )
     if input.is_cuda and not _HAS_CUDA:
         raise ValueError(f"input is on {input.device}, the CUDA library is not built: {_COMMAND}")
 

@@ -92,7 +92,9 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     again = tmp_path / "again"
     results = [f"detections={scored / 'detections.json'}", f"data.annotations={annotations}"]
     assert command(evaluate.main, again, *results, monkeypatch=monkeypatch) == 0
-    assert read_json(again / "metrics.json")["metrics"] == pytest.approx(metrics["metrics"], abs=1e-9)
+    assert read_json(again / "metrics.json")["metrics"] == pytest.approx(
+        metrics["metrics"], abs=1e-9
+    )
     voc = tmp_path / "voc"
     assert command(evaluate.main, voc, *results, "metric=voc07", monkeypatch=monkeypatch) == 0
     assert read_json(voc / "metrics.json")["metrics"].keys() == {"mAP", "AP50"}
@@ -142,7 +144,11 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.M
     for key in ("metrics", "per_class"):
         assert read_json(whole / "summary.json")[key] == read_json(broken / "summary.json")[key]
     losses = [
-        [(x["step"], x["loss"]) for x in map(json.loads, (run / "metrics.jsonl").open()) if "loss" in x]
+        [
+            (x["step"], x["loss"])
+            for x in map(json.loads, (run / "metrics.jsonl").open())
+            if "loss" in x
+        ]
         for run in (whole, broken)
     ]
     assert losses[0] == losses[1]

@@ -48,9 +48,8 @@ def line(start: Point, end: Point, style: str) -> str:
 
 def text(point: Point, words: str, size: int = 15, color: str = "#222") -> str:
     x, y = at(point).split(",")
-    return (
-        f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" text-anchor="middle">{words}</text>'
-    )
+    place = f'x="{x}" y="{y}" text-anchor="middle"'
+    return f'<text {place} font-size="{size}" fill="{color}">{words}</text>'
 
 
 def grid(size: int) -> str:

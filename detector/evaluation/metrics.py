@@ -26,7 +26,9 @@ class Metrics:
         names = list(self.summary)
         rows = [["class", *names], ["---"] * (len(names) + 1)]
         for label, numbers in [("all", self.summary), *self.per_class.items()]:
-            rows.append([label, *(_percent(numbers[name]) if name in numbers else "" for name in names)])
+            rows.append(
+                [label, *(_percent(numbers[name]) if name in numbers else "" for name in names)]
+            )
         return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -55,7 +55,9 @@ def faster_rcnn(
             they come: the training transform resizes them.
     """
     if len(anchor_sizes) != 5:
-        raise ValueError(f"model.anchor_sizes={anchor_sizes} must be five, one for each of p2 to p6")
+        raise ValueError(
+            f"model.anchor_sizes={anchor_sizes} must be five, one for each of p2 to p6"
+        )
     freeze(body, trainable_layers)
     backbone = BackboneWithFPN(
         body,

@@ -23,7 +23,9 @@ class NonFiniteError(FloatingPointError):
 
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed torch's generators for one epoch."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1))
+    torch.manual_seed(
+        int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+    )
 
 
 def train_epoch(

@@ -58,8 +58,7 @@ DEFORM_CONV_HOST_DEVICE Location<T> locate(
 
 // Whether corner 00, 01, 10 or 11 (0 to 3) of the cell is a pixel of the image.
 template <typename T>
-DEFORM_CONV_HOST_DEVICE bool has_corner(
-    const Location<T>& at, int corner, int height, int width) {
+DEFORM_CONV_HOST_DEVICE bool has_corner(const Location<T>& at, int corner, int height, int width) {
   const int y = at.y + (corner >> 1), x = at.x + (corner & 1);
   return at.inside && y >= 0 && y < height && x >= 0 && x < width;
 }
@@ -81,7 +80,7 @@ DEFORM_CONV_HOST_DEVICE T corner_weight(const Location<T>& at, int corner) {
 template <typename T>
 DEFORM_CONV_HOST_DEVICE T value(const Location<T>& at, const T (&v)[4]) {
   return (1 - at.fy) * ((1 - at.fx) * v[0] + at.fx * v[1]) +
-      at.fy * ((1 - at.fx) * v[2] + at.fx * v[3]);
+         at.fy * ((1 - at.fx) * v[2] + at.fx * v[3]);
 }
 
 // d value / d y

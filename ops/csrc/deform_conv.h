@@ -88,12 +88,8 @@ inline ScalarType location_dtype(const Tensor& input) {
 
 // The sizes, once every tensor has been checked against every other.
 inline Geometry checked_geometry(
-    const Tensor& input,
-    const Tensor& offset,
-    const Tensor& weight,
-    const std::optional<Tensor>& mask,
-    const IntPair& stride,
-    const IntPair& padding,
+    const Tensor& input, const Tensor& offset, const Tensor& weight,
+    const std::optional<Tensor>& mask, const IntPair& stride, const IntPair& padding,
     const IntPair& dilation) {
   STD_TORCH_CHECK(
       input.dim() == 4, "deform_conv2d: input must be (N, C, H, W), got ", shape_of(input));
@@ -126,8 +122,8 @@ inline Geometry checked_geometry(
   g.out_height = output_size(g.height, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
   g.out_width = output_size(g.width, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
   STD_TORCH_CHECK(
-      g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0,
-      "deform_conv2d: input ", shape_of(input), " is too small for the kernel");
+      g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0, "deform_conv2d: input ",
+      shape_of(input), " is too small for the kernel");
   STD_TORCH_CHECK(
       g.channels < (1 << 29) && g.height < (1 << 29) && g.width < (1 << 29) &&
           g.out_height * g.stride_h < (1 << 29) && g.out_width * g.stride_w < (1 << 29),

@@ -127,7 +127,9 @@ def test_learned_offsets_move_the_samples() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_dilated_c5_keeps_the_stride_of_c4(name: str) -> None:
     body = resnet(name=name, norm="batch", c5_dilation=1)
-    image = torch.randn(1, body.layer3[-1].conv2.out_channels * (4 if name == "resnet50" else 1), 6, 8)
+    image = torch.randn(
+        1, body.layer3[-1].conv2.out_channels * (4 if name == "resnet50" else 1), 6, 8
+    )
     assert body.layer4(image).shape[-2:] == (3, 4)
     keys = body.state_dict().keys()
     dilate(body.layer4, 2)
@@ -161,5 +163,7 @@ def test_deformable_layers_take_the_weights_along() -> None:
     make_deformable(body, names, modulated=True, offset_groups=1, mask_start=1.0)
     after = body.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
-    assert {name for name, module in body.named_modules() if isinstance(module, DeformableConv2d)} == set(names)
+    assert {
+        name for name, module in body.named_modules() if isinstance(module, DeformableConv2d)
+    } == set(names)
     assert after["layer4.1.conv2.conv_offset.weight"].shape == (27, 512, 3, 3)

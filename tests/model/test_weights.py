@@ -68,7 +68,9 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no route")
 
     monkeypatch.setattr(type(ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", fail)
-    with pytest.raises(WeightsError, match=r"no route.*fetch https://.*resnet18.*model.weights=PATH"):
+    with pytest.raises(
+        WeightsError, match=r"no route.*fetch https://.*resnet18.*model.weights=PATH"
+    ):
         load_imagenet(resnet(name="resnet18", norm="batch", c5_dilation=1), "resnet18")
 
 

@@ -1,4 +1,4 @@
-"""Deformable convolution from its definition, in plain Python: slow, and independent of the kernels.
+"""Deformable convolution from its definition: slow plain Python, independent of the kernels.
 
 Its derivatives come from torch's autograd through the bilinear weights, not from formulas.
 """
@@ -34,7 +34,7 @@ def reference(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> Tensor:
-    """Same arguments as `ops.deform_conv2d`, as float64 (N, ...) tensors; returns (N, O, Ho, Wo)."""
+    """As `ops.deform_conv2d`, on float64 tensors; returns (N, O, Ho, Wo)."""
     num_images, channels = input.shape[:2]
     out_channels, group_channels, kernel_h, kernel_w = weight.shape
     taps = kernel_h * kernel_w

@@ -106,7 +106,9 @@ def test_low_precision_rounds_features_only(device: str, dtype: torch.dtype) -> 
     for name in expected:
         assert actual[name].dtype == low.get(name, low["input"]).dtype
         # one rounding of each result; bfloat16 has 8 bits, float16 11
-        assert relative(actual[name], expected[name]) < 2 ** (-8 if dtype == torch.bfloat16 else -10)
+        assert relative(actual[name], expected[name]) < 2 ** (
+            -8 if dtype == torch.bfloat16 else -10
+        )
 
 
 def test_zero_offsets_are_a_convolution(device: str) -> None:

@@ -62,9 +62,7 @@ struct Samples {
   const T* mask;    // (N P, G, K) or null
 
   // The elements before an image's first pixel.
-  int64_t image(int64_t row) const {
-    return row / g.positions() * g.height * g.width * g.channels;
-  }
+  int64_t image(int64_t row) const { return row / g.positions() * g.height * g.width * g.channels; }
 
   Location<T> locate(int64_t row, int64_t offset_group, int64_t tap) const {
     const T* dydx = offset + ((row * g.offset_groups + offset_group) * g.taps() + tap) * 2;
@@ -189,19 +187,18 @@ void spread_tile(
         continue;
       }
       const T modulation = samples.modulation(first + row, block.offset_group, tap);
-      Corners<T> corners = corners_of(
-          at, samples.input + image + block.first, g.height, g.width, g.channels, zeros);
+      Corners<T> corners =
+          corners_of(at, samples.input + image + block.first, g.height, g.width, g.channels, zeros);
       T* grad_pixel[4];
       for (int k = 0; k < 4; ++k) {
         const bool exists = has_corner(at, k, g.height, g.width);
         corners.weight[k] *= modulation;
-        grad_pixel[k] = exists
-            ? grad_input + image + corner_pixel(at, k, g.width) * g.channels + block.first
-            : nowhere + k * block.count;
+        grad_pixel[k] =
+            exists ? grad_input + image + corner_pixel(at, k, g.width) * g.channels + block.first
+                   : nowhere + k * block.count;
       }
       T dots[4];
-      spread(
-          corners, grad_pixel, grad_columns + at_row * block.count, block.count, column, dots);
+      spread(corners, grad_pixel, grad_columns + at_row * block.count, block.count, column, dots);
       grads[0] = modulation * derivative_y(at, dots);
       grads[1] = modulation * derivative_x(at, dots);
       grads[2] = value(at, dots);
@@ -234,7 +231,7 @@ void backward_block(
   }
   const int64_t per_group = g.group_channels();
   T* to = grad_weight + block.group * outs * g.taps() * per_group + block.first -
-      block.group * per_group;
+          block.group * per_group;
   for (int64_t row = 0; row < outs * g.taps(); ++row)
     std::memcpy(to + row * per_group, &grad_packed[row * block.count], block.count * sizeof(T));
 }
@@ -282,9 +279,9 @@ void backward_kernel(
       backward_block(
           samples, blocks[b], split * g.batch / splits * g.positions(),
           (split + 1) * g.batch / splits * g.positions(),
-          static_cast<const T*>(grad_output.data_ptr()),
-          static_cast<const T*>(weight.data_ptr()), static_cast<T*>(grad_input.data_ptr()),
-          &weight_parts[split * num_weights], &partial[b * partials]);
+          static_cast<const T*>(grad_output.data_ptr()), static_cast<const T*>(weight.data_ptr()),
+          static_cast<T*>(grad_input.data_ptr()), &weight_parts[split * num_weights],
+          &partial[b * partials]);
     }
   });
 

@@ -85,20 +85,19 @@ template <typename R>
 __device__ __forceinline__ R sum_over_lanes(R value, int lanes) {
   const unsigned first = threadIdx.x % 32 / lanes * lanes;
   const unsigned members = (0xffffffffu >> (32 - lanes)) << first;
-  for (int step = lanes / 2; step > 0; step /= 2)
-    value += __shfl_xor_sync(members, value, step);
+  for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(members, value, step);
   return value;
 }
 
 template <typename R>
 struct Sample {
-  int64_t index;        // in mask, and of the pair in offset
-  int64_t row, tap;     // in columns
-  int64_t channel;      // the first of its offset group
+  int64_t index;     // in mask, and of the pair in offset
+  int64_t row, tap;  // in columns
+  int64_t channel;   // the first of its offset group
   Location<R> at;
   R modulation;
-  int64_t pixel[4];     // where in the input the corners' channels start; -1 outside the image
-  R weight[4];          // modulated; 0 outside
+  int64_t pixel[4];  // where in the input the corners' channels start; -1 outside the image
+  R weight[4];       // modulated; 0 outside
 };
 
 // The sample of number `local` in a chunk; the numbering is that of mask and offset.
@@ -140,18 +139,18 @@ __device__ __forceinline__ void load_corners(
 
 // Where columns hold the c-th channel of the sample's offset group.
 template <typename R>
-__device__ __forceinline__ int64_t column_of(
-    const Geometry& g, const Chunk& chunk, const Sample<R>& sample, int c) {
+__device__ __forceinline__ int64_t
+column_of(const Geometry& g, const Chunk& chunk, const Sample<R>& sample, int c) {
   const int per_group = g.group_channels();
   const int channel = sample.channel + c, group = channel / per_group;
   return ((group * chunk.rows + sample.row) * g.taps() + sample.tap) * per_group +
-      (channel - group * per_group);
+         (channel - group * per_group);
 }
 
 // column[c] = sum over the corners of weight * pixel[c]
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
-sample_columns(Source<T> from, Chunk chunk, int lanes, T* columns) {
+    sample_columns(Source<T> from, Chunk chunk, int lanes, T* columns) {
   const Geometry& g = from.g;
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, local = thread / lanes;
   if (local >= chunk.rows * g.offset_groups * g.taps()) return;
@@ -175,8 +174,8 @@ sample_columns(Source<T> from, Chunk chunk, int lanes, T* columns) {
 //     column[c]         = as in sample_columns            in the place of grad_column[c]
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) spread_columns(
-    Source<T> from, Chunk chunk, int lanes, T* columns, Real<T>* grad_input,
-    Real<T>* grad_offset, Real<T>* grad_mask) {
+    Source<T> from, Chunk chunk, int lanes, T* columns, Real<T>* grad_input, Real<T>* grad_offset,
+    Real<T>* grad_mask) {
   const Geometry& g = from.g;
   const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, local = thread / lanes;
   if (local >= chunk.rows * g.offset_groups * g.taps()) return;  // all lanes of a sample, or none

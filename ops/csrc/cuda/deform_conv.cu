@@ -70,8 +70,7 @@ void launch(
     const Tensor& on, int64_t threads, void (*kernel)(Parameters...), const Arguments&... given) {
   if (threads == 0) return;
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(on.get_device_index(), &stream));
   const int64_t blocks = (threads + kThreads - 1) / kThreads;
   kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(given...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -82,8 +81,7 @@ void launch(
 // All positions of the batch in chunks of about equal size.
 std::vector<Chunk> chunks_of(const Geometry& g, int64_t element_size) {
   const int64_t total = g.batch * g.positions();
-  const int64_t most =
-      std::max<int64_t>(1, kChunkBytes / (g.taps() * g.channels * element_size));
+  const int64_t most = std::max<int64_t>(1, kChunkBytes / (g.taps() * g.channels * element_size));
   const int64_t count = std::max<int64_t>(1, (total + most - 1) / most);
   const int64_t rows = (total + count - 1) / count;
   std::vector<Chunk> chunks;
@@ -118,7 +116,7 @@ struct Columns {
     memory = buffer(rows * g.groups * depth, input.scalar_type(), input);
     const int64_t count = g.channels / g.offset_groups;
     wide = g.group_channels() % v == 0 && count % v == 0 &&
-        reinterpret_cast<uintptr_t>(source.input) % (v * sizeof(T)) == 0;
+           reinterpret_cast<uintptr_t>(source.input) % (v * sizeof(T)) == 0;
     lanes = 1;
     while (lanes < 32 && lanes * (wide ? v : 1) < count) lanes *= 2;
   }
@@ -195,9 +193,8 @@ void backward_kernel(
           outputs(g, grad_output, chunk, group), weights(g, weight, group),
           columns.of_group(chunk, group));
     launch(
-        input, columns.threads(chunk), kernel, columns.source, chunk, columns.lanes,
-        columns.data(), static_cast<R*>(grad_input.data_ptr()),
-        static_cast<R*>(grad_offset.data_ptr()),
+        input, columns.threads(chunk), kernel, columns.source, chunk, columns.lanes, columns.data(),
+        static_cast<R*>(grad_input.data_ptr()), static_cast<R*>(grad_offset.data_ptr()),
         mask ? static_cast<R*>(grad_mask.data_ptr()) : nullptr);
     for (int64_t group = 0; group < g.groups; ++group)
       multiply_unrounded(
@@ -215,11 +212,16 @@ void backward_kernel(
 template <typename Function>
 void with_type(const Tensor& input, const Function& function) {
   switch (input.scalar_type()) {
-    case ScalarType::Float: return function(float());
-    case ScalarType::Double: return function(double());
-    case ScalarType::Half: return function(torch::headeronly::Half());
-    case ScalarType::BFloat16: return function(torch::headeronly::BFloat16());
-    default: STD_TORCH_CHECK(false, "deform_conv2d: input must be a floating point tensor");
+    case ScalarType::Float:
+      return function(float());
+    case ScalarType::Double:
+      return function(double());
+    case ScalarType::Half:
+      return function(torch::headeronly::Half());
+    case ScalarType::BFloat16:
+      return function(torch::headeronly::BFloat16());
+    default:
+      STD_TORCH_CHECK(false, "deform_conv2d: input must be a floating point tensor");
   }
 }
 
@@ -259,8 +261,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_input = empty_channels_last(input, location);
   Tensor grad_weight = empty_channels_last(weight, location);
   const Tensor grad_offset = empty_channels_last(offset, location);
-  const Tensor grad_mask =
-      mask ? empty_channels_last(*mask, location) : buffer(0, location, input);
+  const Tensor grad_mask = mask ? empty_channels_last(*mask, location) : buffer(0, location, input);
   torch::stable::zero_(grad_input);
   torch::stable::zero_(grad_weight);
   with_type(input, [&](auto zero) {
