@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from detector.build import build_lr_schedule, build_model, build_optimizer, build_transform
@@ -124,6 +125,18 @@ def test_values_out_of_range_are_errors_of_the_configuration(override: str, mess
     config = train_config(override)
     with pytest.raises(ConfigError, match=message):
         build_model(config.model, config.deform, config.data.transform, 3)
+
+
+def test_arms_start_from_equal_weights() -> None:
+    states = []
+    for deform in ("none", "c3-c5_v2", "last2_v1"):
+        config = train_config(f"deform={deform}")
+        torch.manual_seed(4)
+        model = build_model(config.model, config.deform, config.data.transform, 3)
+        states.append(model.state_dict())
+    for state in states[1:]:
+        assert state.keys() > states[0].keys()
+        assert all(torch.equal(state[name], states[0][name]) for name in states[0])
 
 
 def test_offsets_learn_at_a_rate_of_their_own() -> None:

@@ -9,6 +9,7 @@ v1, and for v2 with a mask that starts at 1. The names of the parameters (`weigh
 `conv_offset.weight`, `conv_offset.bias`) and the order of the channels are those of mmdetection.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ops import DeformConv2d
@@ -79,9 +80,22 @@ class DeformableConv2d(DeformConv2d):
 def deformable_like(
     conv: nn.Conv2d, *, modulated: bool, offset_groups: int, mask_start: float
 ) -> DeformableConv2d:
-    """The deformable layer that takes the place, and the weights, of a convolution."""
+    """The deformable layer that takes the place, and the weights, of a convolution.
+
+    The random generator is left as it was: whatever is built next has the same initial weights in a
+    plain and in a deformable network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        layer = _new_layer_like(conv, modulated, offset_groups, mask_start)
+    layer.load_state_dict(conv.state_dict() | layer.conv_offset.state_dict(prefix="conv_offset."))
+    return layer
+
+
+def _new_layer_like(
+    conv: nn.Conv2d, modulated: bool, offset_groups: int, mask_start: float
+) -> DeformableConv2d:
     assert isinstance(conv.padding, tuple)
-    layer = DeformableConv2d(
+    return DeformableConv2d(
         conv.in_channels,
         conv.out_channels,
         (conv.kernel_size[0], conv.kernel_size[1]),
@@ -94,5 +108,3 @@ def deformable_like(
         offset_groups=offset_groups,
         mask_start=mask_start,
     )
-    layer.load_state_dict(conv.state_dict() | layer.conv_offset.state_dict(prefix="conv_offset."))
-    return layer
