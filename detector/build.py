@@ -175,9 +175,10 @@ def build_optimizer(
         groups.append({"params": offsets, "lr": schedule.lr * offset_lr_multiplier})
     match schedule.optimizer:
         case "sgd":
-            return SGD(groups, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+            decay = schedule.weight_decay
+            return SGD(groups, momentum=schedule.momentum, weight_decay=decay, fused=True)
         case "adamw":
-            return AdamW(groups, weight_decay=schedule.weight_decay)
+            return AdamW(groups, weight_decay=schedule.weight_decay, fused=True)
         case other:
             raise ConfigError(f"schedule.optimizer={other} is none of sgd, adamw")
 

@@ -145,7 +145,7 @@ def _objects(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
     layers: list[Layer] = []
     placed: list[tuple[float, float, float]] = []
     for _ in range(rng.integers(1, 9)):
-        extent = 30 * unit * (90 / 30) ** rng.random()
+        extent = 36 * unit * (90 / 36) ** rng.random()
         x, y = rng.uniform(0.38 * extent, size - 0.38 * extent, 2)
         label = int(rng.integers(len(SHAPE_CLASSES))) + 1
         contours = deformed(rng, OUTLINES[SHAPE_CLASSES[label - 1]](rng))
