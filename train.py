@@ -35,7 +35,7 @@ from detector.data.loading import Augmented, EpochBatchSampler, eval_loader, tra
 from detector.evaluation.inference import detect
 from detector.evaluation.metrics import score
 from detector.evaluation.pictures import draw
-from detector.training.checkpoint import load_checkpoint
+from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from detector.training.loop import seed_epoch
 from detector.training.record import Record, num_parameters, write_json
 from detector.training.trainer import Trainer
@@ -147,9 +147,29 @@ def build_trainer(
     )
     last = checkpoint_to_resume(config.resume, folder)
     if last is not None:
-        trainer.restore(load_checkpoint(last))
+        checkpoint = load_checkpoint(last)
+        check_same_run(checkpoint, trainer.description, last)
+        trainer.restore(checkpoint)
         log.info("resumed from %s after epoch %d", last, trainer.epoch)
     return trainer
+
+
+def check_same_run(checkpoint: Checkpoint, description: dict[str, Any], path: Path) -> None:
+    """A run goes on with the model and classes that it began with; what else changed is logged.
+
+    Raises:
+        CheckpointError: the model or the classes are others.
+    """
+    before, now = checkpoint["config"], description["config"]
+    if any(before[part] != now[part] for part in ("model", "deform")):
+        raise CheckpointError(
+            f"{path} is of another model: give another run folder, or resume=none"
+        )
+    if checkpoint["classes"] != description["classes"]:
+        raise CheckpointError(f"{path} is for the classes {', '.join(checkpoint['classes'])}")
+    for part in now:
+        if before[part] != now[part]:
+            log.warning("%s was %s when %s was written", part, before[part], path)
 
 
 def checkpoint_to_resume(resume: str, folder: Path) -> Path | None:

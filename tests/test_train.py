@@ -157,6 +157,24 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.M
     assert read_json(whole / "summary.json")["status"] == "done"
 
 
+def test_what_a_resumed_run_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    plan = [*TINY, "precision=bfloat16"]
+    assert command(train.main, tmp_path, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # as if it had been killed in epoch 2
+        file.write(json.dumps({"kind": "train", "step": 4, "loss": 7.0}) + "\n")
+    assert command(train.main, tmp_path, *plan, "schedule.epochs=2", monkeypatch=monkeypatch) == 0
+    assert "schedule was" in (tmp_path / "train.log").read_text()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6] and all(line.get("loss") != 7.0 for line in lines)
+    capsys.readouterr()
+    other = [*plan, "schedule.epochs=3", "deform=none"]
+    assert command(train.main, tmp_path, *other, monkeypatch=monkeypatch) == 1
+    assert "last.pt is of another model" in one_line(capsys)
+
+
 def stop_after(num_epochs: int):
     """A `Trainer.train_epoch` that is interrupted once that many epochs are done."""
     train_epoch = train.Trainer.train_epoch

@@ -29,6 +29,7 @@ class Record:
         self.num_steps = num_steps
         self.first_step = first_step
         self.start = time.monotonic()
+        self._forget_after(first_step)
         self.writer = SummaryWriter(str(folder), purge_step=first_step if first_step else None)
 
     def training(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
@@ -59,6 +60,12 @@ class Record:
 
     def close(self) -> None:
         self.writer.close()
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of steps that are about to be done again."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def _write(self, line: dict[str, Any]) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:

@@ -1,0 +1,96 @@
+"""The build hook: what it compiles, with what, and what it says when something is not there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from setuptools import Distribution, Extension
+
+from ops import build
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU_SOURCES = [str(ROOT / "ops/csrc" / name) for name in ("register.cpp", "cpu/deform_conv.cpp")]
+
+
+def test_the_cpu_library_compiles_and_loads(tmp_path: Path) -> None:
+    build.build_cpu(CPU_SOURCES, tmp_path / "_cpu.so")
+    code = (
+        f"import torch; torch.ops.load_library({str(tmp_path / '_cpu.so')!r});"
+        "print(torch.ops.deform_conv.forward.default._schema.name)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "deform_conv::forward", result.stderr
+
+
+def test_a_compiler_error_stops_the_build(tmp_path: Path) -> None:
+    (tmp_path / "wrong.cpp").write_text("int main( {")
+    with pytest.raises(subprocess.CalledProcessError):
+        build.build_cpu([str(tmp_path / "wrong.cpp")], tmp_path / "_cpu.so")
+
+
+def extension(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[list[str]]:
+    """Build the CUDA extension with no compiler behind it; return the commands."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(build, "run", commands.append)
+    command = build.BuildLibraries(Distribution())
+    command.build_lib = str(folder)
+    command.build_extension(Extension("ops._cuda", ["deform_conv.cu"]))
+    return commands
+
+
+def test_cuda_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "find_nvcc", lambda: Path("/toolkit/bin/nvcc"))
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/libtorch_cuda.so").touch()
+    monkeypatch.setattr(build, "torch_root", lambda: tmp_path)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6 9.0a")
+    (command,) = extension(monkeypatch, tmp_path)
+    assert command[0] == "/toolkit/bin/nvcc"
+    assert [part for part in command if part.startswith("arch=")] == [
+        "arch=compute_86,code=sm_86",
+        "arch=compute_90a,code=sm_90a",
+        "arch=compute_90,code=compute_90",  # PTX for later GPUs; none of 90a's own instructions
+    ]
+    assert command[-1] == str(tmp_path / "ops/_cuda.so")
+
+
+def test_no_nvcc_leaves_cuda_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "find_nvcc", lambda: None)
+    assert extension(monkeypatch, tmp_path) == []
+    assert "no nvcc was found" in capsys.readouterr().err
+
+
+def test_a_torch_without_cuda_leaves_cuda_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "find_nvcc", lambda: Path("/toolkit/bin/nvcc"))
+    monkeypatch.setattr(build, "torch_root", lambda: tmp_path)
+    assert extension(monkeypatch, tmp_path) == []
+    assert "for the CPU only" in capsys.readouterr().err
+
+
+def test_nvcc_of_cuda_home_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("home/bin", "path", "site/nvidia/cu13/bin"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "nvcc").touch(mode=0o755)
+    monkeypatch.setattr(build.sysconfig, "get_path", lambda name: str(tmp_path / "site"))
+    monkeypatch.setattr(build, "torch_root", lambda: tmp_path / "elsewhere" / "torch")
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    assert build.find_nvcc() == tmp_path / "home/bin/nvcc"
+    monkeypatch.delenv("CUDA_HOME")
+    assert build.find_nvcc() == tmp_path / "site/nvidia/cu13/bin/nvcc"
+    (tmp_path / "site/nvidia/cu13/bin/nvcc").unlink()
+    assert build.find_nvcc() == tmp_path / "path/nvcc"
+    (tmp_path / "path/nvcc").unlink()
+    assert build.find_nvcc() is None
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RuntimeError, match="a C\\+\\+ compiler is needed"):
+        build.find_compiler()
