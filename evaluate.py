@@ -89,11 +89,11 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     classes = tuple(checkpoint["classes"])
     val_set = build_val_set(data, classes)
     trained.model.weights = None  # the checkpoint's follow
-    model = build_model(trained.model, trained.deform, data.transform, len(classes))
+    model = build_model(trained.model, trained.deform, trained.data.transform, len(classes))
     model.load_state_dict(checkpoint["model"])
     detections, seconds = detect(
         model.to(device),
-        eval_loader(val_set, batch_size=config.batch_size, num_workers=data.num_workers),
+        eval_loader(val_set, num_workers=data.num_workers),
         category_ids=val_set.category_ids,
         device=device,
         precision=precision,

@@ -28,6 +28,7 @@ from detector.build import (
     build_train_set,
     build_transform,
     build_val_set,
+    check_from_scratch,
 )
 from detector.config import TrainConfig, config_hash, to_plain, typed_train
 from detector.data.dataset import DetectionDataset
@@ -50,18 +51,27 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 def main(cfg: DictConfig) -> None:
     """A run of its own, or one of several (-m), which end in a table."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with entry.one_line_errors():
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        with entry.one_line_errors():
+            run(typed_train(cfg), folder)
+        return
+    try:  # an arm that fails does not keep Hydra from the next
         run(typed_train(cfg), folder)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    finally:
         log.info("%s\n%s", folder.parent / "ablation.md", write_table(folder.parent))
 
 
 def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Train and evaluate in a run folder; return what its summary.json holds."""
+    check_from_scratch(config.model)
+    last = checkpoint_to_resume(config.resume, folder)
+    checkpoint = None if last is None else load_checkpoint(last)
+    if checkpoint is not None:
+        check_same_run(checkpoint["config"], to_plain(config), str(last))
     OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
     summary: dict[str, Any] = {"seed": config.seed, "config_hash": config_hash(config)}
     try:
-        summary = {"status": "done", **summary, **train(config, folder)}
+        summary = {"status": "done", **summary, **train(config, folder, checkpoint)}
     except BaseException as error:
         summary = {"status": "failed", **summary, "error": f"{type(error).__name__}: {error}"}
         raise
@@ -70,15 +80,19 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Build everything, then train, evaluate and save epoch by epoch."""
+def train(config: TrainConfig, folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Build everything, then train, evaluate and save epoch by epoch, from a checkpoint or anew."""
     device, precision = build_device(config.device), build_precision(config.precision)
     metric = build_metric(config.metric)
     train_set = build_train_set(config.data)
     val_set = build_val_set(config.data, train_set.classes)
     log.info("training: %s", train_set.describe())
     log.info("validation: %s", val_set.describe())
+    warn_of_shared_images(train_set, val_set)
     trainer = build_trainer(config, train_set, device, precision, folder)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        log.info("resumed after epoch %d", trainer.epoch)
     log.info("%.2f M parameters on %s", num_parameters(trainer.model) / 1e6, device)
     log.info("run folder %s", folder)
 
@@ -110,7 +124,7 @@ def build_trainer(
     precision: torch.dtype,
     folder: Path,
 ) -> Trainer:
-    """Model, optimizer and batches, from the run's last checkpoint on if there is one."""
+    """The model with its initial weights, its optimizer and its batches."""
     seed_epoch(config.seed, 0)  # the initial weights
     schedule = config.schedule
     sampler = EpochBatchSampler(
@@ -123,7 +137,7 @@ def build_trainer(
     model = build_model(config.model, config.deform, config.data.transform, len(train_set.classes))
     model.to(device)
     optimizer = build_optimizer(model, schedule, config.deform.offset_lr_multiplier)
-    trainer = Trainer(
+    return Trainer(
         model=model,
         optimizer=optimizer,
         lr_schedule=build_lr_schedule(optimizer, schedule, len(sampler)),
@@ -145,31 +159,6 @@ def build_trainer(
             "category_ids": list(train_set.category_ids),
         },
     )
-    last = checkpoint_to_resume(config.resume, folder)
-    if last is not None:
-        checkpoint = load_checkpoint(last)
-        check_same_run(checkpoint, trainer.description, last)
-        trainer.restore(checkpoint)
-        log.info("resumed from %s after epoch %d", last, trainer.epoch)
-    return trainer
-
-
-def check_same_run(checkpoint: Checkpoint, description: dict[str, Any], path: Path) -> None:
-    """A run goes on with the model and classes that it began with; what else changed is logged.
-
-    Raises:
-        CheckpointError: the model or the classes are others.
-    """
-    before, now = checkpoint["config"], description["config"]
-    if any(before[part] != now[part] for part in ("model", "deform")):
-        raise CheckpointError(
-            f"{path} is of another model: give another run folder, or resume=none"
-        )
-    if checkpoint["classes"] != description["classes"]:
-        raise CheckpointError(f"{path} is for the classes {', '.join(checkpoint['classes'])}")
-    for part in now:
-        if before[part] != now[part]:
-            log.warning("%s was %s when %s was written", part, before[part], path)
 
 
 def checkpoint_to_resume(resume: str, folder: Path) -> Path | None:
@@ -180,13 +169,47 @@ def checkpoint_to_resume(resume: str, folder: Path) -> Path | None:
     return None if resume == "none" else Path(resume)
 
 
+def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
+    """A run goes on with the configuration that it began with, or it would be neither's result.
+
+    Raises:
+        CheckpointError: something else changed than how long, where and how talkative it is.
+    """
+    free = {"device", "log_every", "resume", "data.num_workers"}
+    free |= {"schedule.epochs", "schedule.evaluate_every"}
+    before, now = flat(before), flat(now)
+    for key in sorted((before.keys() | now.keys()) - free):
+        if before.get(key) != now.get(key):
+            raise CheckpointError(
+                f"{path} was trained with {key}={before.get(key)}, not {now.get(key)}: "
+                "take another run folder, or resume=none"
+            )
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    items: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict)
+        items |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return items
+
+
+def warn_of_shared_images(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
+    """Say so where a network is validated on what it was trained on."""
+    shared = {r.path for r in train_set.records} & {r.path for r in val_set.records}
+    if shared:
+        log.warning(
+            "%d of %d validation images are training images too, such as %s",
+            *(len(shared), len(val_set), min(shared)),
+        )
+
+
 def validate(
     trainer: Trainer, val_set: DetectionDataset, metric: str, config: TrainConfig
 ) -> dict[str, Any]:
     """Detect and score; what summary.json says of it."""
-    batches = eval_loader(
-        val_set, batch_size=config.schedule.batch_size, num_workers=config.data.num_workers
-    )
+    batches = eval_loader(val_set, num_workers=config.data.num_workers)
     detections, seconds = detect(
         trainer.model,
         batches,

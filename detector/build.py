@@ -82,6 +82,19 @@ def build_model(
     return detector.to(memory_format=torch.channels_last)
 
 
+def check_from_scratch(model: ModelConfig) -> None:
+    """Without weights every layer must learn.
+
+    Raises:
+        ConfigError: some would keep the random weights that they start with.
+    """
+    if model.weights is None and (model.norm == "frozen_batch" or model.trainable_layers < 5):
+        raise ConfigError(
+            "model.weights=null trains from scratch: it needs model.trainable_layers=5 and "
+            f"model.norm=batch or group, not {model.trainable_layers} and {model.norm}"
+        )
+
+
 def build_train_set(data: DataConfig) -> DetectionDataset:
     """The training images, before any transform.
 
@@ -90,7 +103,7 @@ def build_train_set(data: DataConfig) -> DetectionDataset:
     """
     match data:
         case CocoConfig():
-            return _coco(data.train)
+            return _coco(Path(data.root), data.train)
         case VocConfig():
             return _voc(data.train, None if data.classes is None else tuple(data.classes))
         case ShapesConfig():
@@ -105,7 +118,7 @@ def build_val_set(data: DataConfig, classes: tuple[str, ...]) -> DetectionDatase
     """
     match data:
         case CocoConfig():
-            val_set = _coco(data.val)
+            val_set = _coco(Path(data.root), data.val)
         case VocConfig():
             val_set = _voc(data.val, classes)
         case ShapesConfig():
@@ -118,8 +131,8 @@ def build_val_set(data: DataConfig, classes: tuple[str, ...]) -> DetectionDatase
     return val_set
 
 
-def _coco(split: CocoSplit) -> DetectionDataset:
-    return read_coco(images=Path(split.images), annotations=Path(split.annotations))
+def _coco(root: Path, split: CocoSplit) -> DetectionDataset:
+    return read_coco(images=root / split.images, annotations=root / split.annotations)
 
 
 def _voc(split: VocSplit, classes: tuple[str, ...] | None) -> DetectionDataset:

@@ -76,10 +76,10 @@ class CocoSplit:
 
 @dataclass
 class CocoConfig:
-    """COCO-format data; the classes are read from the training annotations."""
+    """COCO-format data, paths relative to `root`; the classes are read from the annotations."""
 
     format: str
-    root: str | None
+    root: str
     train: CocoSplit
     val: CocoSplit
     transform: TransformConfig
@@ -171,7 +171,6 @@ class EvaluateConfig:
     metric: str | None
     device: str
     precision: str | None
-    batch_size: int
     output: str
 
 
@@ -212,7 +211,35 @@ def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
     """The configuration of a training run, `data` included."""
     result = typed(TrainConfig, config)
     result.data = typed_data(result.data)
+    _check_ranges(result)
     return result
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    """What would fail far from here, or silently mean something else."""
+    at_least = {
+        "seed": (config.seed, 0),
+        "log_every": (config.log_every, 1),
+        "schedule.epochs": (config.schedule.epochs, 1),
+        "schedule.batch_size": (config.schedule.batch_size, 1),
+        "schedule.evaluate_every": (config.schedule.evaluate_every, 1),
+        "schedule.lr": (config.schedule.lr, 0),
+        "model.fpn_channels": (config.model.fpn_channels, 1),
+        "model.box_head_channels": (config.model.box_head_channels, 1),
+        "model.c5_dilation": (config.model.c5_dilation, 1),
+        "deform.offset_groups": (config.deform.offset_groups, 1),
+        "data.num_workers": (config.data.num_workers, 0),
+    }
+    if isinstance(config.data, ShapesConfig):
+        at_least["data.num_train"] = (config.data.num_train, 1)
+        at_least["data.num_val"] = (config.data.num_val, 1)
+        at_least["data.image_size"] = (config.data.image_size, 32)
+        at_least["data.seed"] = (config.data.seed, 0)
+    for key, (value, least) in at_least.items():
+        if not value >= least:
+            raise ConfigError(f"{key}={value} must be at least {least}")
+    if not 0 < config.deform.mask_start <= 1:
+        raise ConfigError(f"deform.mask_start={config.deform.mask_start} must be in (0, 1]")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

@@ -39,5 +39,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _stop(error: Exception, code: int) -> NoReturn:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    # A worker process wraps its error in a traceback, which ends in the error itself.
+    message = str(error).rpartition(f"{type(error).__name__}: ")[2]
+    print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

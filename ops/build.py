@@ -5,10 +5,11 @@ loads under every later one. The CUDA library needs nvcc, not a GPU: it is taken
 from the `cuda-toolkit` wheel in the build environment, or from PATH. Where there is none, the
 library is left out, and the build says so.
 
-TORCH_CUDA_ARCH_LIST, such as "8.0 9.0", chooses other GPU architectures.
+TORCH_CUDA_ARCH_LIST, such as "8.0;9.0", chooses other GPU architectures.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,12 +58,11 @@ def build_cpu(sources: list[str], target: Path) -> None:
 
 def build_cuda(sources: list[str], target: Path, nvcc: Path) -> None:
     """Compile with the CUDA runtime linked statically: any CUDA build of torch can load it."""
-    flags = []
-    for architecture in os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES).split():
-        number = architecture.replace(".", "")
-        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
-    number = architecture.replace(".", "").rstrip("a")
-    flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]  # later GPUs: PTX
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
+    numbers = re.sub(r"[.]|\+PTX", "", architectures).replace(";", " ").split()
+    flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
+    last = numbers[-1].rstrip("af")
+    flags += [f"-gencode=arch=compute_{last},code=compute_{last}"]  # PTX, for later GPUs
     run([
         str(nvcc), "-shared", "-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden",
         *flags, *DEFINES, *torch_includes(), f"-L{nvcc.parent.parent / 'lib'}", *sources,

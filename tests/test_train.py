@@ -84,6 +84,7 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert command(evaluate.main, scored, checkpoint, monkeypatch=monkeypatch) == 0
     metrics = read_json(scored / "metrics.json")
     assert metrics["metrics"] == pytest.approx(summary["metrics"], abs=1e-6)
+    assert read_json(scored / "metrics.json")["seconds_per_image"] > 0
     assert metrics["per_class"] == {k: pytest.approx(v) for k, v in summary["per_class"].items()}
 
     (annotations,) = Path(os.environ["XDG_CACHE_HOME"]).glob(
@@ -107,7 +108,15 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         f"data.val.annotations={annotations.with_name('instances_train.json')}",
         "data.num_workers=0",
     ]
-    assert command(evaluate.main, other, checkpoint, *data, monkeypatch=monkeypatch) == 0
+    sizes = []
+    build = evaluate.build_model
+    monkeypatch.setattr(
+        evaluate, "build_model", lambda *a: sizes.append(a[2].min_size) or build(*a)
+    )
+    output = f"output={tmp_path / 'new' / 'folder'}"
+    assert command(evaluate.main, other, checkpoint, *data, output, monkeypatch=monkeypatch) == 0
+    assert sizes == [64]  # of the training, whatever data=coco says
+    other = tmp_path / "new" / "folder"
     images = {d["image_id"] for d in read_json(other / "detections.json")}
     assert images and images <= set(range(1, 13))
 
@@ -160,19 +169,30 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.M
 def test_what_a_resumed_run_may_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    plan = [*TINY, "precision=bfloat16"]
+    plan = [*TINY, "precision=bfloat16", "schedule.decay=step"]
     assert command(train.main, tmp_path, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
     with (tmp_path / "metrics.jsonl").open("a") as file:  # as if it had been killed in epoch 2
-        file.write(json.dumps({"kind": "train", "step": 4, "loss": 7.0}) + "\n")
+        file.write(json.dumps({"kind": "train", "step": 4, "loss": 7.0}) + '\n{"kind": "tr')
     assert command(train.main, tmp_path, *plan, "schedule.epochs=2", monkeypatch=monkeypatch) == 0
-    assert "schedule was" in (tmp_path / "train.log").read_text()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert steps == [1, 2, 3, 4, 5, 6] and all(line.get("loss") != 7.0 for line in lines)
-    capsys.readouterr()
-    other = [*plan, "schedule.epochs=3", "deform=none"]
-    assert command(train.main, tmp_path, *other, monkeypatch=monkeypatch) == 1
-    assert "last.pt is of another model" in one_line(capsys)
+    assert scalar_steps(tmp_path, "val/AP") == [3, 6]
+    before = (tmp_path / "summary.json").read_text()
+    for change in ("deform=none", "seed=1", "schedule.lr=0.1"):
+        capsys.readouterr()
+        assert command(train.main, tmp_path, *plan, change, monkeypatch=monkeypatch) == 1
+        assert "last.pt was trained with" in one_line(capsys)
+    assert (tmp_path / "summary.json").read_text() == before
+
+
+def scalar_steps(run: Path, tag: str) -> list[int]:
+    """The steps at which TensorBoard shows a scalar."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
 
 
 def stop_after(num_epochs: int):
@@ -205,6 +225,20 @@ def test_an_ablation_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # 2 offset convolutions (18, C, 3, 3) with a bias: C is 256 and 512
     more = float(cells[2][parameters]) - float(cells[1][parameters])
     assert more == pytest.approx(18 * ((256 + 512) * 9 + 2) / 1e6, abs=0.011)
+
+
+def test_an_arm_that_fails_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = [*TINY, "schedule.epochs=1", "schedule.optimizer=sgd,lion,adamw"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", f"hydra.sweep.dir={tmp_path}", *arms])
+    handlers = list(logging.root.handlers)
+    with pytest.raises(SystemExit) as stop:
+        entry.run(train.main)
+    logging.root.handlers = handlers
+    assert stop.value.code == 2
+    rows = (tmp_path / "ablation.md").read_text().splitlines()[2:]
+    assert len(rows) == 3 and "failed" in rows[1] and "failed" not in rows[0] + rows[2]
 
 
 def test_real_images_from_the_command_line(
@@ -272,6 +306,10 @@ def one_line(capsys: pytest.CaptureFixture) -> str:
         (["schedule.decay=linear"], ["schedule.decay=linear"]),
         (["data.transform.flip_probability=2"], ["data.transform", "flip_probability=2"]),
         (["data.num_train="], ["data.num_train"]),
+        (["data.num_train=0"], ["data.num_train=0 must be at least 1"]),
+        (["schedule.batch_size=0"], ["schedule.batch_size=0"]),
+        (["deform.mask_start=7"], ["deform.mask_start=7"]),
+        (["model.norm=frozen_batch"], ["model.weights=null", "frozen_batch"]),
     ],
 )
 def test_errors_of_the_configuration(
@@ -301,19 +339,21 @@ def test_a_missing_value(
         ({"image": {"width": 41}}, ["one.png", "41x30", "40x30"]),
     ],
 )
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_of_the_data(
     change: dict,
     culprits: list[str],
+    num_workers: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     plan = [*TINY[:4], "schedule.batch_size=1", "schedule.epochs=1"]
-    data = small_coco(tmp_path / "data", **change)
+    data = [*small_coco(tmp_path / "data", **change), f"data.num_workers={num_workers}"]
     run = tmp_path / "run"
     assert command(train.main, run, *plan, *data, monkeypatch=monkeypatch) == 1
     line = one_line(capsys)
-    assert all(culprit in line for culprit in culprits), line
+    assert all(culprit in line for culprit in culprits) and "Traceback" not in line, line
     assert read_json(run / "summary.json")["status"] == "failed"
 
 

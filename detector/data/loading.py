@@ -120,13 +120,13 @@ def train_loader(
     )
 
 
-def eval_loader(
-    dataset: Dataset[Sample], *, batch_size: int, num_workers: int
-) -> DataLoader[Sample]:
-    """Every sample once, as it is, in order; the last batch may be smaller."""
+def eval_loader(dataset: Dataset[Sample], *, num_workers: int) -> DataLoader[Sample]:
+    """Every sample once, as it is, in order, and alone: beside a larger image it would be padded
+    further, and its detections would be slightly others.
+    """
     return DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_size=1,
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=worker_init,

@@ -56,6 +56,7 @@ def write_detections(path: Path, detections: list[Detection]) -> None:
         EvaluationError: a detection breaks the format; nothing is written then.
     """
     _check_format(detections, "detections")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(detections), encoding="utf-8")
 
 

@@ -69,12 +69,16 @@ class DeformableConv2d(DeformConv2d):
         return super().forward(input, offset, mask)
 
     def offsets(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The offsets (N, 2 G K, Ho, Wo) in pixels and, for v2, the mask (N, G K, Ho, Wo)."""
-        predicted = self.conv_offset(input)
+        """The offsets (N, 2 G K, Ho, Wo) in pixels and, for v2, the mask (N, G K, Ho, Wo).
+
+        Both are float32 under autocast too: bfloat16 knows an offset of 4 to 1/64 pixel.
+        """
+        with torch.autocast(input.device.type, enabled=False):
+            predicted = self.conv_offset(input.to(self.weight.dtype))
         if not self.num_masks:
             return predicted, None
         offset, logits = predicted.split([self.num_offsets, self.num_masks], dim=1)
-        return offset, 2 * self.mask_start * logits.float().sigmoid()
+        return offset, 2 * self.mask_start * logits.sigmoid()
 
 
 def deformable_like(

@@ -5,6 +5,7 @@ they start at zero.
 """
 
 import logging
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,6 +15,12 @@ from torchvision.models import get_weight
 from torchvision.models.resnet import ResNet
 
 log = logging.getLogger(__name__)
+
+# torchvision's names before 0.13 -> today's: of the FPN's and of the RPN's convolutions
+OLD_NAMES = {
+    r"((?:inner|layer)_blocks\.\d+)\.(weight|bias)": r"\1.0.\2",
+    r"rpn\.head\.conv\.(weight|bias)": r"rpn.head.conv.0.0.\1",
+}
 
 StateDict = dict[str, Tensor]
 
@@ -36,7 +43,8 @@ def load_imagenet(body: ResNet, name: str) -> None:
         raise WeightsError(
             f"ImageNet weights for {name} cannot be downloaded ({error}). Without a network, fetch "
             f"{weights.url} elsewhere and put it into {cache}, or give a file with "
-            "model.weights=PATH, or train from scratch with model.weights=null"
+            "model.weights=PATH, or train from scratch with model.weights=null "
+            "model.norm=batch model.trainable_layers=5"
         ) from error
     load_into(body, state, f"ImageNet weights for {name}", may_be_left=("fc.",))
 
@@ -59,6 +67,8 @@ def load_file(detector: nn.Module, path: Path) -> None:
     state = content.get("model", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"model.weights={path} holds no state dict")
+    for old, new in OLD_NAMES.items():
+        state = {re.sub(old, new, key): value for key, value in state.items()}
     if any(key.startswith("backbone.") for key in state):
         load_into(detector, without_other_classes(detector, state, path), str(path))
     else:

@@ -30,7 +30,7 @@ class Record:
         self.first_step = first_step
         self.start = time.monotonic()
         self._forget_after(first_step)
-        self.writer = SummaryWriter(str(folder), purge_step=first_step if first_step else None)
+        self.writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
     def training(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
         """One line of progress: step and epoch count from 1."""
@@ -62,10 +62,14 @@ class Record:
         self.writer.close()
 
     def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that are about to be done again."""
+        """Drop the lines of steps that are about to be done again, and one cut short by a kill."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        whole = [line for line in lines if line.endswith("}\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
 
     def _write(self, line: dict[str, Any]) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:

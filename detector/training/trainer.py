@@ -105,8 +105,8 @@ class Trainer:
         return is_best
 
     def save(self, *, is_best: bool) -> None:
-        """Write checkpoints/last.pt, and best.pt if it is."""
-        for name in ["last.pt", *(["best.pt"] if is_best else [])]:
+        """Write checkpoints/last.pt, and before it best.pt if it is."""
+        for name in [*(["best.pt"] if is_best else []), "last.pt"]:
             save_checkpoint(self.folder / "checkpoints" / name, self.checkpoint())
 
     def checkpoint(self) -> Checkpoint:

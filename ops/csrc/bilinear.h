@@ -51,7 +51,7 @@ DEFORM_CONV_HOST_DEVICE bool split(int base, T offset, int size, int& low, T& fr
 template <typename T>
 DEFORM_CONV_HOST_DEVICE Location<T> locate(
     int base_y, int base_x, T dy, T dx, int height, int width) {
-  Location<T> at;
+  Location<T> at{};
   at.inside = split(base_y, dy, height, at.y, at.fy) && split(base_x, dx, width, at.x, at.fx);
   return at;
 }

@@ -98,7 +98,7 @@ def test_loaders_leave_the_global_generators_alone(dataset: DetectionDataset) ->
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     stream(dataset, num_workers=0, epochs=[0])
     stream(dataset, num_workers=1, epochs=[0])
-    list(eval_loader(dataset, batch_size=2, num_workers=1))
+    list(eval_loader(dataset, num_workers=1))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.random.get_state()[1].tolist() == numpy_state
 
@@ -169,7 +169,7 @@ def test_faults_are_named(dataset: DetectionDataset) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_is_in_order_and_complete(dataset: DetectionDataset, num_workers: int) -> None:
-    batches = list(eval_loader(dataset, batch_size=3, num_workers=num_workers))
+    batches = list(eval_loader(dataset, num_workers=num_workers))
     assert [len(batch) for batch in batches] == [3, 3, 2]
     samples = [sample for batch in batches for sample in batch]
     assert [digest(sample) for sample in samples] == [digest(dataset[i]) for i in range(8)]
@@ -179,7 +179,7 @@ def test_evaluation_is_in_order_and_complete(dataset: DetectionDataset, num_work
 def test_an_unreadable_image_is_named(dataset: DetectionDataset, num_workers: int) -> None:
     dataset.records[4].path.write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"4\.png: cannot be decoded"):
-        list(eval_loader(dataset, batch_size=1, num_workers=num_workers))
+        list(eval_loader(dataset, num_workers=num_workers))
 
 
 def test_collate_and_worker_init(dataset: DetectionDataset) -> None:

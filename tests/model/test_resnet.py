@@ -114,6 +114,18 @@ def test_offsets_follow_stride_dilation_and_groups() -> None:
         deformable_like(conv, modulated=True, offset_groups=3, mask_start=1.0)
 
 
+def test_offsets_stay_in_float32_under_autocast() -> None:
+    conv = nn.Conv2d(4, 6, 3, padding=1)
+    layer = deformable_like(conv, modulated=True, offset_groups=1, mask_start=1.0)
+    nn.init.normal_(layer.conv_offset.weight)
+    image = torch.randn(1, 4, 5, 7)
+    expected, _ = layer.offsets(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        offset, mask = layer.offsets(image)
+        assert layer(image).dtype == torch.bfloat16
+    assert torch.equal(offset, expected) and mask is not None and mask.dtype == torch.float32
+
+
 def test_learned_offsets_move_the_samples() -> None:
     # A bias of one pixel down and two left on every tap reads the image from there.
     conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)

@@ -88,6 +88,20 @@ def test_a_plain_detector_becomes_a_deformable_one(tmp_path: Path, wrapped: bool
     torch.testing.assert_close(actual["scores"], expected["scores"], rtol=0, atol=1e-5)
 
 
+def test_old_names_of_torchvision(tmp_path: Path) -> None:
+    source, model = build("none"), build("c5")
+    state = source.state_dict()
+    old = {
+        key.replace("_blocks.1.0.", "_blocks.1.").replace("head.conv.0.0.", "head.conv."): value
+        for key, value in state.items()
+    }
+    assert {"backbone.fpn.inner_blocks.1.weight", "rpn.head.conv.bias"} <= old.keys()
+    torch.save(old, tmp_path / "old.pth")
+    load_file(model, tmp_path / "old.pth")
+    for key in ("backbone.fpn.inner_blocks.1.0.weight", "rpn.head.conv.0.0.bias"):
+        assert torch.equal(model.state_dict()[key], state[key])
+
+
 def test_a_backbone_alone(tmp_path: Path) -> None:
     source = torchvision.models.resnet18(weights=None)
     torch.save(source.state_dict(), tmp_path / "resnet18.pth")

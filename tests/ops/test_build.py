@@ -44,15 +44,19 @@ def test_cuda_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/libtorch_cuda.so").touch()
     monkeypatch.setattr(build, "torch_root", lambda: tmp_path)
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6 9.0a")
+    for given in ("8.6 9.0a", "8.6;9.0a+PTX"):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", given)
+        (command,) = extension(monkeypatch, tmp_path)
+        assert command[0] == "/toolkit/bin/nvcc"
+        assert [part for part in command if part.startswith("-gencode")] == [
+            "-gencode=arch=compute_86,code=sm_86",
+            "-gencode=arch=compute_90a,code=sm_90a",
+            "-gencode=arch=compute_90,code=compute_90",  # PTX has none of 90a's own instructions
+        ]
+        assert command[-1] == str(tmp_path / "ops/_cuda.so")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     (command,) = extension(monkeypatch, tmp_path)
-    assert command[0] == "/toolkit/bin/nvcc"
-    assert [part for part in command if part.startswith("arch=")] == [
-        "arch=compute_86,code=sm_86",
-        "arch=compute_90a,code=sm_90a",
-        "arch=compute_90,code=compute_90",  # PTX for later GPUs; none of 90a's own instructions
-    ]
-    assert command[-1] == str(tmp_path / "ops/_cuda.so")
+    assert "-gencode=arch=compute_80,code=sm_80" in command
 
 
 def test_no_nvcc_leaves_cuda_out(

@@ -6,8 +6,12 @@
 #include "../bilinear.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
 #define DEFORM_CONV_VECTORISED \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else  // the levels are not known yet
+#define DEFORM_CONV_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define DEFORM_CONV_VECTORISED
 #endif
