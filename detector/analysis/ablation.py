@@ -19,7 +19,8 @@ def write_table(folder: Path) -> str:
         The markdown table.
     """
     runs = sorted(folder.glob("*/summary.json"), key=lambda path: (len(path.parent.name), path))
-    summaries = [(arm_of(path.parent), json.loads(path.read_text())) for path in runs]
+    arms = arms_of([path.parent for path in runs])
+    summaries = [(arms[path.parent], json.loads(path.read_text())) for path in runs]
     names = [n for n in COLUMNS if any(n in s.get("metrics", {}) for _, s in summaries)]
     rows = [["arm", *names, "M parameters", "s/image", "s/training"]]
     rows.append(["---"] * len(rows[0]))
@@ -44,7 +45,14 @@ def write_table(folder: Path) -> str:
     return table
 
 
-def arm_of(run: Path) -> str:
-    """The overrides that make the run's arm, such as `deform=c5_v2 seed=1`."""
-    overrides = OmegaConf.load(run / ".hydra" / "overrides.yaml")
-    return " ".join(str(item) for item in overrides if not str(item).startswith("+ablation="))
+def arms_of(runs: list[Path]) -> dict[Path, str]:
+    """Each run's overrides, such as `deform=c5_v2 seed=1`, without those that all runs share."""
+    overrides = {
+        run: [str(item) for item in OmegaConf.load(run / ".hydra" / "overrides.yaml")]
+        for run in runs
+    }
+    shared = set.intersection(*map(set, overrides.values())) if len(runs) > 1 else set()
+    return {
+        run: " ".join(item for item in items if item not in shared) or "all alike"
+        for run, items in overrides.items()
+    }

@@ -18,8 +18,14 @@ def test_table(tmp_path: Path) -> None:
     done = {"status": "done", **numbers}
     arm = ["+ablation=stages", "deform=c5_v2"]
     finished(tmp_path, 10, arm, metrics={"AP": 0.5, "AP50": 1.0, "AR1": 0.1}, **done)
-    finished(tmp_path, 2, ["deform=none", "seed=1"], metrics={"AP": 0.4, "AP50": None}, **done)
-    finished(tmp_path, 11, ["deform=c2-c5_v2"], status="failed")
+    finished(
+        tmp_path,
+        2,
+        ["+ablation=stages", "deform=none", "seed=1"],
+        metrics={"AP": 0.4, "AP50": None},
+        **done,
+    )
+    finished(tmp_path, 11, ["+ablation=stages", "deform=c2-c5_v2"], status="failed")
     table = write_table(tmp_path)
     assert (tmp_path / "ablation.md").read_text() == table + "\n"
     assert table.splitlines() == [
