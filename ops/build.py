@@ -9,12 +9,14 @@ TORCH_CUDA_ARCH_LIST, such as "8.0;9.0", chooses other GPU architectures.
 """
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -48,12 +50,33 @@ class BuildLibraries(build_ext):
 
 
 def build_cpu(sources: list[str], target: Path) -> None:
-    """Compile for the baseline processor; the kernels hold their own AVX2 and AVX512 variants."""
-    run([
-        find_compiler(), "-shared", "-fPIC", "-std=c++20", "-O3", "-fopenmp-simd",
-        "-fvisibility=hidden", *DEFINES[:1], *torch_includes(), *sources,
-        *torch_links("torch_cpu"), "-o", str(target),
-    ])  # fmt: skip
+    """Compile for the baseline processor, and the kernels for every capability; link the lot.
+
+    The library chooses among the kernels when it runs.
+    """
+    compiler = find_compiler()
+    flags = ["-fPIC", "-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden"]
+    flags += [*DEFINES[:1], *torch_includes()]
+    with TemporaryDirectory() as folder:
+        objects = []
+        for source in sources:
+            is_kernels = Path(source).name == "kernels.cpp"
+            for capability, options in (capabilities() if is_kernels else {"": []}).items():
+                name = [f"-DDEFORM_CONV_CAPABILITY={capability}"] if capability else []
+                objects.append(f"{folder}/{Path(source).stem}_{capability}.o")
+                run([compiler, *flags, *options, *name, "-c", source, "-o", objects[-1]])
+        run([compiler, "-shared", *objects, *torch_links("torch_cpu"), "-o", str(target)])
+
+
+def capabilities() -> dict[str, list[str]]:
+    """The processors that kernels are compiled for, and the compiler's options for each."""
+    found = {"portable": []}
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        found["avx2"] = ["-mavx2", "-mfma"]
+        found["avx512"] = [*found["avx2"], *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
+        found["avx512_bf16"] = [*found["avx512"], "-mavx512bf16"]
+        found["amx"] = [*found["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+    return found
 
 
 def build_cuda(sources: list[str], target: Path, nvcc: Path) -> None:

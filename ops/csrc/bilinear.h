@@ -22,8 +22,8 @@
 
 #if defined(__CUDACC__)
 #define DEFORM_CONV_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define DEFORM_CONV_HOST_DEVICE inline
+#else  // never a function of its own: files compiled for different processors would share it
+#define DEFORM_CONV_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 
 namespace deform_conv {
@@ -42,7 +42,7 @@ template <typename T>
 DEFORM_CONV_HOST_DEVICE bool split(int base, T offset, int size, int& low, T& fraction) {
   const T farthest = T(1 << 30);
   if (!(offset > -farthest && offset < farthest)) return false;  // NaN fails here as well
-  const T whole = floor(offset);
+  const T whole = std::floor(offset);
   low = base + static_cast<int>(whole);
   fraction = offset - whole;
   return low >= -1 && low < size;

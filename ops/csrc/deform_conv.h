@@ -1,5 +1,5 @@
-// What the CPU and the CUDA library share: the sizes of a deformable convolution, the checks that
-// its tensors fit together, and how channels are divided among weight and offset groups.
+// What the operators of the CPU and the CUDA library share: the checks that their tensors fit
+// together, and how these are brought into the layout of the kernels.
 //
 // Shapes, as the operators receive them (any strides; kernels work on channels-last copies):
 //
@@ -22,7 +22,7 @@
 #include <string>
 #include <vector>
 
-#include "bilinear.h"
+#include "geometry.h"
 
 namespace deform_conv {
 
@@ -30,30 +30,6 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using IntPair = std::vector<int64_t>;  // (vertical, horizontal)
-
-struct Geometry {
-  int64_t batch, channels, height, width;
-  int64_t out_channels, out_height, out_width;
-  int64_t kernel_h, kernel_w;
-  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  int64_t groups, offset_groups;
-
-  DEFORM_CONV_HOST_DEVICE int64_t taps() const { return kernel_h * kernel_w; }
-  DEFORM_CONV_HOST_DEVICE int64_t positions() const { return out_height * out_width; }
-  DEFORM_CONV_HOST_DEVICE int64_t group_channels() const { return channels / groups; }
-  DEFORM_CONV_HOST_DEVICE int64_t group_out_channels() const { return out_channels / groups; }
-};
-
-// Where a tap of an output position samples the image.
-template <typename T>
-DEFORM_CONV_HOST_DEVICE Location<T> locate_tap(
-    const Geometry& g, int64_t position, int64_t tap, T dy, T dx) {
-  const int64_t y = position / g.out_width, x = position - y * g.out_width;
-  const int64_t row = tap / g.kernel_w, column = tap - row * g.kernel_w;
-  return locate<T>(
-      y * g.stride_h - g.padding_h + row * g.dilation_h,
-      x * g.stride_w - g.padding_w + column * g.dilation_w, dy, dx, g.height, g.width);
-}
 
 inline std::string shape_of(const Tensor& tensor) {
   std::ostringstream text;
@@ -180,26 +156,6 @@ inline Tensor channels_last(const Tensor& tensor, ScalarType dtype) {
 inline Tensor empty_channels_last(const Tensor& like, ScalarType dtype) {
   return torch::stable::empty(
       like.sizes(), dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
-}
-
-// A run of channels that belongs to one weight group and one offset group.
-struct Channels {
-  int64_t first, count;
-  int64_t group, offset_group;
-};
-
-// All channels in runs of at most `longest`, in order.
-inline std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
-  const int64_t per_group = g.channels / g.groups, per_offset = g.channels / g.offset_groups;
-  std::vector<Channels> runs;
-  for (int64_t first = 0; first < g.channels;) {
-    const int64_t group = first / per_group, offset_group = first / per_offset;
-    const int64_t last = std::min(
-        std::min((group + 1) * per_group, (offset_group + 1) * per_offset), first + longest);
-    runs.push_back({first, last - first, group, offset_group});
-    first = last;
-  }
-  return runs;
 }
 
 }  // namespace deform_conv

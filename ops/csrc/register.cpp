@@ -9,4 +9,6 @@ STABLE_TORCH_LIBRARY(deform_conv, m) {
       "backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
       "int[] stride, int[] padding, int[] dilation) "
       "-> (Tensor grad_input, Tensor grad_offset, Tensor grad_weight, Tensor grad_mask)");
+  m.def("cpu_capabilities() -> str");
+  m.def("use_cpu_capability(str name) -> str");
 }

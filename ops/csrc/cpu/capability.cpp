@@ -1,0 +1,99 @@
+#include "capability.h"
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <atomic>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace deform_conv {
+namespace {
+
+struct Capability {
+  std::string name;
+  Table table;
+};
+
+#if defined(__x86_64__)
+// The operating system gives a process the matrix unit's registers when asked for them.
+bool may_use_amx() {
+#if defined(DEFORM_CONV_EMULATE_AMX)
+  return true;
+#elif defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+// Each takes over from the one before what it has kernels for.
+std::vector<Capability> find_capabilities() {
+  std::vector<Capability> found{{"portable", portable::kTable}};
+#if defined(__x86_64__)
+  const auto add = [&](const char* name, const Table& table, bool has) {
+    if (!has) return;
+    Table merged = found.back().table;
+    if (table.float32) merged.float32 = table.float32;
+    if (table.float64) merged.float64 = table.float64;
+    if (table.bfloat16) merged.bfloat16 = table.bfloat16;
+    found.push_back({name, merged});
+  };
+  __builtin_cpu_init();
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 =
+      has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  add("avx2", avx2::kTable, has_avx2);
+  add("avx512", avx512::kTable, has_avx512);
+  add("avx512_bf16", avx512_bf16::kTable, has_bf16);
+  add("amx", amx::kTable, has_bf16 && may_use_amx());
+#endif
+  return found;
+}
+
+const std::vector<Capability>& all() {
+  static const std::vector<Capability> capabilities = find_capabilities();
+  return capabilities;
+}
+
+std::atomic<const Capability*>& in_use() {
+  static std::atomic<const Capability*> capability = &all().back();
+  return capability;
+}
+
+}  // namespace
+
+template <>
+const Kernels<float>* kernels_in_use() {
+  return in_use().load()->table.float32;
+}
+template <>
+const Kernels<double>* kernels_in_use() {
+  return in_use().load()->table.float64;
+}
+template <>
+const Kernels<BFloat16>* kernels_in_use() {
+  return in_use().load()->table.bfloat16;
+}
+
+std::string capabilities() {
+  std::string names;
+  for (const Capability& capability : all()) names += (names.empty() ? "" : " ") + capability.name;
+  return names;
+}
+
+std::string use_capability(const std::string& name) {
+  for (const Capability& capability : all())
+    if (capability.name == name) return in_use().exchange(&capability)->name;
+  STD_TORCH_CHECK(false, "this processor has ", capabilities(), ", not ", name);
+}
+
+}  // namespace deform_conv

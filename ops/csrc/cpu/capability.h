@@ -1,0 +1,21 @@
+// Which of the compiled kernels the operators use.
+#pragma once
+
+#include <string>
+
+#include "kernels.h"
+
+namespace deform_conv {
+
+// The kernels of the capability in use that compute in T; null where they are to compute in a
+// wider type.
+template <typename T>
+const Kernels<T>* kernels_in_use();
+
+// The names of the capabilities that this processor has, from the least to the best.
+std::string capabilities();
+
+// Chooses one of them by name and returns the name of the one before; throws on any other name.
+std::string use_capability(const std::string& name);
+
+}  // namespace deform_conv

@@ -1,0 +1,382 @@
+// The kernels of one processor: forward and backward of tiles of rows, on plain memory. Compiled
+// once for each capability, see build.py; nothing here may be shared between those files.
+#include "kernels.h"
+
+#include <new>
+
+#include "product.h"
+#include "sampling.h"
+
+namespace deform_conv {
+namespace {
+
+constexpr int64_t kColumnPadding = 64;  // bytes between columns' rows: no two in one cache set
+
+DEFORM_CONV_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+int64_t panels_of(int64_t columns) { return round_up(columns, kPanel) / kPanel; }
+
+// Positions [first, first + count) of an image.
+struct Rows {
+  int64_t image, first, count;
+};
+
+Rows rows_of(const Geometry& g, Tiles tiles, int64_t tile) {
+  const int64_t image = tile / tiles.per_image, first = tile % tiles.per_image * tiles.rows;
+  return {image, first, smaller(tiles.rows, g.positions() - first)};
+}
+
+// ---- forward ------------------------------------------------------------------------------
+//
+//     packed   (groups, panels, K, depth, 32)    panels of the weights of one tap
+//     columns  (groups, rows, depth + padding)   the samples of one tap
+//     sums     (groups, panels, rows, 32)        the tile's output
+
+template <typename T>
+int64_t packed_panels(const Geometry& g) {
+  return g.groups * panels_of(g.group_out_channels());
+}
+
+template <typename T>
+int64_t packed_panel_size(const Geometry& g) {
+  return g.taps() * padded_depth<T>(g.group_channels()) * kPanel;
+}
+
+template <typename T>
+int64_t packed_size(const Geometry& g) {
+  return packed_panels<T>(g) * packed_panel_size<T>(g);
+}
+
+// One panel of weight (O, K, Cg).
+template <typename T>
+void pack(const Geometry& g, const T* weight, int64_t panel, T* packed) {
+  const int64_t depth = g.group_channels(), row = g.taps() * depth;
+  const int64_t tap_size = padded_depth<T>(depth) * kPanel;
+  const int64_t panels = panels_of(g.group_out_channels());
+  const int64_t group = panel / panels, first = panel % panels * kPanel;
+  const int64_t count = smaller(kPanel, g.group_out_channels() - first);
+  weight += (group * g.group_out_channels() + first) * row;
+  packed += panel * g.taps() * tap_size;
+  if (count < kPanel || padded_depth<T>(depth) > depth)
+    std::memset(packed, 0, g.taps() * tap_size * sizeof(T));
+  for (int64_t tap = 0; tap < g.taps(); ++tap)
+    for (int64_t begin = 0; begin < depth; begin += 16)  // a cache line of 32 rows
+      for (int64_t o = 0; o < count; ++o)
+        for (int64_t c = begin; c < smaller(begin + 16, depth); ++c)
+          packed[tap * tap_size + packed_at<T>(c, o)] = weight[o * row + tap * depth + c];
+}
+
+template <typename T>
+class Forward {
+ public:
+  Forward(
+      const Samples<T>& samples, const Channels* runs, int64_t num_runs, const T* packed,
+      const Real<T>* bias, T* output, int64_t most_rows)
+      : samples_(samples),
+        g_(samples.g),
+        runs_(runs),
+        num_runs_(num_runs),
+        packed_(packed),
+        bias_(bias),
+        output_(output),
+        depth_(padded_depth<T>(g_.group_channels())),
+        row_(depth_ + kColumnPadding / sizeof(T)),
+        rows_(padded_rows<T>(most_rows)),
+        panels_(panels_of(g_.group_out_channels())),
+        columns_(g_.groups * rows_ * row_),
+        sums_(g_.groups * panels_ * rows_ * kPanel),
+        zeros_(g_.channels) {
+    zeros_.zero();
+    if (depth_ > g_.group_channels()) columns_.zero();
+  }
+
+  void tile(Rows rows) {
+    for (int64_t tap = 0; tap < g_.taps(); ++tap) {
+      sample(rows, tap);
+      for (int64_t panel = 0; panel < g_.groups * panels_; ++panel)
+        multiply(
+            padded_rows<T>(rows.count), depth_, columns_.data() + panel / panels_ * rows_ * row_,
+            row_, packed_ + (panel * g_.taps() + tap) * depth_ * kPanel,
+            sums_.data() + panel * rows_ * kPanel, tap > 0);
+    }
+    for (int64_t panel = 0; panel < g_.groups * panels_; ++panel) write(rows, panel);
+  }
+
+ private:
+  void sample(Rows rows, int64_t tap) {
+    const T* image = samples_.input + rows.image * g_.height * g_.width * g_.channels;
+    const int64_t ky = tap / g_.kernel_w, kx = tap % g_.kernel_w;
+    for (int64_t r = 0; r < num_runs_; ++r) {
+      const Channels& run = runs_[r];
+      T* columns = columns_.data() + run.group * rows_ * row_ + run.first -
+                   run.group * g_.group_channels();
+      int64_t y = rows.first / g_.out_width, x = rows.first % g_.out_width;
+      for (int64_t row = 0; row < rows.count; ++row) {
+        const int64_t position = rows.image * g_.positions() + rows.first + row;
+        const int64_t at = (position * g_.offset_groups + run.offset_group) * g_.taps() + tap;
+        const auto location = locate_tap(
+            g_, y, x, ky, kx, samples_.offset[2 * at], samples_.offset[2 * at + 1]);
+        const Real<T> modulation = samples_.mask ? samples_.mask[at] : Real<T>(1);
+        blend(
+            corners_of(
+                location, image + run.first, g_.height, g_.width, g_.channels, modulation,
+                static_cast<const T*>(zeros_.data())),
+            run.count, columns + row * row_);
+        if (++x == g_.out_width) x = 0, ++y;
+      }
+    }
+  }
+
+  void write(Rows rows, int64_t panel) {
+    const int64_t outs = g_.group_out_channels(), group = panel / panels_;
+    const int64_t first = panel % panels_ * kPanel, count = smaller(kPanel, outs - first);
+    const Real<T>* sums = sums_.data() + panel * rows_ * kPanel;
+    const Real<T>* bias = bias_ ? bias_ + group * outs + first : nullptr;
+    T* output = output_ +
+                (rows.image * g_.positions() + rows.first) * g_.out_channels + group * outs + first;
+    for (int64_t row = 0; row < rows.count; ++row, output += g_.out_channels, sums += kPanel)
+      for (int64_t o = 0; o < count; ++o)
+        output[o] = rounded<T>(bias ? sums[o] + bias[o] : sums[o]);
+  }
+
+  const Samples<T>& samples_;
+  const Geometry& g_;
+  const Channels* runs_;
+  int64_t num_runs_;
+  const T* packed_;
+  const Real<T>* bias_;
+  T* output_;
+  int64_t depth_, row_, rows_, panels_;
+  Buffer<T> columns_;
+  Buffer<Real<T>> sums_;
+  Buffer<T> zeros_;
+};
+
+template <typename T>
+void forward(
+    const Samples<T>& samples, const Channels* runs, int64_t num_runs, const T* packed,
+    const Real<T>* bias, T* output, Tiles tiles, int64_t first, int64_t last) {
+  Forward<T> forward(samples, runs, num_runs, packed, bias, output, tiles.rows);
+  for (int64_t tile = first; tile < last; ++tile) forward.tile(rows_of(samples.g, tiles, tile));
+}
+
+// ---- backward -----------------------------------------------------------------------------
+//
+// For one block of up to 32 input channels, which all belong to one group:
+//
+//     packed        (K, outs, 32)      the block's weights; depth: the group's output channels
+//     grad_columns  (K, rows, 32)
+//     columns       (K, rows, 32)      packed, to be the right factor for grad_weight
+//     grad_weights  (K, outs, 32)      summed over the tiles
+//
+// Left factors of bfloat16 are padded copies: of a tile's grad_output (rows, outs), and of its
+// transpose (groups, outs, rows), which the blocks share.
+
+template <typename T>
+constexpr bool kCopies = sizeof(T) == 2;
+
+template <typename T>
+int64_t transposed_tile_size(const Geometry& g, Tiles tiles) {
+  return g.groups * padded_rows<T>(g.group_out_channels()) * padded_depth<T>(tiles.rows);
+}
+
+template <typename T>
+int64_t transposed_size(const Geometry& g, Tiles tiles) {
+  return kCopies<T> ? g.batch * tiles.per_image * transposed_tile_size<T>(g, tiles) : 0;
+}
+
+template <typename T>
+void transpose(const Geometry& g, const T* grad_output, Tiles tiles, int64_t tile, T* transposed) {
+  const Rows rows = rows_of(g, tiles, tile);
+  const int64_t outs = g.group_out_channels(), depth = padded_depth<T>(tiles.rows);
+  const int64_t group_size = padded_rows<T>(outs) * depth;
+  grad_output += (rows.image * g.positions() + rows.first) * g.out_channels;
+  transposed += tile * transposed_tile_size<T>(g, tiles);
+  for (int64_t o = 0; o < g.out_channels; ++o) {
+    T* to = transposed + o / outs * group_size + o % outs * depth;
+    for (int64_t row = 0; row < rows.count; ++row) to[row] = grad_output[row * g.out_channels + o];
+    std::memset(to + rows.count, 0, (depth - rows.count) * sizeof(T));
+  }
+}
+
+template <typename T>
+class Backward {
+ public:
+  Backward(
+      const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
+      Tiles tiles)
+      : samples_(samples),
+        g_(samples.g),
+        block_(block),
+        gradients_(gradients),
+        tiles_(tiles),
+        outs_(g_.group_out_channels()),
+        rows_(padded_rows<T>(padded_depth<T>(tiles.rows))),
+        packed_(g_.taps() * padded_depth<T>(outs_) * kPanel),
+        grad_columns_(g_.taps() * rows_ * kPanel),
+        columns_(g_.taps() * rows_ * kPanel),
+        grad_weights_(g_.taps() * padded_rows<T>(outs_) * kPanel),
+        grad_output_(kCopies<T> ? rows_ * padded_depth<T>(outs_) : 0),
+        zeros_(kPanel),
+        nowhere_(4 * kPanel) {
+    packed_.zero(), columns_.zero(), grad_weights_.zero(), zeros_.zero(), nowhere_.zero();
+    if (kCopies<T>) grad_output_.zero();
+    pack_block(weight);
+  }
+
+  void tile(int64_t tile) {
+    const Rows rows = rows_of(g_, tiles_, tile);
+    const T* grad_output = gradients_.output +
+                           (rows.image * g_.positions() + rows.first) * g_.out_channels +
+                           block_.group * outs_;
+    const int64_t depth = padded_depth<T>(outs_);
+    for (int64_t row = 0; kCopies<T> && row < rows.count; ++row)
+      std::memcpy(
+          grad_output_.data() + row * depth, grad_output + row * g_.out_channels,
+          outs_ * sizeof(T));
+    for (int64_t tap = 0; tap < g_.taps(); ++tap)
+      multiply(
+          padded_rows<T>(rows.count), depth, kCopies<T> ? grad_output_.data() : grad_output,
+          kCopies<T> ? depth : g_.out_channels, packed_.data() + tap * depth * kPanel,
+          grad_columns_.data() + tap * rows_ * kPanel, false);
+
+    if (block_.count == kPanel)
+      spread_rows(rows, kPanel);
+    else
+      spread_rows(rows, block_.count);
+
+    for (int64_t tap = 0; tap < g_.taps(); ++tap) {
+      const T* columns = columns_.data() + tap * rows_ * kPanel;
+      Real<T>* sums = grad_weights_.data() + tap * padded_rows<T>(outs_) * kPanel;
+      if constexpr (kCopies<T>) {
+        const int64_t row = padded_depth<T>(tiles_.rows), group = padded_rows<T>(outs_) * row;
+        multiply(
+            padded_rows<T>(outs_), padded_depth<T>(rows.count),
+            gradients_.output_transposed + tile * g_.groups * group + block_.group * group, row,
+            columns, sums, true);
+      } else {
+        multiply<T, true>(outs_, rows.count, grad_output, g_.out_channels, columns, sums, true);
+      }
+    }
+  }
+
+  void write_grad_weight() {
+    const int64_t per_group = g_.group_channels();
+    Real<T>* to = gradients_.weight + block_.group * outs_ * g_.taps() * per_group +
+                  block_.first - block_.group * per_group;
+    for (int64_t o = 0; o < outs_; ++o)
+      for (int64_t tap = 0; tap < g_.taps(); ++tap, to += per_group)
+        std::memcpy(
+            to, grad_weights_.data() + (tap * padded_rows<T>(outs_) + o) * kPanel,
+            block_.count * sizeof(Real<T>));
+  }
+
+ private:
+  void pack_block(const T* weight) {
+    const int64_t per_group = g_.group_channels(), depth = padded_depth<T>(outs_);
+    weight += block_.group * outs_ * g_.taps() * per_group + block_.first - block_.group * per_group;
+    for (int64_t o = 0; o < outs_; ++o)
+      for (int64_t tap = 0; tap < g_.taps(); ++tap, weight += per_group)
+        for (int64_t c = 0; c < block_.count; ++c)
+          packed_.data()[tap * depth * kPanel + packed_at<T>(o, c)] = weight[c];
+  }
+
+  // Takes grad_columns back through the sampling; fills columns.
+  DEFORM_CONV_INLINE void spread_rows(Rows rows, int64_t channels) {
+    constexpr int64_t d = kElementDepth<T>;
+    int64_t y = rows.first / g_.out_width, x = rows.first % g_.out_width;
+    for (int64_t row = 0; row < rows.count; ++row) {
+      const int64_t position = rows.image * g_.positions() + rows.first + row;
+      for (int64_t ky = 0, tap = 0; ky < g_.kernel_h; ++ky)
+        for (int64_t kx = 0; kx < g_.kernel_w; ++kx, ++tap) {
+          alignas(64) Real<T> values[kPanel];
+          T* column = columns_.data() + (tap * rows_ + row / d * d) * kPanel;
+          Real<T>* const to = d == 1 ? reinterpret_cast<Real<T>*>(column) : values;
+          spread_sample(rows.image, position, y, x, ky, kx, tap, channels,
+                        grad_columns_.data() + (tap * rows_ + row) * kPanel, to);
+          for (int64_t c = 0; d > 1 && c < channels; ++c)
+            column[c * d + row % d] = rounded<T>(values[c]);
+        }
+      if (++x == g_.out_width) x = 0, ++y;
+    }
+    // A row that pairs with none, and the padding behind it.
+    for (int64_t tap = 0; d > 1 && tap < g_.taps(); ++tap)
+      for (int64_t row = rows.count; row < padded_depth<T>(rows.count); ++row)
+        for (int64_t c = 0; c < channels; ++c)
+          columns_.data()[tap * rows_ * kPanel + packed_at<T>(row, c)] = T{};
+  }
+
+  DEFORM_CONV_INLINE void spread_sample(
+      int64_t image, int64_t position, int64_t y, int64_t x, int64_t ky, int64_t kx, int64_t tap,
+      int64_t channels, const Real<T>* grad_column, Real<T>* column) {
+    using R = Real<T>;
+    const int64_t at = (position * g_.offset_groups + block_.offset_group) * g_.taps() + tap;
+    const auto location =
+        locate_tap(g_, y, x, ky, kx, samples_.offset[2 * at], samples_.offset[2 * at + 1]);
+    R* partial = gradients_.partial + (position * g_.taps() + tap) * 3;
+    if (!location.inside) {
+      partial[0] = partial[1] = partial[2] = 0;
+      for (int64_t c = 0; c < channels; ++c) column[c] = 0;
+      return;
+    }
+    const R modulation = samples_.mask ? samples_.mask[at] : R(1);
+    const int64_t start = image * g_.height * g_.width * g_.channels + block_.first;
+    const Corners<T> corners = corners_of(
+        location, samples_.input + start, g_.height, g_.width, g_.channels, modulation,
+        static_cast<const T*>(zeros_.data()));
+    R* grad_pixel[4];
+    for (int k = 0; k < 4; ++k)
+      grad_pixel[k] = has_corner(location, k, g_.height, g_.width)
+                          ? gradients_.input + start +
+                                corner_pixel(location, k, g_.width) * g_.channels
+                          : nowhere_.data() + k * kPanel;
+    R dots[4];
+    spread(corners, grad_pixel, grad_column, channels, column, dots);
+    partial[0] = modulation * derivative_y(location, dots);
+    partial[1] = modulation * derivative_x(location, dots);
+    partial[2] = value(location, dots);
+  }
+
+  const Samples<T>& samples_;
+  const Geometry& g_;
+  Channels block_;
+  const Gradients<T>& gradients_;
+  Tiles tiles_;
+  int64_t outs_, rows_;
+  Buffer<T> packed_;
+  Buffer<Real<T>> grad_columns_;
+  Buffer<T> columns_;
+  Buffer<Real<T>> grad_weights_;
+  Buffer<T> grad_output_;
+  Buffer<T> zeros_;
+  Buffer<Real<T>> nowhere_;
+};
+
+template <typename T>
+void backward(
+    const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
+    Tiles tiles, int64_t first, int64_t last) {
+  Backward<T> backward(samples, block, weight, gradients, tiles);
+  for (int64_t tile = first * tiles.per_image; tile < last * tiles.per_image; ++tile)
+    backward.tile(tile);
+  backward.write_grad_weight();
+}
+
+template <typename T>
+constexpr Kernels<T> kKernels = {
+    packed_size<T>, packed_panels<T>, pack<T>,     forward<T>,
+    transposed_size<T>, transpose<T>, backward<T>,
+};
+
+}  // namespace
+
+namespace DEFORM_CONV_CAPABILITY {
+
+#if defined(__AVX512BF16__)
+extern const Table kTable = {nullptr, nullptr, &kKernels<BFloat16>};
+#else
+extern const Table kTable = {&kKernels<float>, &kKernels<double>, nullptr};
+#endif
+
+}  // namespace DEFORM_CONV_CAPABILITY
+}  // namespace deform_conv

@@ -1,0 +1,166 @@
+// Matrix products of tiles that fit the L2 cache, by the processor's vector or matrix unit:
+//
+//     c (rows, 32) = or += a (rows, depth) b (depth, 32)
+//
+// b is a panel as kernels.h describes it; c has 32 columns side by side. A library's product would
+// pack the same weights again for every tile, and reads no panel.
+#pragma once
+
+#include "vector.h"
+
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#endif
+
+namespace deform_conv {
+namespace {
+
+// What one lane multiplies: a number, or a pair of bfloat16 whose two products are summed.
+using Pair = uint32_t;
+
+template <typename T>
+struct ElementOf {
+  using type = T;
+};
+template <>
+struct ElementOf<BFloat16> {
+  using type = Pair;
+};
+template <typename T>
+using Element = typename ElementOf<T>::type;
+
+template <typename T>
+constexpr int64_t kElementDepth = sizeof(Element<T>) / sizeof(T);
+
+// What depths and rows are padded to.
+#if defined(__AMX_BF16__)
+template <typename T>
+constexpr int64_t kDepthStep = sizeof(T) == 2 ? 32 : 1;
+template <typename T>
+constexpr int64_t kRowStep = sizeof(T) == 2 ? 32 : 1;
+#else
+template <typename T>
+constexpr int64_t kDepthStep = kElementDepth<T>;
+template <typename T>
+constexpr int64_t kRowStep = 1;
+#endif
+
+DEFORM_CONV_INLINE int64_t round_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
+template <typename T>
+int64_t padded_depth(int64_t depth) {
+  return round_up(depth, kDepthStep<T>);
+}
+
+template <typename T>
+int64_t padded_rows(int64_t rows) {
+  return round_up(rows, kRowStep<T>);
+}
+
+// Where a panel holds (depth, column).
+template <typename T>
+DEFORM_CONV_INLINE int64_t packed_at(int64_t depth, int64_t column) {
+  constexpr int64_t d = kElementDepth<T>;
+  return (depth / d * kPanel + column) * d + depth % d;
+}
+
+DEFORM_CONV_INLINE Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) {
+  return a * b + c;
+}
+DEFORM_CONV_INLINE Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) {
+  return a * b + c;
+}
+#if defined(__AVX512BF16__)
+DEFORM_CONV_INLINE Vector<float> multiply_add(Pair a, Vector<Pair> b, Vector<float> c) {
+  const __m512i pairs = _mm512_set1_epi32(static_cast<int>(a));
+  return (Vector<float>)_mm512_dpbf16_ps((__m512)c, (__m512bh)pairs, (__m512bh)b);
+}
+#endif
+
+template <typename T>
+DEFORM_CONV_INLINE Element<T> read_element(const T* from) {
+  Element<T> element;
+  std::memcpy(&element, from, sizeof(element));
+  return element;
+}
+
+template <typename T>
+DEFORM_CONV_INLINE Vector<Element<T>> read_elements(const T* from) {
+  Vector<Element<T>> elements;
+  std::memcpy(&elements, from, sizeof(elements));
+  return elements;
+}
+
+// kRows rows and two vectors of columns, in registers from the first to the last product. What c
+// holds is added last: the sum of sums over slices of the depth loses less than one long sum.
+template <typename T, int kRows, bool kTransposed>
+DEFORM_CONV_INLINE void multiply_tile(
+    int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
+  using R = Real<T>;
+  constexpr int64_t d = kElementDepth<T>;
+  constexpr int lanes = kLanes<R>;
+  Vector<R> sums[kRows][2] = {};
+  for (int64_t k = 0; k < depth; k += d, b += kPanel * d) {
+    const Vector<Element<T>> b0 = read_elements(b), b1 = read_elements(b + lanes * d);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Element<T> factor = read_element(a + (kTransposed ? k * lda + i : i * lda + k));
+      sums[i][0] = multiply_add(factor, b0, sums[i][0]);
+      sums[i][1] = multiply_add(factor, b1, sums[i][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < 2; ++j) {
+      R* to = c + i * kPanel + j * lanes;
+      store(to, add ? load(to) + sums[i][j] : sums[i][j]);
+    }
+}
+
+// All 32 columns of kRows rows.
+template <typename T, int kRows, bool kTransposed>
+__attribute__((noinline)) void multiply_rows(
+    int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
+  for (int64_t j = 0; j < kPanel; j += 2 * kLanes<Real<T>>)
+    multiply_tile<T, kRows, kTransposed>(depth, a, lda, b + j * kElementDepth<T>, c + j, add);
+}
+
+// The rows that are left when kTileRows at a time have been done.
+template <typename T, bool kTransposed, int kRows = kTileRows - 1>
+void multiply_rest(
+    int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return multiply_rows<T, kRows, kTransposed>(depth, a, lda, b, c, add);
+    multiply_rest<T, kTransposed, kRows - 1>(rows, depth, a, lda, b, c, add);
+  }
+}
+
+constexpr int64_t kSliceBytes = 32 << 10;  // of a panel, to stay in the L1 cache
+
+// c (rows, 32) = or += a b. a is (rows, depth) with `lda` between its rows or, transposed,
+// (depth, rows) with `lda` between its columns; of bfloat16 only the first, its depth padded.
+template <typename T, bool kTransposed = false>
+void multiply(
+    int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
+  static_assert(sizeof(T) > 2 || !kTransposed);
+#if defined(__AMX_BF16__)
+  if constexpr (sizeof(T) == 2) return multiply_by_matrix_unit(rows, depth, a, lda, b, c, add);
+#endif
+  constexpr int64_t longest = kSliceBytes / (kPanel * sizeof(T));
+  for (int64_t k = 0; k < depth; k += longest) {
+    const int64_t slice = depth - k < longest ? depth - k : longest;
+    const T* right = b + k * kPanel;
+    for (int64_t i = 0; i < rows; i += kTileRows) {
+      const T* left = a + (kTransposed ? k * lda + i : i * lda + k);
+      if (rows - i >= kTileRows)
+        multiply_rows<T, kTileRows, kTransposed>(slice, left, lda, right, c + i * kPanel, add || k);
+      else
+        multiply_rest<T, kTransposed>(rows - i, slice, left, lda, right, c + i * kPanel, add || k);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace deform_conv

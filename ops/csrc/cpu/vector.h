@@ -1,0 +1,145 @@
+// Vectors of the processor that a file is compiled for, by the compiler's vector extension: one
+// source for SSE, AVX2, AVX512 and NEON. Everything has internal linkage, see geometry.h.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+#define DEFORM_CONV_INLINE inline __attribute__((always_inline))
+
+namespace deform_conv {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kTileRows = 12;  // rows of a product held in registers, beside two vectors' columns
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kTileRows = 6;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 12;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 6;
+#endif
+
+template <typename E>
+constexpr int kLanes = kVectorBytes / sizeof(E);
+
+template <typename E>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(kVectorBytes)));
+};
+template <typename E>
+using Vector = typename VectorOf<E>::type;
+
+template <typename R>
+DEFORM_CONV_INLINE Vector<R> load(const R* from) {
+  Vector<R> vector;
+  std::memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+
+template <typename R>
+DEFORM_CONV_INLINE void store(R* to, Vector<R> vector) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+
+// ---- single numbers, and vectors of bfloat16 ------------------------------------------------
+
+template <typename R>
+DEFORM_CONV_INLINE R real(R value) {
+  return value;
+}
+
+DEFORM_CONV_INLINE float real(BFloat16 value) {
+  const uint32_t bits = uint32_t(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
+}
+
+template <typename T>
+DEFORM_CONV_INLINE T rounded(Real<T> value) {
+  if constexpr (sizeof(T) == sizeof(value)) {
+    return value;
+  } else {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (value != value) return {uint16_t(bits >> 16 | 0x40)};          // NaN stays one
+    return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
+  }
+}
+
+#if defined(__AVX512BF16__)
+DEFORM_CONV_INLINE Vector<float> load(const BFloat16* from) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+}
+
+DEFORM_CONV_INLINE void store(BFloat16* to, Vector<float> vector) {
+  const __m256bh rounded = _mm512_cvtneps_pbh((__m512)vector);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)rounded);
+}
+#endif
+
+// ---- sums over the lanes --------------------------------------------------------------------
+
+template <typename R, int... I>
+DEFORM_CONV_INLINE void sum_lanes(
+    const Vector<R> (&v)[4], R (&sums)[4], std::integer_sequence<int, I...>) {
+  constexpr int n = sizeof...(I), half = n / 2, quarter = n / 4;
+  // Halves of two vectors, then quarters of four, are added side by side; then the lanes of a
+  // quarter, in log2 steps.
+  const Vector<R> v01 =
+      __builtin_shufflevector(v[0], v[1], (I < half ? I : n + I - half)...) +
+      __builtin_shufflevector(v[0], v[1], (I < half ? I + half : n + I)...);
+  const Vector<R> v23 =
+      __builtin_shufflevector(v[2], v[3], (I < half ? I : n + I - half)...) +
+      __builtin_shufflevector(v[2], v[3], (I < half ? I + half : n + I)...);
+  Vector<R> all =
+      __builtin_shufflevector(v01, v23, (I / quarter * half + I % quarter)...) +
+      __builtin_shufflevector(v01, v23, (I / quarter * half + I % quarter + quarter)...);
+  if constexpr (quarter >= 4) all += __builtin_shufflevector(all, all, (I ^ 2)...);
+  if constexpr (quarter >= 2) all += __builtin_shufflevector(all, all, (I ^ 1)...);
+  for (int k = 0; k < 4; ++k) sums[k] = all[k * quarter];
+}
+
+// sums[k] = the sum of the lanes of v[k]
+template <typename R>
+DEFORM_CONV_INLINE void sum_lanes(const Vector<R> (&v)[4], R (&sums)[4]) {
+  if constexpr (kLanes<R> >= 4) {
+    sum_lanes<R>(v, sums, std::make_integer_sequence<int, kLanes<R>>());
+  } else {
+    for (int k = 0; k < 4; ++k) sums[k] = v[k][0] + v[k][1];
+  }
+}
+
+// Memory of a task, aligned to cache lines.
+template <typename E>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size)
+      : elements_(static_cast<E*>(::operator new(size * sizeof(E), std::align_val_t{64}))),
+        size_(size) {}
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { ::operator delete(elements_, std::align_val_t{64}); }
+
+  E* data() { return elements_; }
+  void zero() { std::memset(elements_, 0, size_ * sizeof(E)); }
+
+ private:
+  E* elements_;
+  int64_t size_;
+};
+
+}  // namespace
+}  // namespace deform_conv
