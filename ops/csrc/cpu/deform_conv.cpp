@@ -16,7 +16,7 @@
 namespace deform_conv {
 namespace {
 
-constexpr int64_t kMostRows = 192;       // of a tile; the columns of 512 channels then fit the cache
+constexpr int64_t kMostRows = 96;       // of a tile; the columns of 512 channels then fit the cache
 constexpr int64_t kBackwardTasks = 16;   // to aim for, by dividing the batch
 
 // All channels in runs of at most `longest` that belong to one weight and one offset group.

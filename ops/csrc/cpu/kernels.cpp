@@ -218,7 +218,8 @@ class Backward {
         grad_weights_(g_.taps() * padded_rows<T>(outs_) * kPanel),
         grad_output_(kCopies<T> ? rows_ * padded_depth<T>(outs_) : 0),
         zeros_(kPanel),
-        nowhere_(4 * kPanel) {
+        nowhere_(4 * kPanel),
+        located_(2 * kElementDepth<T> * g_.taps()) {
     packed_.zero(), columns_.zero(), grad_weights_.zero(), zeros_.zero(), nowhere_.zero();
     if (kCopies<T>) grad_output_.zero();
     pack_block(weight);
@@ -281,60 +282,87 @@ class Backward {
           packed_.data()[tap * depth * kPanel + packed_at<T>(o, c)] = weight[c];
   }
 
-  // Takes grad_columns back through the sampling; fills columns.
+  // One tap of one row: where it samples, and where the gradients go.
+  struct Sample {
+    Location<Real<T>> location;
+    Real<T> modulation;
+    Corners<T> corners;
+    Real<T>* grad_pixel[4];
+    Real<T>* partial;
+  };
+
+  // Takes grad_columns back through the sampling; fills columns. Rows go in twos where columns
+  // hold pairs. The next ones' pixels are fetched into the cache meanwhile.
   DEFORM_CONV_INLINE void spread_rows(Rows rows, int64_t channels) {
     constexpr int64_t d = kElementDepth<T>;
-    int64_t y = rows.first / g_.out_width, x = rows.first % g_.out_width;
-    for (int64_t row = 0; row < rows.count; ++row) {
-      const int64_t position = rows.image * g_.positions() + rows.first + row;
-      for (int64_t ky = 0, tap = 0; ky < g_.kernel_h; ++ky)
-        for (int64_t kx = 0; kx < g_.kernel_w; ++kx, ++tap) {
-          alignas(64) Real<T> values[kPanel];
-          T* column = columns_.data() + (tap * rows_ + row / d * d) * kPanel;
-          Real<T>* const to = d == 1 ? reinterpret_cast<Real<T>*>(column) : values;
-          spread_sample(rows.image, position, y, x, ky, kx, tap, channels,
-                        grad_columns_.data() + (tap * rows_ + row) * kPanel, to);
-          for (int64_t c = 0; d > 1 && c < channels; ++c)
-            column[c * d + row % d] = rounded<T>(values[c]);
+    const int64_t taps = g_.taps(), steps = (rows.count + d - 1) / d;
+    locate_rows(rows, 0);
+    for (int64_t step = 0; step < steps; ++step) {
+      if (step + 1 < steps) locate_rows(rows, step + 1);
+      const Sample* located = located_.data() + step % 2 * d * taps;
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t at = (tap * rows_ + step * d) * kPanel;
+        if constexpr (d == 1) {
+          spread_sample(located[tap], channels, grad_columns_.data() + at, columns_.data() + at);
+        } else {
+          alignas(64) Real<T> values[2][kPanel] = {};
+          for (int64_t i = 0; i < d && step * d + i < rows.count; ++i)
+            spread_sample(
+                located[i * taps + tap], channels, grad_columns_.data() + at + i * kPanel,
+                values[i]);
+          store_pairs(columns_.data() + at, values[0], values[1]);
         }
-      if (++x == g_.out_width) x = 0, ++y;
+      }
     }
-    // A row that pairs with none, and the padding behind it.
-    for (int64_t tap = 0; d > 1 && tap < g_.taps(); ++tap)
-      for (int64_t row = rows.count; row < padded_depth<T>(rows.count); ++row)
-        for (int64_t c = 0; c < channels; ++c)
-          columns_.data()[tap * rows_ * kPanel + packed_at<T>(row, c)] = T{};
+    for (int64_t tap = 0; tap < taps; ++tap)  // the padding behind the last row
+      for (int64_t row = steps * d; row < padded_depth<T>(rows.count); row += d)
+        std::memset(columns_.data() + (tap * rows_ + row) * kPanel, 0, d * kPanel * sizeof(T));
+  }
+
+  DEFORM_CONV_INLINE void locate_rows(Rows rows, int64_t step) {
+    constexpr int64_t d = kElementDepth<T>;
+    Sample* sample = located_.data() + step % 2 * d * g_.taps();
+    const int64_t start = rows.image * g_.height * g_.width * g_.channels + block_.first;
+    for (int64_t row = step * d; row < smaller(step * d + d, rows.count); ++row) {
+      const int64_t p = rows.first + row, position = rows.image * g_.positions() + p;
+      const int64_t y = p / g_.out_width, x = p % g_.out_width;
+      int64_t at = (position * g_.offset_groups + block_.offset_group) * g_.taps();
+      Real<T>* partial = gradients_.partial + position * g_.taps() * 3;
+      for (int64_t ky = 0; ky < g_.kernel_h; ++ky)
+        for (int64_t kx = 0; kx < g_.kernel_w; ++kx, ++at, ++sample, partial += 3) {
+          sample->location =
+              locate_tap(g_, y, x, ky, kx, samples_.offset[2 * at], samples_.offset[2 * at + 1]);
+          sample->modulation = samples_.mask ? samples_.mask[at] : Real<T>(1);
+          sample->partial = partial;
+          sample->corners = corners_of(
+              sample->location, samples_.input + start, g_.height, g_.width, g_.channels,
+              sample->modulation, static_cast<const T*>(zeros_.data()));
+          for (int k = 0; k < 4; ++k) {
+            const bool exists = has_corner(sample->location, k, g_.height, g_.width);
+            sample->grad_pixel[k] =
+                exists ? gradients_.input + start +
+                             corner_pixel(sample->location, k, g_.width) * g_.channels
+                       : nowhere_.data() + k * kPanel;
+            fetch(sample->corners.pixel[k], kPanel);
+            fetch(sample->grad_pixel[k], kPanel);
+          }
+        }
+    }
   }
 
   DEFORM_CONV_INLINE void spread_sample(
-      int64_t image, int64_t position, int64_t y, int64_t x, int64_t ky, int64_t kx, int64_t tap,
-      int64_t channels, const Real<T>* grad_column, Real<T>* column) {
-    using R = Real<T>;
-    const int64_t at = (position * g_.offset_groups + block_.offset_group) * g_.taps() + tap;
-    const auto location =
-        locate_tap(g_, y, x, ky, kx, samples_.offset[2 * at], samples_.offset[2 * at + 1]);
-    R* partial = gradients_.partial + (position * g_.taps() + tap) * 3;
-    if (!location.inside) {
+      const Sample& sample, int64_t channels, const Real<T>* grad_column, Real<T>* column) {
+    Real<T>* partial = sample.partial;
+    if (!sample.location.inside) {
       partial[0] = partial[1] = partial[2] = 0;
       for (int64_t c = 0; c < channels; ++c) column[c] = 0;
       return;
     }
-    const R modulation = samples_.mask ? samples_.mask[at] : R(1);
-    const int64_t start = image * g_.height * g_.width * g_.channels + block_.first;
-    const Corners<T> corners = corners_of(
-        location, samples_.input + start, g_.height, g_.width, g_.channels, modulation,
-        static_cast<const T*>(zeros_.data()));
-    R* grad_pixel[4];
-    for (int k = 0; k < 4; ++k)
-      grad_pixel[k] = has_corner(location, k, g_.height, g_.width)
-                          ? gradients_.input + start +
-                                corner_pixel(location, k, g_.width) * g_.channels
-                          : nowhere_.data() + k * kPanel;
-    R dots[4];
-    spread(corners, grad_pixel, grad_column, channels, column, dots);
-    partial[0] = modulation * derivative_y(location, dots);
-    partial[1] = modulation * derivative_x(location, dots);
-    partial[2] = value(location, dots);
+    Real<T> dots[4];
+    spread(sample.corners, sample.grad_pixel, grad_column, channels, column, dots);
+    partial[0] = sample.modulation * derivative_y(sample.location, dots);
+    partial[1] = sample.modulation * derivative_x(sample.location, dots);
+    partial[2] = value(sample.location, dots);
   }
 
   const Samples<T>& samples_;
@@ -350,6 +378,7 @@ class Backward {
   Buffer<T> grad_output_;
   Buffer<T> zeros_;
   Buffer<Real<T>> nowhere_;
+  Buffer<Sample> located_;
 };
 
 template <typename T>

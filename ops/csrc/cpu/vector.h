@@ -89,7 +89,22 @@ DEFORM_CONV_INLINE void store(BFloat16* to, Vector<float> vector) {
   const __m256bh rounded = _mm512_cvtneps_pbh((__m512)vector);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)rounded);
 }
+
+// to (32, 2): `even` and `odd`, one beside the other
+DEFORM_CONV_INLINE void store_pairs(BFloat16* to, const float* even, const float* odd) {
+  for (int c = 0; c < kPanel; c += 16) {
+    const __m512i first = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(even + c)));
+    const __m512i second = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(odd + c)));
+    _mm512_storeu_si512(to + 2 * c, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+  }
+}
 #endif
+
+// Asks for the cache lines of `count` elements.
+template <typename E>
+DEFORM_CONV_INLINE void fetch(const E* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(E)) __builtin_prefetch(from + i);
+}
 
 // ---- sums over the lanes --------------------------------------------------------------------
 
