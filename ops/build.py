@@ -5,12 +5,14 @@ loads under every later one. The CUDA library needs nvcc, not a GPU: it is taken
 from the `cuda-toolkit` wheel in the build environment, or from PATH. Where there is none, the
 library is left out, and the build says so.
 
-TORCH_CUDA_ARCH_LIST, such as "8.0;9.0", chooses other GPU architectures.
+CXX, CXXFLAGS and LDFLAGS are respected for the CPU library; TORCH_CUDA_ARCH_LIST, such as
+"8.0;9.0", chooses other GPU architectures.
 """
 
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -56,7 +58,7 @@ def build_cpu(sources: list[str], target: Path) -> None:
     """
     compiler = find_compiler()
     flags = ["-fPIC", "-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden"]
-    flags += [*DEFINES[:1], *torch_includes()]
+    flags += [*DEFINES[:1], *torch_includes(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
     with TemporaryDirectory() as folder:
         objects = []
         for source in sources:
@@ -65,7 +67,8 @@ def build_cpu(sources: list[str], target: Path) -> None:
                 name = [f"-DDEFORM_CONV_CAPABILITY={capability}"] if capability else []
                 objects.append(f"{folder}/{Path(source).stem}_{capability}.o")
                 run([compiler, *flags, *options, *name, "-c", source, "-o", objects[-1]])
-        run([compiler, "-shared", *objects, *torch_links("torch_cpu"), "-o", str(target)])
+        links = [*torch_links("torch_cpu"), *shlex.split(os.environ.get("LDFLAGS", ""))]
+        run([compiler, "-shared", *objects, *links, "-o", str(target)])
 
 
 def capabilities() -> dict[str, list[str]]:

@@ -88,6 +88,7 @@ def deform_conv2d(
         stride,
         padding,
         dilation,
+        torch.get_float32_matmul_precision() != "highest",
     )
     return output.contiguous() if input.is_contiguous() else output
 
@@ -262,6 +263,7 @@ def _forward_fake(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    split_float32: bool = False,
 ) -> Tensor:
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     return torch.empty(
@@ -296,7 +298,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, offset, weight, _, mask, ctx.stride, ctx.padding, ctx.dilation = inputs
+    input, offset, weight, _, mask, ctx.stride, ctx.padding, ctx.dilation, _ = inputs
     ctx.save_for_backward(input, offset, weight, mask)
 
 
@@ -314,6 +316,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_weight,
         grad_bias,
         None if mask is None else grad_mask,
+        None,
         None,
         None,
         None,
@@ -347,6 +350,7 @@ def _autocast(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    split_float32: bool = False,
 ) -> Tensor:
     device_type = input.device.type
     # As autocast does everywhere, float64 is left alone.
@@ -361,6 +365,7 @@ def _autocast(
             stride,
             padding,
             dilation,
+            split_float32,
         )
 
 

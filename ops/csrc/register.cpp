@@ -4,7 +4,7 @@
 STABLE_TORCH_LIBRARY(deform_conv, m) {
   m.def(
       "forward(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
-      "int[] stride, int[] padding, int[] dilation) -> Tensor");
+      "int[] stride, int[] padding, int[] dilation, bool split_float32=False) -> Tensor");
   m.def(
       "backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
       "int[] stride, int[] padding, int[] dilation) "

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,11 +16,29 @@ from torch.library import opcheck
 from ops import DeformConv2d, deform_conv2d
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+
+
+@pytest.fixture(params=["cpu", CUDA])
 def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     return request.param
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512_bf16", "amx", CUDA])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of each set of kernels that this machine can run; those of the CPU put to use."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
+        yield "cuda"
+    elif request.param not in torch.ops.deform_conv.cpu_capabilities().split():
+        pytest.skip(f"this processor has no {request.param}")
+    else:
+        before = torch.ops.deform_conv.use_cpu_capability(request.param)
+        yield "cpu"
+        torch.ops.deform_conv.use_cpu_capability(before)
 
 
 def call(function, tensors: dict[str, Tensor], geometry: Geometry) -> Tensor:
@@ -51,12 +70,12 @@ def converted(tensors: dict[str, Tensor], **how) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("mask", [True, False])
-def test_agrees_with_the_definition(device: str, mask: bool) -> None:
+def test_agrees_with_the_definition(kernels: str, mask: bool) -> None:
     tensors = make(UGLY, mask=mask)
     expected = with_gradients(
         lambda i, o, w, b, s, p, d, m: reference(i, o, w, b, s, p, d, m), tensors, UGLY
     )
-    actual = with_gradients(deform_conv2d, converted(tensors, device=device), UGLY)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=kernels), UGLY)
     torchvisions = with_gradients(torchvision.ops.deform_conv2d, tensors, UGLY)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-13, name
@@ -64,11 +83,11 @@ def test_agrees_with_the_definition(device: str, mask: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(32))
-def test_agrees_with_torchvision(device: str, seed: int) -> None:
+def test_agrees_with_torchvision(kernels: str, seed: int) -> None:
     geometry = random_geometry(seed)
     tensors = make(geometry, seed=seed, mask=seed % 2 == 0, bias=seed % 3 > 0)
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
-    tensors = converted(tensors, device=device)
+    tensors = converted(tensors, device=kernels)
     if seed % 4 > 1:
         tensors["input"] = tensors["input"].detach().to(memory_format=torch.channels_last)
         tensors["input"].requires_grad_()
@@ -91,10 +110,10 @@ def test_float32_is_no_further_from_float64_than_torchvision() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_rounds_features_only(device: str, dtype: torch.dtype) -> None:
+def test_low_precision_rounds_features_only(kernels: str, dtype: torch.dtype) -> None:
     tensors = make(UGLY, dtype=torch.float32, scale=1.0)
     low = {
-        name: t.detach().to(device, torch.float32 if name in ("offset", "mask") else dtype)
+        name: t.detach().to(kernels, torch.float32 if name in ("offset", "mask") else dtype)
         for name, t in tensors.items()
     }
     low = {name: t.requires_grad_() for name, t in low.items()}
@@ -110,9 +129,9 @@ def test_low_precision_rounds_features_only(device: str, dtype: torch.dtype) -> 
         )
 
 
-def test_zero_offsets_are_a_convolution(device: str) -> None:
+def test_zero_offsets_are_a_convolution(kernels: str) -> None:
     geometry = Geometry(2, 8, (9, 11), 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2)
-    tensors = converted(make(geometry, mask=False), device=device)
+    tensors = converted(make(geometry, mask=False), device=kernels)
     zero = torch.zeros_like(tensors["offset"])
     plain = torch.nn.functional.conv2d(
         tensors["input"], tensors["weight"], tensors["bias"], *geometry.steps, groups=2
@@ -121,13 +140,13 @@ def test_zero_offsets_are_a_convolution(device: str) -> None:
     assert relative(actual, plain) < 1e-14
 
 
-def test_channels_that_fill_several_blocks(device: str) -> None:
+def test_channels_that_fill_several_blocks(kernels: str) -> None:
     # The backward divides channels into blocks of 32: here 2 weight groups of 3 blocks each, the
     # last one of 6 channels, which are also cut by 5 offset groups; images outnumber one split.
     geometry = Geometry(5, 140, (6, 9), 22, (3, 3), (1, 2), (1, 0), (1, 1), 2, 5)
     tensors = make(geometry)
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
-    actual = with_gradients(deform_conv2d, converted(tensors, device=device), geometry)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=kernels), geometry)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-12, name
 
@@ -135,13 +154,13 @@ def test_channels_that_fill_several_blocks(device: str) -> None:
 # ---- the border ------------------------------------------------------------------------------
 
 
-def test_border_and_whole_pixels(device: str) -> None:
+def test_border_and_whole_pixels(kernels: str) -> None:
     # (value, d/dy, d/dx) at (dy, dx) from pixel (0, 0), read by a 1x1 kernel.
-    image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=device, dtype=torch.float64)
-    weight = torch.ones(1, 1, 1, 1, device=device, dtype=torch.float64)
+    image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=kernels, dtype=torch.float64)
+    weight = torch.ones(1, 1, 1, 1, device=kernels, dtype=torch.float64)
 
     def read(dy: float, dx: float) -> tuple[float, ...]:
-        offset = torch.tensor([dy, dx], device=device, dtype=torch.float64).reshape(1, 2, 1, 1)
+        offset = torch.tensor([dy, dx], device=kernels, dtype=torch.float64).reshape(1, 2, 1, 1)
         offset = offset.expand(1, 2, 2, 2).clone().requires_grad_()
         first = deform_conv2d(image, offset, weight)[0, 0, 0, 0]
         return first.item(), *grad(first, offset)[0][0, :, 0, 0].tolist()
@@ -154,20 +173,20 @@ def test_border_and_whole_pixels(device: str) -> None:
     assert read(2.0, 0.0) == (0.0, 0.0, 0.0)
 
 
-def test_border_gradients_agree_with_torchvision(device: str) -> None:
+def test_border_gradients_agree_with_torchvision(kernels: str) -> None:
     # Zero offsets with padding put the first taps exactly on -1: where every training starts.
     geometry = Geometry(1, 3, (4, 5), 2, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
     tensors = make(geometry)
     tensors["offset"] = torch.zeros_like(tensors["offset"]).requires_grad_()
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
-    actual = with_gradients(deform_conv2d, converted(tensors, device=device), geometry)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=kernels), geometry)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-13, name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 2.0**31])
-def test_absurd_offsets_sample_nothing(device: str, value: float) -> None:
-    tensors = converted(make(UGLY, dtype=torch.float32), device=device)
+def test_absurd_offsets_sample_nothing(kernels: str, value: float) -> None:
+    tensors = converted(make(UGLY, dtype=torch.float32), device=kernels)
     plain = with_gradients(deform_conv2d, tensors, UGLY)
     offset = tensors["offset"].detach().clone()
     offset[1, 3] = value  # image 1, offset group 0, tap 1, dx
@@ -181,19 +200,19 @@ def test_absurd_offsets_sample_nothing(device: str, value: float) -> None:
     assert (actual["offset"][1, 2:4] == 0).all() and (actual["mask"][1, 1] == 0).all()
 
 
-def test_nan_pixels_stay_where_they_are_read(device: str) -> None:
-    image = torch.zeros(1, 1, 5, 5, device=device)
+def test_nan_pixels_stay_where_they_are_read(kernels: str) -> None:
+    image = torch.zeros(1, 1, 5, 5, device=kernels)
     image[0, 0, 0, 0] = float("nan")
-    weight, offset = torch.ones(1, 1, 1, 1, device=device), torch.zeros(1, 2, 5, 5, device=device)
+    weight, offset = torch.ones(1, 1, 1, 1, device=kernels), torch.zeros(1, 2, 5, 5, device=kernels)
     offset[0, 0, 4] = 7.0  # the last row samples outside
     output = deform_conv2d(image, offset, weight)
     assert output.isnan().sum() == 1 and output[0, 0, 0, 0].isnan()
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 5, 7), (1, 6, 1, 1)])
-def test_empty_batches_and_single_pixels(device: str, shape: tuple[int, ...]) -> None:
+def test_empty_batches_and_single_pixels(kernels: str, shape: tuple[int, ...]) -> None:
     geometry = Geometry(shape[0], 6, shape[2:], 4, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
-    tensors = converted(make(geometry), device=device)
+    tensors = converted(make(geometry), device=kernels)
     actual = with_gradients(deform_conv2d, tensors, geometry)
     assert actual["output"].shape == (shape[0], 4, *shape[2:])
     assert actual["weight"].isfinite().all() and (shape[0] or not actual["weight"].any())

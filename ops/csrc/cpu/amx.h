@@ -30,7 +30,7 @@ struct AmxTiles {
 };
 
 // c (rows, 32) = or += a (rows, depth) b; rows and depth are multiples of 32
-inline void multiply_by_matrix_unit(
+void multiply_by_matrix_unit(
     int64_t rows, int64_t depth, const BFloat16* a, int64_t lda, const BFloat16* b, float* c,
     bool add) {
   const int64_t stride = lda * sizeof(BFloat16), row = kPanel * sizeof(float);

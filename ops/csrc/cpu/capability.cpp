@@ -43,13 +43,14 @@ std::vector<Capability> find_capabilities() {
     if (table.float32) merged.float32 = table.float32;
     if (table.float64) merged.float64 = table.float64;
     if (table.bfloat16) merged.bfloat16 = table.bfloat16;
+    if (table.float32_split) merged.float32_split = table.float32_split;
     found.push_back({name, merged});
   };
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 =
-      has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
   add("avx2", avx2::kTable, has_avx2);
   add("avx512", avx512::kTable, has_avx512);
@@ -71,18 +72,7 @@ std::atomic<const Capability*>& in_use() {
 
 }  // namespace
 
-template <>
-const Kernels<float>* kernels_in_use() {
-  return in_use().load()->table.float32;
-}
-template <>
-const Kernels<double>* kernels_in_use() {
-  return in_use().load()->table.float64;
-}
-template <>
-const Kernels<BFloat16>* kernels_in_use() {
-  return in_use().load()->table.bfloat16;
-}
+const Table& kernels_in_use() { return in_use().load()->table; }
 
 std::string capabilities() {
   std::string names;

@@ -7,10 +7,8 @@
 
 namespace deform_conv {
 
-// The kernels of the capability in use that compute in T; null where they are to compute in a
-// wider type.
-template <typename T>
-const Kernels<T>* kernels_in_use();
+// Null where there are no kernels for a type: it is then computed in a wider one.
+const Table& kernels_in_use();
 
 // The names of the capabilities that this processor has, from the least to the best.
 std::string capabilities();

@@ -17,7 +17,7 @@ namespace deform_conv {
 namespace {
 
 constexpr int64_t kMostRows = 96;       // of a tile; the columns of 512 channels then fit the cache
-constexpr int64_t kBackwardTasks = 16;   // to aim for, by dividing the batch
+constexpr int64_t kBackwardTasks = 16;  // to aim for, by dividing the batch
 
 // All channels in runs of at most `longest` that belong to one weight and one offset group.
 std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
@@ -68,12 +68,11 @@ void forward_kernel(
       kernels.pack(g, data<T>(weight), panel, packed.get());
   });
   const Tiles tiles = tiles_of(g, torch::stable::get_num_threads());
-  torch::stable::parallel_for(
-      0, g.batch * tiles.per_image, 1, [&](int64_t first, int64_t last) {
-        kernels.forward(
-            samples, runs.data(), runs.size(), packed.get(), data<R>(bias),
-            mutable_data<T>(output), tiles, first, last);
-      });
+  torch::stable::parallel_for(0, g.batch * tiles.per_image, 1, [&](int64_t first, int64_t last) {
+    kernels.forward(
+        samples, runs.data(), runs.size(), packed.get(), data<R>(bias), mutable_data<T>(output),
+        tiles, first, last);
+  });
 }
 
 // Sums the blocks' shares, in order: partial (blocks, N P, K, 3) -> grad_offset, grad_mask.
@@ -109,7 +108,8 @@ void backward_kernel(
   const std::vector<Channels> blocks = channel_runs(g, kPanel);
   const int64_t num_blocks = blocks.size();
   const int64_t splits =  // of the batch
-      std::clamp<int64_t>((kBackwardTasks + num_blocks - 1) / num_blocks, 1, std::max<int64_t>(1, g.batch));
+      std::clamp<int64_t>(
+          (kBackwardTasks + num_blocks - 1) / num_blocks, 1, std::max<int64_t>(1, g.batch));
   const Tiles tiles = tiles_of(g, 1);
 
   const int64_t transposed_size = kernels.transposed_size(g, tiles);
@@ -150,15 +150,16 @@ void backward_kernel(
 
 // ---- operators ----------------------------------------------------------------------------
 
-// Calls `function` with the kernels that compute features of this dtype, and the dtype that they
-// compute in.
+// Calls `function` with the kernels for features of this dtype, and the dtype they compute in.
 template <typename Function>
 void with_kernels(ScalarType dtype, const Function& function) {
+  const Table& kernels = kernels_in_use();
   if (dtype == ScalarType::Double)
-    return function(*kernels_in_use<double>(), ScalarType::Double);
-  const auto* bfloat16 = kernels_in_use<BFloat16>();
-  if (dtype == ScalarType::BFloat16 && bfloat16) return function(*bfloat16, dtype);
-  function(*kernels_in_use<float>(), ScalarType::Float);
+    function(*kernels.float64, dtype);
+  else if (dtype == ScalarType::BFloat16 && kernels.bfloat16)
+    function(*kernels.bfloat16, dtype);
+  else
+    function(*kernels.float32, ScalarType::Float);
 }
 
 Tensor zeros_channels_last(const Tensor& like, ScalarType dtype) {
@@ -173,12 +174,12 @@ std::optional<Tensor> channels_last_or_none(const std::optional<Tensor>& tensor,
 Tensor forward(
     const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, const IntPair& stride,
-    const IntPair& padding, const IntPair& dilation) {
+    const IntPair& padding, const IntPair& dilation, bool split_float32) {
   const Geometry g = checked_geometry(input, offset, weight, mask, stride, padding, dilation);
   check_bias(bias, input, g);
   const ScalarType location = location_dtype(input);
   Tensor output;
-  with_kernels(input.scalar_type(), [&](const auto& kernels, ScalarType dtype) {
+  const auto compute = [&](const auto& kernels, ScalarType dtype) {
     output = torch::stable::empty(
         {g.batch, g.out_channels, g.out_height, g.out_width}, dtype, std::nullopt, input.device(),
         std::nullopt, MemoryFormat::ChannelsLast);
@@ -188,7 +189,12 @@ Tensor forward(
         bias ? std::optional(torch::stable::contiguous(torch::stable::to(*bias, location)))
              : std::nullopt,
         channels_last_or_none(mask, location), output);
-  });
+  };
+  const auto* split = kernels_in_use().float32_split;
+  if (split_float32 && split && input.scalar_type() == ScalarType::Float)
+    compute(*split, ScalarType::Float);
+  else
+    with_kernels(input.scalar_type(), compute);
   return torch::stable::to(output, input.scalar_type());
 }
 

@@ -28,45 +28,56 @@ Rows rows_of(const Geometry& g, Tiles tiles, int64_t tile) {
 
 // ---- forward ------------------------------------------------------------------------------
 //
-//     packed   (groups, panels, K, depth, 32)    panels of the weights of one tap
-//     columns  (groups, rows, depth + padding)   the samples of one tap
-//     sums     (groups, panels, rows, 32)        the tile's output
+//     packed   (groups, panels, K, parts, depth, 32)    panels of the weights of one tap
+//     columns  (groups, rows, parts, depth) + padding   the samples of one tap
+//     sums     (groups, panels, rows, 32)               the tile's output
+//
+// T is the features' type and F that of the product's factors. Where F is the smaller one, a number
+// is the sum of two parts, high + low, and the product is that of the parts but for low * low
+// (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-
+// Precision Computations, 2019).
+
+template <typename T, typename F>
+constexpr int64_t kParts = sizeof(T) > sizeof(F) ? 2 : 1;
 
 template <typename T>
 int64_t packed_panels(const Geometry& g) {
   return g.groups * panels_of(g.group_out_channels());
 }
 
-template <typename T>
-int64_t packed_panel_size(const Geometry& g) {
-  return g.taps() * padded_depth<T>(g.group_channels()) * kPanel;
-}
-
-template <typename T>
+template <typename T, typename F>
 int64_t packed_size(const Geometry& g) {
-  return packed_panels<T>(g) * packed_panel_size<T>(g);
+  return packed_panels<T>(g) * g.taps() * kParts<T, F> * padded_depth<F>(g.group_channels()) *
+         kPanel * sizeof(F) / sizeof(T);
 }
 
 // One panel of weight (O, K, Cg).
-template <typename T>
+template <typename T, typename F>
 void pack(const Geometry& g, const T* weight, int64_t panel, T* packed) {
   const int64_t depth = g.group_channels(), row = g.taps() * depth;
-  const int64_t tap_size = padded_depth<T>(depth) * kPanel;
+  const int64_t part_size = padded_depth<F>(depth) * kPanel;
+  const int64_t tap_size = kParts<T, F> * part_size;
   const int64_t panels = panels_of(g.group_out_channels());
   const int64_t group = panel / panels, first = panel % panels * kPanel;
   const int64_t count = smaller(kPanel, g.group_out_channels() - first);
   weight += (group * g.group_out_channels() + first) * row;
-  packed += panel * g.taps() * tap_size;
-  if (count < kPanel || padded_depth<T>(depth) > depth)
-    std::memset(packed, 0, g.taps() * tap_size * sizeof(T));
+  F* to = reinterpret_cast<F*>(packed) + panel * g.taps() * tap_size;
+  if (count < kPanel || padded_depth<F>(depth) > depth)
+    std::memset(to, 0, g.taps() * tap_size * sizeof(F));
   for (int64_t tap = 0; tap < g.taps(); ++tap)
     for (int64_t begin = 0; begin < depth; begin += 16)  // a cache line of 32 rows
       for (int64_t o = 0; o < count; ++o)
-        for (int64_t c = begin; c < smaller(begin + 16, depth); ++c)
-          packed[tap * tap_size + packed_at<T>(c, o)] = weight[o * row + tap * depth + c];
+        for (int64_t c = begin; c < smaller(begin + 16, depth); ++c) {
+          const T value = weight[o * row + tap * depth + c];
+          F* at = to + tap * tap_size + packed_at<F>(c, o);
+          if constexpr (kParts<T, F> == 1)
+            *at = value;
+          else
+            at[part_size] = rounded<F>(value - real(at[0] = rounded<F>(value)));
+        }
 }
 
-template <typename T>
+template <typename T, typename F>
 class Forward {
  public:
   Forward(
@@ -76,16 +87,17 @@ class Forward {
         g_(samples.g),
         runs_(runs),
         num_runs_(num_runs),
-        packed_(packed),
+        packed_(reinterpret_cast<const F*>(packed)),
         bias_(bias),
         output_(output),
-        depth_(padded_depth<T>(g_.group_channels())),
-        row_(depth_ + kColumnPadding / sizeof(T)),
-        rows_(padded_rows<T>(most_rows)),
+        depth_(padded_depth<F>(g_.group_channels())),
+        row_(kParts<T, F> * depth_ + kColumnPadding / sizeof(F)),
+        rows_(padded_rows<F>(most_rows)),
         panels_(panels_of(g_.group_out_channels())),
         columns_(g_.groups * rows_ * row_),
         sums_(g_.groups * panels_ * rows_ * kPanel),
-        zeros_(g_.channels) {
+        zeros_(g_.channels),
+        whole_(kParts<T, F> == 2 ? g_.channels : 0) {
     zeros_.zero();
     if (depth_ > g_.group_channels()) columns_.zero();
   }
@@ -93,11 +105,17 @@ class Forward {
   void tile(Rows rows) {
     for (int64_t tap = 0; tap < g_.taps(); ++tap) {
       sample(rows, tap);
-      for (int64_t panel = 0; panel < g_.groups * panels_; ++panel)
-        multiply(
-            padded_rows<T>(rows.count), depth_, columns_.data() + panel / panels_ * rows_ * row_,
-            row_, packed_ + (panel * g_.taps() + tap) * depth_ * kPanel,
-            sums_.data() + panel * rows_ * kPanel, tap > 0);
+      for (int64_t panel = 0; panel < g_.groups * panels_; ++panel) {
+        const F* a = columns_.data() + panel / panels_ * rows_ * row_;
+        const F* b = packed_ + (panel * g_.taps() + tap) * kParts<T, F> * depth_ * kPanel;
+        Real<T>* sums = sums_.data() + panel * rows_ * kPanel;
+        const int64_t count = padded_rows<F>(rows.count);
+        multiply(count, depth_, a, row_, b, sums, tap > 0);
+        if constexpr (kParts<T, F> == 2) {
+          multiply(count, depth_, a + depth_, row_, b, sums, true);
+          multiply(count, depth_, a, row_, b + depth_ * kPanel, sums, true);
+        }
+      }
     }
     for (int64_t panel = 0; panel < g_.groups * panels_; ++panel) write(rows, panel);
   }
@@ -108,20 +126,24 @@ class Forward {
     const int64_t ky = tap / g_.kernel_w, kx = tap % g_.kernel_w;
     for (int64_t r = 0; r < num_runs_; ++r) {
       const Channels& run = runs_[r];
-      T* columns = columns_.data() + run.group * rows_ * row_ + run.first -
-                   run.group * g_.group_channels();
+      F* columns =
+          columns_.data() + run.group * rows_ * row_ + run.first - run.group * g_.group_channels();
       int64_t y = rows.first / g_.out_width, x = rows.first % g_.out_width;
       for (int64_t row = 0; row < rows.count; ++row) {
         const int64_t position = rows.image * g_.positions() + rows.first + row;
         const int64_t at = (position * g_.offset_groups + run.offset_group) * g_.taps() + tap;
-        const auto location = locate_tap(
-            g_, y, x, ky, kx, samples_.offset[2 * at], samples_.offset[2 * at + 1]);
+        const auto location =
+            locate_tap(g_, y, x, ky, kx, samples_.offset[2 * at], samples_.offset[2 * at + 1]);
         const Real<T> modulation = samples_.mask ? samples_.mask[at] : Real<T>(1);
-        blend(
-            corners_of(
-                location, image + run.first, g_.height, g_.width, g_.channels, modulation,
-                static_cast<const T*>(zeros_.data())),
-            run.count, columns + row * row_);
+        const Corners<T> corners = corners_of(
+            location, image + run.first, g_.height, g_.width, g_.channels, modulation,
+            static_cast<const T*>(zeros_.data()));
+        if constexpr (kParts<T, F> == 1) {
+          blend(corners, run.count, columns + row * row_);
+        } else {
+          blend(corners, run.count, whole_.data());
+          store_parts(whole_.data(), run.count, columns + row * row_, depth_);
+        }
         if (++x == g_.out_width) x = 0, ++y;
       }
     }
@@ -132,8 +154,8 @@ class Forward {
     const int64_t first = panel % panels_ * kPanel, count = smaller(kPanel, outs - first);
     const Real<T>* sums = sums_.data() + panel * rows_ * kPanel;
     const Real<T>* bias = bias_ ? bias_ + group * outs + first : nullptr;
-    T* output = output_ +
-                (rows.image * g_.positions() + rows.first) * g_.out_channels + group * outs + first;
+    T* output = output_ + (rows.image * g_.positions() + rows.first) * g_.out_channels +
+                group * outs + first;
     for (int64_t row = 0; row < rows.count; ++row, output += g_.out_channels, sums += kPanel)
       for (int64_t o = 0; o < count; ++o)
         output[o] = rounded<T>(bias ? sums[o] + bias[o] : sums[o]);
@@ -143,20 +165,20 @@ class Forward {
   const Geometry& g_;
   const Channels* runs_;
   int64_t num_runs_;
-  const T* packed_;
+  const F* packed_;
   const Real<T>* bias_;
   T* output_;
   int64_t depth_, row_, rows_, panels_;
-  Buffer<T> columns_;
+  Buffer<F> columns_;
   Buffer<Real<T>> sums_;
-  Buffer<T> zeros_;
+  Buffer<T> zeros_, whole_;
 };
 
-template <typename T>
+template <typename T, typename F>
 void forward(
     const Samples<T>& samples, const Channels* runs, int64_t num_runs, const T* packed,
     const Real<T>* bias, T* output, Tiles tiles, int64_t first, int64_t last) {
-  Forward<T> forward(samples, runs, num_runs, packed, bias, output, tiles.rows);
+  Forward<T, F> forward(samples, runs, num_runs, packed, bias, output, tiles.rows);
   for (int64_t tile = first; tile < last; ++tile) forward.tile(rows_of(samples.g, tiles, tile));
 }
 
@@ -263,8 +285,8 @@ class Backward {
 
   void write_grad_weight() {
     const int64_t per_group = g_.group_channels();
-    Real<T>* to = gradients_.weight + block_.group * outs_ * g_.taps() * per_group +
-                  block_.first - block_.group * per_group;
+    Real<T>* to = gradients_.weight + block_.group * outs_ * g_.taps() * per_group + block_.first -
+                  block_.group * per_group;
     for (int64_t o = 0; o < outs_; ++o)
       for (int64_t tap = 0; tap < g_.taps(); ++tap, to += per_group)
         std::memcpy(
@@ -275,7 +297,8 @@ class Backward {
  private:
   void pack_block(const T* weight) {
     const int64_t per_group = g_.group_channels(), depth = padded_depth<T>(outs_);
-    weight += block_.group * outs_ * g_.taps() * per_group + block_.first - block_.group * per_group;
+    weight +=
+        block_.group * outs_ * g_.taps() * per_group + block_.first - block_.group * per_group;
     for (int64_t o = 0; o < outs_; ++o)
       for (int64_t tap = 0; tap < g_.taps(); ++tap, weight += per_group)
         for (int64_t c = 0; c < block_.count; ++c)
@@ -392,19 +415,30 @@ void backward(
 }
 
 template <typename T>
-constexpr Kernels<T> kKernels = {
-    packed_size<T>, packed_panels<T>, pack<T>,     forward<T>,
-    transposed_size<T>, transpose<T>, backward<T>,
-};
+constexpr Kernels<T> kKernels = {packed_size<T, T>,  packed_panels<T>, pack<T, T>, forward<T, T>,
+                                 transposed_size<T>, transpose<T>,     backward<T>};
+
+#if defined(__AMX_BF16__)
+constexpr Kernels<float> kSplitKernels = {
+    packed_size<float, BFloat16>,
+    packed_panels<float>,
+    pack<float, BFloat16>,
+    forward<float, BFloat16>,
+    nullptr,
+    nullptr,
+    nullptr};
+#endif
 
 }  // namespace
 
 namespace DEFORM_CONV_CAPABILITY {
 
-#if defined(__AVX512BF16__)
-extern const Table kTable = {nullptr, nullptr, &kKernels<BFloat16>};
+#if defined(__AMX_BF16__)
+extern const Table kTable = {nullptr, nullptr, &kKernels<BFloat16>, &kSplitKernels};
+#elif defined(__AVX512BF16__)
+extern const Table kTable = {nullptr, nullptr, &kKernels<BFloat16>, nullptr};
 #else
-extern const Table kTable = {&kKernels<float>, &kKernels<double>, nullptr};
+extern const Table kTable = {&kKernels<float>, &kKernels<double>, nullptr, nullptr};
 #endif
 
 }  // namespace DEFORM_CONV_CAPABILITY

@@ -83,6 +83,7 @@ struct Table {
   const Kernels<float>* float32;
   const Kernels<double>* float64;
   const Kernels<BFloat16>* bfloat16;
+  const Kernels<float>* float32_split;  // forward only: float32 as the sum of two bfloat16
 };
 
 namespace portable {

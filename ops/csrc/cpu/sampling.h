@@ -35,10 +35,9 @@ DEFORM_CONV_INLINE void blend(const Corners<T>& from, int64_t channels, T* colum
   int64_t c = 0;
   for (; c + kLanes<R> <= channels; c += kLanes<R>)
     store(
-        column + c, from.weight[0] * load(from.pixel[0] + c) +
-                        from.weight[1] * load(from.pixel[1] + c) +
-                        from.weight[2] * load(from.pixel[2] + c) +
-                        from.weight[3] * load(from.pixel[3] + c));
+        column + c,
+        from.weight[0] * load(from.pixel[0] + c) + from.weight[1] * load(from.pixel[1] + c) +
+            from.weight[2] * load(from.pixel[2] + c) + from.weight[3] * load(from.pixel[3] + c));
   for (; c < channels; ++c) {
     R value = 0;
     for (int k = 0; k < 4; ++k) value += from.weight[k] * real(from.pixel[k][c]);

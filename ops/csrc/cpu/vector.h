@@ -41,15 +41,21 @@ struct VectorOf {
 template <typename E>
 using Vector = typename VectorOf<E>::type;
 
-template <typename R>
-DEFORM_CONV_INLINE Vector<R> load(const R* from) {
-  Vector<R> vector;
+DEFORM_CONV_INLINE Vector<float> load(const float* from) {
+  Vector<float> vector;
+  std::memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+DEFORM_CONV_INLINE Vector<double> load(const double* from) {
+  Vector<double> vector;
   std::memcpy(&vector, from, sizeof(vector));
   return vector;
 }
 
-template <typename R>
-DEFORM_CONV_INLINE void store(R* to, Vector<R> vector) {
+DEFORM_CONV_INLINE void store(float* to, Vector<float> vector) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+DEFORM_CONV_INLINE void store(double* to, Vector<double> vector) {
   std::memcpy(to, &vector, sizeof(vector));
 }
 
@@ -74,7 +80,7 @@ DEFORM_CONV_INLINE T rounded(Real<T> value) {
   } else {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    if (value != value) return {uint16_t(bits >> 16 | 0x40)};          // NaN stays one
+    if (value != value) return {uint16_t(bits >> 16 | 0x40)};     // NaN stays one
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
   }
 }
@@ -93,9 +99,26 @@ DEFORM_CONV_INLINE void store(BFloat16* to, Vector<float> vector) {
 // to (32, 2): `even` and `odd`, one beside the other
 DEFORM_CONV_INLINE void store_pairs(BFloat16* to, const float* even, const float* odd) {
   for (int c = 0; c < kPanel; c += 16) {
-    const __m512i first = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(even + c)));
-    const __m512i second = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(odd + c)));
+    const __m512i first =
+        _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(even + c)));
+    const __m512i second =
+        _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)load(odd + c)));
     _mm512_storeu_si512(to + 2 * c, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+  }
+}
+
+// high + low = values: the high parts at `to`, the low ones `distance` behind them
+DEFORM_CONV_INLINE void store_parts(
+    const float* values, int64_t count, BFloat16* to, int64_t distance) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    const Vector<float> value = load(values + i);
+    store(to + i, value);
+    store(to + i + distance, value - load(to + i));
+  }
+  for (; i < count; ++i) {
+    to[i] = rounded<BFloat16>(values[i]);
+    to[i + distance] = rounded<BFloat16>(values[i] - real(to[i]));
   }
 }
 #endif
@@ -114,12 +137,10 @@ DEFORM_CONV_INLINE void sum_lanes(
   constexpr int n = sizeof...(I), half = n / 2, quarter = n / 4;
   // Halves of two vectors, then quarters of four, are added side by side; then the lanes of a
   // quarter, in log2 steps.
-  const Vector<R> v01 =
-      __builtin_shufflevector(v[0], v[1], (I < half ? I : n + I - half)...) +
-      __builtin_shufflevector(v[0], v[1], (I < half ? I + half : n + I)...);
-  const Vector<R> v23 =
-      __builtin_shufflevector(v[2], v[3], (I < half ? I : n + I - half)...) +
-      __builtin_shufflevector(v[2], v[3], (I < half ? I + half : n + I)...);
+  const Vector<R> v01 = __builtin_shufflevector(v[0], v[1], (I < half ? I : n + I - half)...) +
+                        __builtin_shufflevector(v[0], v[1], (I < half ? I + half : n + I)...);
+  const Vector<R> v23 = __builtin_shufflevector(v[2], v[3], (I < half ? I : n + I - half)...) +
+                        __builtin_shufflevector(v[2], v[3], (I < half ? I + half : n + I)...);
   Vector<R> all =
       __builtin_shufflevector(v01, v23, (I / quarter * half + I % quarter)...) +
       __builtin_shufflevector(v01, v23, (I / quarter * half + I % quarter + quarter)...);
