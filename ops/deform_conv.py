@@ -88,7 +88,7 @@ def deform_conv2d(
         stride,
         padding,
         dilation,
-        torch.get_float32_matmul_precision() != "highest",
+        _may_split_float32(),
     )
     return output.contiguous() if input.is_contiguous() else output
 
@@ -159,6 +159,11 @@ class DeformConv2d(nn.Module):
 
 
 # ---- checks ---------------------------------------------------------------------------------
+
+
+@torch.compiler.assume_constant_result
+def _may_split_float32() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

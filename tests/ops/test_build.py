@@ -10,7 +10,10 @@ from setuptools import Distribution, Extension
 from ops import build
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU_SOURCES = [str(ROOT / "ops/csrc/register.cpp"), *map(str, (ROOT / "ops/csrc/cpu").glob("*.cpp"))]
+CPU_SOURCES = [
+    str(ROOT / "ops/csrc/register.cpp"),
+    *map(str, (ROOT / "ops/csrc/cpu").glob("*.cpp")),
+]
 
 
 def test_the_cpu_library_compiles_and_loads(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""How the kernels of several processors live in one library, and those that this one lacks."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ops import build
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "ops/csrc/cpu/kernels.cpp"
+CASES = "amx and not sizes_of_a_detector"  # these take the emulation a minute
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
+def test_kernels_share_no_function(tmp_path: Path) -> None:
+    # The linker keeps one of several equal inline functions: it could be the one for a processor
+    # that the user does not have.
+    for capability, options in build.capabilities().items():
+        target = tmp_path / f"{capability}.o"
+        build.run([
+            build.find_compiler(), "-std=c++20", "-O3", "-fPIC", *options,
+            f"-DDEFORM_CONV_CAPABILITY={capability}", "-c", str(KERNELS), "-o", str(target),
+        ])  # fmt: skip
+        symbols = subprocess.run(["nm", "-C", target], capture_output=True, text=True, check=True)
+        lines = [line.split(maxsplit=2) for line in symbols.stdout.splitlines() if line[0] != " "]
+        shared = [name for _, kind, name in lines if kind in "Wwu"]
+        visible = [name for _, kind, name in lines if kind in "TRDB"]
+        assert shared == [] and visible == [f"deform_conv::{capability}::kTable"]
+
+
+@pytest.mark.skipif("amx" not in build.capabilities(), reason="only x86 has this matrix unit")
+def test_matrix_unit_by_emulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The operator's own tests, on a library whose matrix unit is tests/ops/amx_emulation.h.
+    import torch
+
+    if "avx512_bf16" not in torch.ops.deform_conv.cpu_capabilities().split():
+        pytest.skip("the kernels around the matrix unit need AVX512-BF16")
+    header = Path(__file__).with_name("amx_emulation.h")
+    monkeypatch.setenv("CXXFLAGS", f"'-DDEFORM_CONV_EMULATE_AMX=\"{header}\"'")
+    shutil.copytree(ROOT / "ops", tmp_path / "ops", ignore=shutil.ignore_patterns("*.so", "csrc"))
+    sources = [str(ROOT / "ops/csrc/register.cpp"), *map(str, KERNELS.parent.glob("*.cpp"))]
+    build.build_cpu(sources, tmp_path / "ops/_cpu.so")
+    for name in ("cases.py", "reference.py", "test_deform_conv.py"):
+        shutil.copy(Path(__file__).with_name(name), tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", CASES]
+    result = subprocess.run(
+        [*command, "--rootdir", str(tmp_path), "test_deform_conv.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "skipped" not in result.stdout and "passed" in result.stdout
