@@ -17,7 +17,6 @@ from torch.library import opcheck
 
 from ops import DeformConv2d, deform_conv2d
 
-
 CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
 
 
