@@ -14,10 +14,10 @@ namespace {
 constexpr int64_t kAmxRows = 32;
 constexpr int64_t kAmxDepth = 32;  // products, of a row of a tile
 
-// Each thread chooses the shapes of its tiles before it uses them, and releases them afterwards:
-// they are state that the operating system would save at every switch.
-struct AmxTiles {
-  AmxTiles() {
+// A thread chooses the shapes of its tiles before it uses them, and releases them afterwards: they
+// are state that the operating system would save at every switch.
+struct MatrixUnit {
+  MatrixUnit() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
@@ -26,15 +26,15 @@ struct AmxTiles {
     for (int tile = 0; tile < 8; ++tile) shapes.row_bytes[tile] = 64, shapes.rows[tile] = 16;
     _tile_loadconfig(&shapes);
   }
-  ~AmxTiles() { _tile_release(); }
+  ~MatrixUnit() { _tile_release(); }
 };
 
-// c (rows, 32) = or += a (rows, depth) b; rows and depth are multiples of 32
+// c (rows, 32) = or += a (rows, depth) b, while a MatrixUnit exists; rows and depth are multiples
+// of 32
 void multiply_by_matrix_unit(
     int64_t rows, int64_t depth, const BFloat16* a, int64_t lda, const BFloat16* b, float* c,
     bool add) {
   const int64_t stride = lda * sizeof(BFloat16), row = kPanel * sizeof(float);
-  const AmxTiles tiles;
   for (int64_t i = 0; i < rows; i += kAmxRows, a += kAmxRows * lda, c += kAmxRows * kPanel) {
     float* corner[4] = {c, c + 16, c + 16 * kPanel, c + 16 * kPanel + 16};
     if (add) {

@@ -16,8 +16,9 @@
 namespace deform_conv {
 namespace {
 
-constexpr int64_t kMostRows = 96;       // of a tile; the columns of 512 channels then fit the cache
-constexpr int64_t kBackwardTasks = 16;  // to aim for, by dividing the batch
+constexpr int64_t kMostRows = 96;        // of a tile
+constexpr int64_t kMostBytes = 3 << 19;  // of a forward tile's columns and sums
+constexpr int64_t kBackwardTasks = 16;   // to aim for, by dividing the batch
 
 // All channels in runs of at most `longest` that belong to one weight and one offset group.
 std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
@@ -33,12 +34,20 @@ std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
   return runs;
 }
 
-// Tiles of about equal size, a multiple of `multiple` of them to an image where it is large enough.
-Tiles tiles_of(const Geometry& g, int64_t multiple) {
-  const int64_t positions = g.positions();
-  const int64_t count = (positions + kMostRows * multiple - 1) / (kMostRows * multiple) * multiple;
-  const int64_t rows = ((positions + count - 1) / count + 11) / 12 * 12;
+// Tiles of at most `most_rows` and of about equal size; of a large image a multiple of `multiple`.
+Tiles tiles_of(const Geometry& g, int64_t most_rows, int64_t multiple) {
+  const int64_t positions = g.positions(), together = most_rows * multiple;
+  const int64_t count = (positions + together - 1) / together * multiple;
+  const int64_t rows = std::min(((positions + count - 1) / count + 11) / 12 * 12, most_rows);
   return {rows, (positions + rows - 1) / rows};
+}
+
+// What keeps the workspace of a forward task small, also with many groups.
+int64_t most_forward_rows(const Geometry& g, int64_t element_size) {
+  const int64_t columns = g.group_channels() + 64 / element_size;
+  const int64_t sums = (g.group_out_channels() + kPanel - 1) / kPanel * kPanel;
+  const int64_t row_bytes = g.groups * (columns + sums) * element_size;
+  return std::clamp<int64_t>(kMostBytes / row_bytes, 1, kMostRows);
 }
 
 template <typename T>
@@ -67,7 +76,8 @@ void forward_kernel(
     for (int64_t panel = first; panel < last; ++panel)
       kernels.pack(g, data<T>(weight), panel, packed.get());
   });
-  const Tiles tiles = tiles_of(g, torch::stable::get_num_threads());
+  const Tiles tiles =
+      tiles_of(g, most_forward_rows(g, sizeof(R)), torch::stable::get_num_threads());
   torch::stable::parallel_for(0, g.batch * tiles.per_image, 1, [&](int64_t first, int64_t last) {
     kernels.forward(
         samples, runs.data(), runs.size(), packed.get(), data<R>(bias), mutable_data<T>(output),
@@ -110,7 +120,7 @@ void backward_kernel(
   const int64_t splits =  // of the batch
       std::clamp<int64_t>(
           (kBackwardTasks + num_blocks - 1) / num_blocks, 1, std::max<int64_t>(1, g.batch));
-  const Tiles tiles = tiles_of(g, 1);
+  const Tiles tiles = tiles_of(g, kMostRows, 1);
 
   const int64_t transposed_size = kernels.transposed_size(g, tiles);
   const std::unique_ptr<T[]> transposed(new T[transposed_size]);

@@ -172,6 +172,7 @@ class Forward {
   Buffer<F> columns_;
   Buffer<Real<T>> sums_;
   Buffer<T> zeros_, whole_;
+  MatrixUnit unit_;
 };
 
 template <typename T, typename F>
@@ -402,6 +403,7 @@ class Backward {
   Buffer<T> zeros_;
   Buffer<Real<T>> nowhere_;
   Buffer<Sample> located_;
+  MatrixUnit unit_;
 };
 
 template <typename T>

@@ -32,6 +32,10 @@ using Element = typename ElementOf<T>::type;
 template <typename T>
 constexpr int64_t kElementDepth = sizeof(Element<T>) / sizeof(T);
 
+#if !defined(__AMX_BF16__)
+struct MatrixUnit {};  // there is none to prepare
+#endif
+
 // What depths and rows are padded to.
 #if defined(__AMX_BF16__)
 template <typename T>
@@ -139,8 +143,9 @@ void multiply_rest(
 
 constexpr int64_t kSliceBytes = 32 << 10;  // of a panel, to stay in the L1 cache
 
-// c (rows, 32) = or += a b. a is (rows, depth) with `lda` between its rows or, transposed,
-// (depth, rows) with `lda` between its columns; of bfloat16 only the first, its depth padded.
+// c (rows, 32) = or += a b, while the thread has a MatrixUnit. a is (rows, depth) with `lda`
+// between its rows or, transposed, (depth, rows) with `lda` between its columns; of bfloat16 only
+// the first, its depth padded.
 template <typename T, bool kTransposed = false>
 void multiply(
     int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
