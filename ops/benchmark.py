@@ -1,161 +1,301 @@
-"""Times the operator beside torchvision's and beside a plain convolution, in one process.
+"""Times the operator beside its peers, a plain convolution and the machine's limits.
 
     python -m ops.benchmark [--device cpu|cuda] [--threads 1,2] [--rounds 5] [--json FILE]
 
-The shapes are those of a detector's c3, c4 and c5 (3x3, padding 1, with mask, offsets N(0, 2^2)
-pixels). Rounds are interleaved: each runs every candidate once. Reported are medians in
-milliseconds and, from the same rounds, how many times faster than torchvision in float32 that is.
-torchvision has no bfloat16 on the CPU.
+The shapes are those of a detector's c3, c4 and c5; `candidates.py` says what runs. Rounds are
+interleaved: each runs every candidate once, after garbage is collected; a first round warms up and
+is left out. On CUDA passes are captured as graphs and replayed, so that the caches are warm and
+Python is not timed.
+
+The limit of a pass is the greater of its matrix products (one forward, two backward, by `torch.mm`
+in the same dtype) and of the bytes that have to move over the bandwidth of a copy, all timed in the
+same rounds. It is a limit as good as `torch.mm` is: where another library's product is faster, a
+convolution can be below it.
 """
 
 import argparse
+import gc
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor
-from torch.nn.functional import conv2d
 
-from ops import deform_conv2d
+from ops import memory
+from ops.candidates import Candidate, Problem, build, compulsory_bytes, names
 
 SHAPES = [(128, 100, 152), (256, 50, 76), (512, 25, 38)]  # channels, height, width
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PASSES = ("forward", "forward+backward")
+COPY_BYTES = 2**28  # well beyond the last cache
+REPEATS = 10  # replays of a CUDA graph in one sample
 
-Times = dict[str, tuple[list[float], list[float]]]  # candidate -> seconds forward, forward+backward
-
-
-def inputs(shape: tuple[int, int, int], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Channels-last features and weights of one dtype, offsets and mask in float32."""
-    channels, height, width = shape
-    rng = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=rng).contiguous(memory_format=torch.channels_last)
-
-    tensors = {
-        "input": normal(1, channels, height, width).to(device, dtype),
-        "weight": normal(channels, channels, 3, 3).to(device, dtype),
-        "offset": 2 * normal(1, 18, height, width).to(device),
-        "mask": normal(1, 9, height, width).sigmoid().to(device),
-    }
-    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+Samples = dict[str, dict[str, list[float]]]  # candidate -> pass -> seconds of each round
+Row = dict[str, Any]
 
 
-def candidates(
-    shape: tuple[int, int, int], device: str
-) -> dict[str, tuple[Callable[[], Tensor], list[Tensor]]]:
-    """Each candidate's forward, and the tensors whose gradients it has."""
-    runs: dict[str, tuple[Callable[[], Tensor], list[Tensor]]] = {}
-    for name, dtype in DTYPES.items():
-        t = inputs(shape, device, dtype)
-
-        def deformable(
-            function: Callable[..., Tensor], t: dict[str, Tensor] = t
-        ) -> Callable[[], Tensor]:
-            return lambda: function(t["input"], t["offset"], t["weight"], padding=1, mask=t["mask"])
-
-        def plain(t: dict[str, Tensor] = t) -> Tensor:
-            return conv2d(t["input"], t["weight"], padding=1)
-
-        runs[f"ours {name}"] = deformable(deform_conv2d), list(t.values())
-        runs[f"conv2d {name}"] = plain, [t["input"], t["weight"]]
-        if name == "float32":
-            theirs = deformable(torchvision.ops.deform_conv2d)
-            runs["torchvision float32"] = theirs, list(t.values())
-    return runs
+# ---- timing ----------------------------------------------------------------------------------
 
 
-def measure(shape: tuple[int, int, int], device: str, rounds: int) -> Times:
-    """Seconds of every candidate in every round; the first round warms up and is left out."""
-    runs = candidates(shape, device)
-    times: Times = {name: ([], []) for name in runs}
+def measure(problem: Problem, device: str, rounds: int) -> Samples:
+    """Seconds of every candidate's passes, and of a copy, in every round but the first."""
+    calls = {name: passes(build(name, problem, device)) for name in names(device)}
+    source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    calls["copy"] = {"forward": lambda: target.copy_(source)}
+    if device == "cuda":
+        calls = {
+            name: {p: graphed(call) for p, call in both.items()} for name, both in calls.items()
+        }
+    samples: Samples = {name: {p: [] for p in both} for name, both in calls.items()}
     for round_ in range(rounds + 1):
-        for name, (forward, leaves) in runs.items():
-
-            def both(forward=forward, leaves=leaves) -> None:  # type: ignore[no-untyped-def]
-                output = forward()
-                torch.autograd.grad(output, leaves, torch.ones_like(output))
-
-            with torch.no_grad():
-                first = seconds(forward, device)
-            second = seconds(both, device)
-            if round_:
-                times[name][0].append(first)
-                times[name][1].append(second)
-    return times
+        gc.collect()
+        for name, both in calls.items():
+            for pass_, call in both.items():
+                elapsed = seconds(call, device)
+                if round_:
+                    samples[name][pass_].append(elapsed)
+    return samples
 
 
-def seconds(function: Callable[[], object], device: str) -> float:
-    """Wall time of one call, the device's work included."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def passes(candidate: Candidate) -> dict[str, Callable[[], object]]:
+    """The passes that a candidate has."""
+
+    def forward() -> object:
+        with torch.no_grad():
+            return candidate.forward()
+
+    if not candidate.leaves:
+        return {"forward": forward}
+    with torch.no_grad():
+        upstream = torch.ones_like(candidate.forward())
+
+    def both() -> object:
+        return torch.autograd.grad(candidate.forward(), candidate.leaves, upstream)
+
+    return {"forward": forward, "forward+backward": both}
 
 
-def rows_of(times: Times, shape: tuple[int, int, int], threads: int) -> list[dict[str, object]]:
-    """A row for each candidate: medians in milliseconds, ratios to torchvision, the spread."""
-    reference = [statistics.median(t) for t in times["torchvision float32"]]
+def graphed(call: Callable[[], object]) -> Callable[[], object]:
+    """A CUDA graph of a call, to be replayed without Python."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """Wall time of one call; on CUDA the device's time, the mean of several calls after one."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    call()
+    begin.record()
+    for _ in range(REPEATS):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3 / REPEATS
+
+
+# ---- from samples to rows --------------------------------------------------------------------
+
+
+def rows_of(samples: Samples, problem: Problem, threads: int) -> list[Row]:
+    """A row for each candidate and pass: its median, spread, and ratios to others' medians."""
+    medians = {
+        name: {pass_: statistics.median(times) for pass_, times in both.items()}
+        for name, both in samples.items()
+    }
+    bandwidth = 2 * COPY_BYTES / medians["copy"]["forward"]  # bytes a second, read and written
     rows = []
-    for name, (forward, both) in times.items():
-        medians = [statistics.median(forward), statistics.median(both)]
-        rows.append(
-            {
-                "shape": "C{}@{}x{}".format(*shape),
-                "threads": threads,
-                "candidate": name,
-                "forward ms": round(1e3 * medians[0], 2),
-                "forward+backward ms": round(1e3 * medians[1], 2),
-                "x forward": round(reference[0] / medians[0], 2),
-                "x forward+backward": round(reference[1] / medians[1], 2),
-                "spread": f"{(max(both) - min(both)) / medians[1]:.0%}",
-            }
-        )
+    for name in [name for name in samples if name != "copy"]:
+        dtype = name.split()[1]
+        moved = compulsory_bytes(problem, getattr(torch, dtype))
+        for pass_, times in samples[name].items():
+            median = medians[name][pass_]
+            limit = max(medians[f"mm {dtype}"][pass_], moved[pass_] / bandwidth)
+            rows.append(
+                {
+                    "problem": str(problem),
+                    "threads": threads,
+                    "candidate": name,
+                    "pass": pass_,
+                    "ms": 1e3 * median,
+                    "spread": (max(times) - min(times)) / median,
+                    "times faster than torchvision": (
+                        medians["torchvision float32"][pass_] / median
+                    ),
+                    "times conv2d": median / medians[f"conv2d {dtype}"][pass_],
+                    "times the limit": median / limit,
+                    "bytes ms": 1e3 * moved[pass_] / bandwidth,
+                }
+            )
     return rows
 
 
+def summary_of(rows: list[Row]) -> list[Row]:
+    """Geometric means over the shapes, for ours channels-last, of each pass, dtype and setting."""
+    settings = dict.fromkeys(
+        (row["threads"], _batch(row), row["candidate"], row["pass"])
+        for row in rows
+        if row["candidate"] in ("ours float32", "ours float32 high", "ours bfloat16")
+    )
+    return [
+        {
+            "threads": setting[0],
+            "N": setting[1],
+            "dtype": setting[2].removeprefix("ours "),
+            "pass": setting[3],
+            **{
+                ratio: statistics.geometric_mean(
+                    row[ratio]
+                    for row in rows
+                    if (row["threads"], _batch(row), row["candidate"], row["pass"]) == setting
+                )
+                for ratio in ("times faster than torchvision", "times conv2d", "times the limit")
+            },
+        }
+        for setting in settings
+    ]
+
+
+def _batch(row: Row) -> int:
+    return int(row["problem"].rpartition("N")[2])
+
+
+def memory_of(device: str) -> list[Row]:
+    """Peak memory of each convolution, for each shape and for eight images of the second."""
+    problems = [Problem(*shape) for shape in SHAPES] + [Problem(*SHAPES[1], batch=8)]
+    found = [name for name in names(device) if not name.startswith("mm ")]
+    return [
+        {"problem": str(problem), "candidate": name, **memory.peaks(name, problem, device)}
+        for problem in problems
+        for name in found
+    ]
+
+
+# ---- report ----------------------------------------------------------------------------------
+
+
+def table(header: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
+    """A markdown table; numbers with three digits, nothing as a dash."""
+
+    def text(value: object) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.3g}" if isinstance(value, float) and value < 100 else _plain(value)
+
+    header = list(header)
+    rows = [header, ["---"] * len(header), *([text(v) for v in line] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _plain(value: object) -> str:
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+def time_table(rows: list[Row]) -> str:
+    """One problem's rows: forward on the left, forward and backward on the right."""
+    by_name: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["candidate"], {})[row["pass"]] = row
+    lines = [
+        [name, *(cell for pass_ in PASSES for cell in _cells(both.get(pass_)))]
+        for name, both in by_name.items()
+    ]
+    for dtype in dict.fromkeys(row["candidate"].split()[1] for row in rows):
+        both = by_name[f"mm {dtype}"]
+        moved = [[both[pass_]["bytes ms"], None, None, None] for pass_ in PASSES]
+        lines.append([f"bytes {dtype}", *moved[0], *moved[1]])
+    return table(["", *["forward ms", "±", "x", "/"], *["f+b ms", "±", "x", "/"]], lines)
+
+
+def _cells(row: Row | None) -> list[object]:
+    if row is None:
+        return [None] * 4
+    ratios = row["times faster than torchvision"], row["times the limit"]
+    return [row["ms"], f"{row['spread'] / 2:.0%}", *ratios]
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    telling = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    packages = ("torch", "torchvision", "onnxruntime", "mmcv")
+    installed = {d.name: d.version for d in metadata.distributions() if d.name in packages}
+    return {
+        "processor": fields.get("model name", platform.machine()),
+        "flags": [flag for flag in telling if flag in fields.get("flags", "").split()],
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "cudnn tf32": torch.backends.cudnn.allow_tf32 if device == "cuda" else None,
+        "versions": installed,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
 def main() -> None:
-    """Measure, print a markdown table, and write JSON where asked."""
+    """Measure, print markdown tables, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", default=str(torch.get_num_threads()))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    device = arguments.device
 
-    rows = []
+    here = machine(device)
+    print(json.dumps(here), f"\nmedians of {arguments.rounds} interleaved rounds")
+    print(
+        "f+b: forward and backward; ±: half the range; x: torchvision float32's time over this; "
+        "/: this over the limit of its dtype"
+    )
+    rows: list[Row] = []
     for threads in map(int, arguments.threads.split(",")):
         torch.set_num_threads(threads)
-        for shape in SHAPES:
-            rows += rows_of(measure(shape, arguments.device, arguments.rounds), shape, threads)
-    machine = {
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else processor(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    print(", ".join(machine.values()) + "\n")
-    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+        for batch in (1, 2) if device == "cuda" else (1,):
+            for shape in SHAPES:
+                problem = Problem(*shape, batch=batch)
+                new = rows_of(measure(problem, device, arguments.rounds), problem, threads)
+                print(f"\n**{problem}, threads {threads}**\n\n{time_table(new)}", flush=True)
+                rows += new
+    summary = summary_of(rows)
+    print("\n**Geometric means over the shapes**\n")
+    print(table(summary[0], (row.values() for row in summary)))
+    print("\n**Peak memory above the inputs, MiB** (outputs and gradients included)\n")
+    peaks = memory_of(device) if memory.measurable(device) else []
+    print(
+        table(peaks[0], (row.values() for row in peaks))
+        if peaks
+        else "not measured: this system does not reset the peak of the resident set"
+    )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it, or its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        report = {
+            "machine": here,
+            "rounds": arguments.rounds,
+            "times": rows,
+            "summary": summary,
+            "memory MiB": peaks,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def build_cpu(sources: list[str], target: Path) -> None:
 
 def capabilities() -> dict[str, list[str]]:
     """The processors that kernels are compiled for, and the compiler's options for each."""
-    found = {"portable": []}
+    found: dict[str, list[str]] = {"portable": []}
     if platform.machine().lower() in ("x86_64", "amd64"):
         found["avx2"] = ["-mavx2", "-mfma"]
         found["avx512"] = [*found["avx2"], *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]

@@ -8,7 +8,8 @@
     output  (N, O, Ho, Wo)
 
 K = kernel_h kernel_w taps, G offset groups. The kernels live in `csrc/`; this file checks what a
-user passes and registers shapes (fake), derivatives (autograd) and precision (autocast).
+user passes and registers shapes (fake), derivatives (autograd), precision (autocast) and cost
+(flops). `onnx.py` stands in for the operator while torch exports to ONNX.
 
 v1: Dai et al., Deformable Convolutional Networks, ICCV 2017.
 v2: Zhu et al., Deformable ConvNets v2, CVPR 2019.
@@ -21,6 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from ops import onnx
 
 _COMMAND = "run `pip install -e .` in the project's folder"
 
@@ -74,12 +79,15 @@ def deform_conv2d(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the tensor.
+        NotImplementedError: a forward-mode or a second derivative is asked for.
     """
-    stride, padding, dilation = _pair(stride), _pair(padding), _pair(dilation)
+    stride, padding = _pair("stride", stride), _pair("padding", padding)
+    dilation = _pair("dilation", dilation)
+    _check_tensors(input, offset, weight, bias, mask)
     _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
     _check_kinds(input, offset, weight, bias, mask)
     location_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    output = torch.ops.deform_conv.forward(
+    arguments = (
         input,
         offset.to(location_dtype),
         weight,
@@ -88,8 +96,11 @@ def deform_conv2d(
         stride,
         padding,
         dilation,
-        _may_split_float32(),
     )
+    _refuse_forward_mode(input, offset, weight, bias, mask)
+    if torch.onnx.is_in_onnx_export():
+        return onnx.deform_conv(*arguments)
+    output = torch.ops.deform_conv.forward(*arguments, _may_split_float32())
     return output.contiguous() if input.is_contiguous() else output
 
 
@@ -112,17 +123,17 @@ class DeformConv2d(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        if in_channels % groups or out_channels % groups:
+        if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"in_channels {in_channels} and out_channels {out_channels} must be divisible by "
                 f"groups {groups}"
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
-        self.dilation = _pair(dilation)
+        self.kernel_size = _pair("kernel_size", kernel_size)
+        self.stride = _pair("stride", stride)
+        self.padding = _pair("padding", padding)
+        self.dilation = _pair("dilation", dilation)
         self.groups = groups
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, *self.kernel_size)
@@ -166,8 +177,22 @@ def _may_split_float32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+        raise ValueError(f"{name} must be one or two integers, got {value!r}")
+    return pair[0], pair[1]
+
+
+def _check_tensors(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
+) -> None:
+    named = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
+    for name, value in named.items():
+        optional = name in ("bias", "mask")
+        if not (isinstance(value, Tensor) or optional and value is None):
+            expected = "a tensor or None" if optional else "a tensor"
+            raise ValueError(f"{name} must be {expected}, got {type(value).__name__}")
 
 
 def _check_shapes(
@@ -193,6 +218,8 @@ def _check_shapes(
         )
     num_images, channels, height, width = input.shape
     out_channels, group_channels, kernel_h, kernel_w = weight.shape
+    if kernel_h < 1 or kernel_w < 1:
+        raise ValueError(f"weight {tuple(weight.shape)} has an empty kernel")
     if channels == 0 or group_channels == 0 or channels % group_channels:
         raise ValueError(
             f"weight {tuple(weight.shape)} does not fit an input of {channels} channels: its "
@@ -218,7 +245,10 @@ def _check_shapes(
     offset_groups = offset.shape[1] // (2 * taps) if offset.dim() == 4 else 0
     expected = (num_images, 2 * max(offset_groups, 1) * taps, out_h, out_w)
     if tuple(offset.shape) != expected:
-        raise ValueError(f"offset must have shape {expected}, got {tuple(offset.shape)}")
+        raise ValueError(
+            f"offset must have shape {expected} for {max(offset_groups, 1)} offset group(s) of "
+            f"{taps} taps, got {tuple(offset.shape)}"
+        )
     if channels % offset_groups:
         raise ValueError(
             f"offset {tuple(offset.shape)} is for {offset_groups} offset groups, which do not "
@@ -242,7 +272,9 @@ def _check_kinds(
         if tensor is None:
             continue
         if tensor.device != input.device:
-            raise ValueError(f"{name} is on {tensor.device}, input on {input.device}")
+            raise ValueError(
+                f"{name} is on {tensor.device}, input on {input.device}: they must be on one device"
+            )
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
         if name in ("offset", "mask") or torch.is_autocast_enabled(input.device.type):
@@ -339,8 +371,36 @@ def _double_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("deform_conv2d has no double backward")
 
 
+def _refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """torch would drop the tangents of a custom operator's inputs and say nothing."""
+    if any(t is not None and unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError("deform_conv2d has no forward-mode derivative (jvp)")
+
+
 torch.library.register_autograd("deform_conv::forward", _backward, setup_context=_save)
 torch.library.register_autograd("deform_conv::backward", _double_backward)
+
+
+# ---- flops: those of the convolution; the sampling is not a product of matrices ------------------
+
+
+@register_flop_formula(torch.ops.deform_conv.forward)
+def _forward_flops(
+    input: list[int], offset: list[int], weight: list[int], *others: Any, out_shape: list[int]
+) -> int:
+    return conv_flop_count(input, weight, out_shape)
+
+
+@register_flop_formula(torch.ops.deform_conv.backward)
+def _backward_flops(
+    grad_output: list[int],
+    input: list[int],
+    offset: list[int],
+    weight: list[int],
+    *others: Any,
+    out_shape: Any,
+) -> int:
+    return 2 * conv_flop_count(input, weight, grad_output)
 
 
 # ---- autocast: features in the low precision, locations in float32 ----------------------------

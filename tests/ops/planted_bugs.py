@@ -90,7 +90,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         (OPERATOR, "split = 1; split < splits", "split = 2; split < splits")
     ],
     "a block's weight group": [
-        (KERNELS, "weight += block_.group * outs_ *", "weight += 0 * outs_ *"),
+        (KERNELS, "        block_.group * outs_ * g_.taps() * per_group + ", "        "),
     ],
 }
 

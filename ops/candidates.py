@@ -1,0 +1,172 @@
+"""Who is measured: the operator, its peers, and the products and copies that bound them all.
+
+Every candidate is a 3x3 convolution with padding 1, as many outputs as inputs, a mask, and offsets
+N(0, 2^2) pixels. It gets the layout that suits it: ours and `conv2d` channels-last, the peers NCHW.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from ops import DeformConv2d, deform_conv2d
+
+TAPS = 9
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes of one convolution."""
+
+    channels: int
+    height: int
+    width: int
+    batch: int = 1
+
+    def __str__(self) -> str:
+        return f"C{self.channels}@{self.height}x{self.width} N{self.batch}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A forward to call, and the tensors whose gradients it has: none for a forward alone."""
+
+    forward: Callable[[], Tensor]
+    leaves: list[Tensor]
+
+
+def build(name: str, problem: Problem, device: str) -> Candidate:
+    """The candidate of a name that `names` gives, with its inputs: "who dtype [how]"."""
+    who, dtype_name, *how = name.split()
+    dtype = getattr(torch, dtype_name)
+    last = who in ("ours", "conv2d") and how != ["NCHW"]
+    t = inputs(problem, device, dtype, torch.channels_last if last else torch.contiguous_format)
+    if who == "ours" and how == ["high"]:
+        return Candidate(lambda: _high(t), [])
+    if who == "ours":
+        return Candidate(lambda: _deformable(deform_conv2d, t), list(t.values()))
+    if who == "torchvision" and how == ["autocast"]:
+        return Candidate(lambda: _autocast(t, device), list(t.values()))
+    if who == "torchvision":
+        return Candidate(lambda: _deformable(torchvision.ops.deform_conv2d, t), list(t.values()))
+    if who == "mmcv":
+        return Candidate(lambda: _mmcv(t), list(t.values()))
+    if who == "onnxruntime":
+        return Candidate(_onnxruntime(t), [])
+    if who == "conv2d":
+        plain = t["input"], t["weight"]
+        return Candidate(lambda: conv2d(*plain, padding=1), list(plain))
+    assert who == "mm", name
+    columns, weight = _product(problem, device, dtype)
+    return Candidate(lambda: columns @ weight, [columns, weight])
+
+
+def names(device: str) -> list[str]:
+    """The candidates that can run here."""
+    found = ["ours float32", "ours bfloat16", "ours float32 NCHW", "torchvision float32"]
+    if device == "cpu" and "amx" in torch.ops.deform_conv.cpu_capabilities().split():
+        found.append("ours float32 high")
+    if device == "cuda":
+        found.append("torchvision bfloat16 autocast")
+    if _importable("mmcv.ops"):
+        found.append("mmcv float32")
+    if device == "cpu" and _importable("onnxscript", "onnxruntime"):
+        found.append("onnxruntime float32")
+    return [*found, "conv2d float32", "conv2d bfloat16", "mm float32", "mm bfloat16"]
+
+
+def inputs(
+    problem: Problem, device: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> dict[str, Tensor]:
+    """Features and weights of one dtype, offsets and mask in float32, of one memory format."""
+    channels, height, width, batch = astuple(problem)
+    rng = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=rng).contiguous(memory_format=memory_format)
+
+    tensors = {
+        "input": normal(batch, channels, height, width).to(device, dtype),
+        "offset": 2 * normal(batch, 2 * TAPS, height, width).to(device),
+        "weight": normal(channels, channels, 3, 3).to(device, dtype),
+        "mask": normal(batch, TAPS, height, width).sigmoid().to(device),
+    }
+    return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+
+
+def compulsory_bytes(problem: Problem, dtype: torch.dtype) -> dict[str, int]:
+    """What has to be read and written at least, were the caches endless, in either pass."""
+    size = dtype.itemsize
+    positions = problem.batch * problem.height * problem.width
+    features = positions * problem.channels * size
+    given = features + positions * 3 * TAPS * 4 + TAPS * problem.channels**2 * size
+    forward = given + features
+    # The backward reads what the forward read and the output's gradient, and writes its own.
+    return {"forward": forward, "forward+backward": forward + 2 * given + features}
+
+
+def _deformable(function: Callable[..., Tensor], t: dict[str, Tensor]) -> Tensor:
+    return function(t["input"], t["offset"], t["weight"], padding=1, mask=t["mask"])
+
+
+def _high(t: dict[str, Tensor]) -> Tensor:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return _deformable(deform_conv2d, t)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _autocast(t: dict[str, Tensor], device: str) -> Tensor:
+    # Casts that are cached outlive the capture of a CUDA graph.
+    with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+        return _deformable(torchvision.ops.deform_conv2d, t)
+
+
+def _mmcv(t: dict[str, Tensor]) -> Tensor:
+    from mmcv.ops import modulated_deform_conv2d
+
+    arguments = (t["input"], t["offset"], t["mask"], t["weight"])
+    return modulated_deform_conv2d(*arguments, None, 1, 1, 1, 1, 1)
+
+
+def _product(problem: Problem, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Sampled columns and weight: the one product that no algorithm of this kind goes without."""
+    positions, depth = problem.batch * problem.height * problem.width, TAPS * problem.channels
+    columns = torch.randn(positions, depth).to(device, dtype).requires_grad_()
+    return columns, torch.randn(depth, problem.channels).to(device, dtype).requires_grad_()
+
+
+def _importable(*modules: str) -> bool:
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def _onnxruntime(t: dict[str, Tensor]) -> Callable[[], Tensor]:
+    import onnxruntime
+
+    channels = t["input"].shape[1]
+    module = DeformConv2d(channels, channels, 3, padding=1, bias=False).eval()
+    module.weight = nn.Parameter(t["weight"].detach())
+    arguments = tuple(t[name].detach() for name in ("input", "offset", "mask"))
+    program = torch.onnx.export(module, arguments, dynamo=True, verbose=False)
+    assert program is not None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait by spinning would be on the cores of whoever is timed next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    given = [node.name for node in session.get_inputs()]
+    feeds = {name: tensor.numpy() for name, tensor in zip(given, arguments, strict=True)}
+    return lambda: torch.from_numpy(session.run(None, feeds)[0])

@@ -1,0 +1,100 @@
+"""Peak memory of one forward, and of forward and backward, above the inputs.
+
+Each candidate runs in a process of its own, `python -m ops.memory NAME DEVICE C H W N`. On CUDA
+torch counts; on the CPU it is the growth of the resident set's peak, which Linux alone resets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+
+import torch
+
+from ops.candidates import Candidate, Problem, build
+
+MiB = 2**20
+
+
+def measurable(device: str) -> bool:
+    """Whether the peak can be reset here."""
+    try:
+        if device == "cpu":
+            _reset_resident_peak()
+    except OSError:
+        return False
+    return True
+
+
+def peaks(name: str, problem: Problem, device: str) -> dict[str, float | None]:
+    """MiB of each pass, in a fresh process; None where the candidate has no such pass."""
+    # glibc gives back what is freed at once: the second pass must not live on the first one's.
+    environment = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "ops.memory", name, device, *map(str, astuple(problem))],
+        env=os.environ | environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure(candidate: Candidate, device: str) -> dict[str, float | None]:
+    """MiB that each pass needs above what this process holds before the first."""
+    before = _present(device)
+    with torch.no_grad():
+        forward = (peak(candidate.forward, device) - before) / MiB
+        upstream = torch.ones_like(candidate.forward())
+    if not candidate.leaves:
+        return {"forward": forward, "forward+backward": None}
+
+    def both() -> object:
+        return torch.autograd.grad(candidate.forward(), candidate.leaves, upstream)
+
+    above = peak(both, device) - before - upstream.nbytes
+    return {"forward": forward, "forward+backward": above / MiB}
+
+
+def peak(function: Callable[[], object], device: str) -> int:
+    """The most bytes held at a time during a call, its result included."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated()
+    _reset_resident_peak()
+    function()
+    return _status("VmHWM")
+
+
+def _present(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+
+
+def _reset_resident_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(field: str) -> int:
+    """Bytes that /proc/self/status gives in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def main() -> None:
+    """Measure what the command line names and print it as JSON."""
+    name, device, *sizes = sys.argv[1:]
+    # What a first call loads (code, compiled kernels) is not the operator's workspace.
+    measure(build(name, Problem(32, 8, 8), device), device)
+    print(json.dumps(measure(build(name, Problem(*map(int, sizes)), device), device)))
+
+
+if __name__ == "__main__":
+    main()
