@@ -52,6 +52,21 @@ inline void check_shape(
       shape_of(tensor));
 }
 
+inline std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
+  return tensor.is_cpu() ? "cpu" : "other device";
+}
+
+inline void check_kind(
+    const char* name, const Tensor& tensor, ScalarType dtype, const Tensor& input) {
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == dtype, "deform_conv2d: ", name, " must be ", dtype, " beside an ",
+      input.scalar_type(), " input, got ", tensor.scalar_type());
+  STD_TORCH_CHECK(
+      tensor.device() == input.device(), "deform_conv2d: ", name, " must be on the input's ",
+      device_of(input), ", got ", device_of(tensor));
+}
+
 inline int64_t output_size(
     int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
@@ -74,11 +89,14 @@ inline Geometry checked_geometry(
       shape_of(weight));
   STD_TORCH_CHECK(
       stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-      "deform_conv2d: stride, padding and dilation must be pairs");
+      "deform_conv2d: stride, padding and dilation must be pairs, got ", stride.size(), ", ",
+      padding.size(), " and ", dilation.size(), " numbers");
   STD_TORCH_CHECK(
       stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0 && padding[0] >= 0 &&
           padding[1] >= 0,
-      "deform_conv2d: stride and dilation must be positive and padding not negative");
+      "deform_conv2d: stride and dilation must be positive and padding not negative, got ",
+      stride[0], " ", stride[1], ", ", dilation[0], " ", dilation[1], " and ", padding[0], " ",
+      padding[1]);
 
   Geometry g;
   g.batch = input.size(0), g.channels = input.size(1);
@@ -114,38 +132,24 @@ inline Geometry checked_geometry(
       g.channels % g.offset_groups == 0, "deform_conv2d: ", g.channels,
       " input channels cannot be divided into ", g.offset_groups, " offset groups");
   check_shape("offset", offset, {g.batch, offset.size(1), g.out_height, g.out_width});
-  STD_TORCH_CHECK(
-      weight.scalar_type() == input.scalar_type(),
-      "deform_conv2d: weight and input must have one dtype");
-  STD_TORCH_CHECK(
-      offset.scalar_type() == location_dtype(input),
-      "deform_conv2d: offset must be float32 (float64 beside a float64 input)");
+  check_kind("weight", weight, input.scalar_type(), input);
+  check_kind("offset", offset, location_dtype(input), input);
   if (mask) {
     check_shape("mask", *mask, {g.batch, g.offset_groups * g.taps(), g.out_height, g.out_width});
-    STD_TORCH_CHECK(
-        mask->scalar_type() == offset.scalar_type(),
-        "deform_conv2d: mask and offset must have one dtype");
+    check_kind("mask", *mask, location_dtype(input), input);
   }
-  STD_TORCH_CHECK(
-      offset.device() == input.device() && weight.device() == input.device() &&
-          (!mask || mask->device() == input.device()),
-      "deform_conv2d: all tensors must be on the input's device");
   return g;
 }
 
 inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, const Geometry& g) {
   if (!bias) return;
   check_shape("bias", *bias, {g.out_channels});
-  STD_TORCH_CHECK(
-      bias->scalar_type() == input.scalar_type() && bias->device() == input.device(),
-      "deform_conv2d: bias must have the input's dtype and device");
+  check_kind("bias", *bias, input.scalar_type(), input);
 }
 
 inline void check_grad_output(const Tensor& grad_output, const Tensor& input, const Geometry& g) {
   check_shape("grad_output", grad_output, {g.batch, g.out_channels, g.out_height, g.out_width});
-  STD_TORCH_CHECK(
-      grad_output.scalar_type() == input.scalar_type() && grad_output.device() == input.device(),
-      "deform_conv2d: grad_output must have the input's dtype and device");
+  check_kind("grad_output", grad_output, input.scalar_type(), input);
 }
 
 // The tensor in channels-last memory and the given dtype; itself if it is so already.

@@ -446,11 +446,13 @@ def test_refuses_bad_steps() -> None:
 KERNEL_BAD = {
     "input": (lambda t: {"input": t["input"][0]}, "input must be"),
     "weight": (lambda t: {"weight": t["weight"][:, [0, 1, 2, 0]]}, "weight .* does not fit"),
-    "weight dtype": (lambda t: {"weight": t["weight"].float()}, "weight and input"),
+    "weight dtype": (lambda t: {"weight": t["weight"].float()}, "weight must be Double .*got Float"),
     "offset": (lambda t: {"offset": t["offset"][..., 1:]}, "offset must have shape"),
-    "offset dtype": (lambda t: {"offset": t["offset"].float()}, "offset must be float32"),
+    "offset dtype": (lambda t: {"offset": t["offset"].float()}, "offset must be Double .*got Float"),
     "mask": (lambda t: {"mask": t["mask"][..., 1:]}, "mask must have shape"),
+    "mask dtype": (lambda t: {"mask": t["mask"].half()}, "mask must be Double .*got Half"),
     "bias": (lambda t: {"bias": t["bias"][1:]}, "bias must have shape"),
+    "bias dtype": (lambda t: {"bias": t["bias"].float()}, "bias must be Double .*got Float"),
 }
 
 
