@@ -152,7 +152,7 @@ def summary_of(rows: list[Row]) -> list[Row]:
     settings = dict.fromkeys(
         (row["threads"], _batch(row), row["candidate"], row["pass"])
         for row in rows
-        if row["candidate"] in ("ours float32", "ours float32 high", "ours bfloat16")
+        if row["candidate"].startswith("ours") and "NCHW" not in row["candidate"]
     )
     return [
         {

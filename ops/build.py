@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 STABLE_ABI = "0x020a000000000000"  # torch 2.10
 DEFINES = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-DUSE_CUDA"]
-CUDA_ARCHITECTURES = "8.0 9.0"
+CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0"
 
 
 class BuildLibraries(build_ext):
@@ -63,37 +63,47 @@ def build_cpu(sources: list[str], target: Path) -> None:
         objects = []
         for source in sources:
             is_kernels = Path(source).name == "kernels.cpp"
-            for capability, options in (capabilities() if is_kernels else {"": []}).items():
-                name = [f"-DDEFORM_CONV_CAPABILITY={capability}"] if capability else []
-                objects.append(f"{folder}/{Path(source).stem}_{capability}.o")
-                run([compiler, *flags, *options, *name, "-c", source, "-o", objects[-1]])
+            for name, options in (capabilities() if is_kernels else {"": []}).items():
+                objects.append(f"{folder}/{Path(source).stem}_{name}.o")
+                run([*compiler, *flags, *options, "-c", source, "-o", objects[-1]])
         links = [*torch_links("torch_cpu"), *shlex.split(os.environ.get("LDFLAGS", ""))]
-        run([compiler, "-shared", *objects, *links, "-o", str(target)])
+        run([*compiler, "-shared", *objects, *links, "-o", str(target)])
 
 
 def capabilities() -> dict[str, list[str]]:
     """The processors that kernels are compiled for, and the compiler's options for each."""
     found: dict[str, list[str]] = {"portable": []}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        found["avx2"] = ["-mavx2", "-mfma"]
+        found["portable"] = ["-march=x86-64"]  # whatever CXXFLAGS say
+        found["avx2"] = [*found["portable"], "-mavx2", "-mfma"]
         found["avx512"] = [*found["avx2"], *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
         found["avx512_bf16"] = [*found["avx512"], "-mavx512bf16"]
         found["amx"] = [*found["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
-    return found
+    return {name: [*flags, f"-DDEFORM_CONV_CAPABILITY={name}"] for name, flags in found.items()}
 
 
 def build_cuda(sources: list[str], target: Path, nvcc: Path) -> None:
     """Compile with the CUDA runtime linked statically: any CUDA build of torch can load it."""
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
-    numbers = re.sub(r"[.]|\+PTX", "", architectures).replace(";", " ").split()
+    numbers = architectures(nvcc)
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
     last = numbers[-1].rstrip("af")
     flags += [f"-gencode=arch=compute_{last},code=compute_{last}"]  # PTX, for later GPUs
     run([
-        str(nvcc), "-shared", "-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden",
-        *flags, *DEFINES, *torch_includes(), f"-L{nvcc.parent.parent / 'lib'}", *sources,
+        str(nvcc), "-shared", "-std=c++20", "-O3", "--threads=0",
+        "-Xcompiler", "-fPIC,-fvisibility=hidden", *flags, *DEFINES, *torch_includes(),
+        f"-L{nvcc.parent.parent / 'lib'}", *sources,
         *torch_links("torch_cuda", "torch_cpu"), "-allow-unsupported-compiler", "-o", str(target),
     ])  # fmt: skip
+
+
+def architectures(nvcc: Path) -> list[str]:
+    """The numbers of TORCH_CUDA_ARCH_LIST, or of those of ours that this nvcc knows."""
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    numbers = re.sub(r"[.]|\+PTX", "", chosen or CUDA_ARCHITECTURES).replace(";", " ").split()
+    if chosen:
+        return numbers
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    return [number for number in numbers if f"compute_{number}" in listed.stdout.split()]
 
 
 def run(command: list[str]) -> None:
@@ -121,12 +131,15 @@ def torch_links(*libraries: str) -> list[str]:
     return [f"-L{torch_root() / 'lib'}", *(f"-l{library}" for library in libraries)]
 
 
-def find_compiler() -> str:
-    """CXX, or what is called c++ or g++."""
-    for name in (os.environ.get("CXX"), "c++", "g++"):
-        if name and shutil.which(name):
-            return name
-    raise RuntimeError("a C++ compiler is needed to build: install g++ or clang++, or set CXX")
+def find_compiler() -> list[str]:
+    """CXX, which may be a command with arguments, or what is called c++, g++ or clang++."""
+    given = shlex.split(os.environ.get("CXX", ""))
+    if given and not shutil.which(given[0]):
+        raise RuntimeError(f"CXX={os.environ['CXX']}: there is no {given[0]}")
+    for command in (given, ["c++"], ["g++"], ["clang++"]):
+        if command and shutil.which(command[0]):
+            return command
+    raise RuntimeError("a C++20 compiler is needed to build: install g++ or clang++, or set CXX")
 
 
 def find_nvcc() -> Path | None:

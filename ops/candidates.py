@@ -47,6 +47,8 @@ def build(name: str, problem: Problem, device: str) -> Candidate:
     t = inputs(problem, device, dtype, torch.channels_last if last else torch.contiguous_format)
     if who == "ours" and how == ["high"]:
         return Candidate(lambda: _high(t), [])
+    if who == "ours" and how == ["fused"]:
+        return Candidate(lambda: _fused(t), list(t.values()))
     if who == "ours":
         return Candidate(lambda: _deformable(deform_conv2d, t), list(t.values()))
     if who == "torchvision" and how == ["autocast"]:
@@ -71,7 +73,7 @@ def names(device: str) -> list[str]:
     if device == "cpu" and "amx" in torch.ops.deform_conv.cpu_capabilities().split():
         found.append("ours float32 high")
     if device == "cuda":
-        found.append("torchvision bfloat16 autocast")
+        found += ["ours bfloat16 fused", "torchvision bfloat16 autocast"]
     if _importable("mmcv.ops"):
         found.append("mmcv float32")
     if device == "cpu" and _importable("onnxscript", "onnxruntime"):
@@ -120,6 +122,14 @@ def _high(t: dict[str, Tensor]) -> Tensor:
         return _deformable(deform_conv2d, t)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _fused(t: dict[str, Tensor]) -> Tensor:
+    before = torch.ops.deform_conv.use_fused_cuda_forward(True)
+    try:
+        return _deformable(deform_conv2d, t)
+    finally:
+        torch.ops.deform_conv.use_fused_cuda_forward(before)
 
 
 def _autocast(t: dict[str, Tensor], device: str) -> Tensor:

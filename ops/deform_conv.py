@@ -16,7 +16,7 @@ v2: Zhu et al., Deformable ConvNets v2, CVPR 2019.
 """
 
 import math
-import warnings
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def deform_conv2d(
     Differences from torchvision: bfloat16 is supported; offsets and masks are kept in float32
     whatever the features' precision; under autocast the features are in the low precision and the
     offsets are not; a NaN or infinite offset samples nothing; the output is channels-last where
-    the input is.
+    the input is. `torch.jit.script` does not take it.
 
     Args:
         input: features (N, C, H, W).
@@ -101,7 +101,8 @@ def deform_conv2d(
     if torch.onnx.is_in_onnx_export():
         return onnx.deform_conv(*arguments)
     output = torch.ops.deform_conv.forward(*arguments, _may_split_float32())
-    return output.contiguous() if input.is_contiguous() else output
+    is_channels_last = input.stride(1) == 1 and not input.is_contiguous()
+    return output if is_channels_last else output.contiguous()
 
 
 class DeformConv2d(nn.Module):
@@ -179,9 +180,11 @@ def _may_split_float32() -> bool:
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(number, int) for number in pair):
-        raise ValueError(f"{name} must be one or two integers, got {value!r}")
-    return pair[0], pair[1]
+    try:
+        vertical, horizontal = map(operator.index, pair)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be one or two integers, got {value!r}") from None
+    return vertical, horizontal
 
 
 def _check_tensors(
@@ -277,9 +280,9 @@ def _check_kinds(
             )
         if not tensor.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
-        if name in ("offset", "mask") or torch.is_autocast_enabled(input.device.type):
+        if name in ("offset", "mask") or tensor.dtype == input.dtype:
             continue
-        if tensor.dtype != input.dtype:
+        if not torch.is_autocast_enabled(input.device.type):
             raise ValueError(
                 f"{name} is {tensor.dtype}, input is {input.dtype}: they must be equal"
             )
@@ -318,17 +321,20 @@ def _backward_fake(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
+    needs_input: bool = True,
+    needs_weight: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_input, grad_offset, grad_weight = (
-        torch.empty_like(tensor, memory_format=torch.channels_last)
-        for tensor in (input, offset, weight)
+    def gradient(tensor: Tensor | None) -> Tensor:
+        if tensor is None:
+            return offset.new_empty(0)
+        return torch.empty_like(tensor, memory_format=torch.channels_last)
+
+    return (
+        gradient(input) if needs_input else input.new_empty(0),
+        gradient(offset),
+        gradient(weight) if needs_weight else weight.new_empty(0),
+        gradient(mask),
     )
-    grad_mask = (
-        offset.new_empty(0)
-        if mask is None
-        else torch.empty_like(mask, memory_format=torch.channels_last)
-    )
-    return grad_input, grad_offset, grad_weight, grad_mask
 
 
 # ---- autograd --------------------------------------------------------------------------------
@@ -341,30 +347,28 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
-    if grad_output.is_cuda and torch.are_deterministic_algorithms_enabled():
-        _refuse_nondeterministic()
-    grad_input, grad_offset, grad_weight, grad_mask = torch.ops.deform_conv.backward(
-        grad_output, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation
-    )
-    grad_bias = grad_output.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+    needs_input, needs_offset, needs_weight, needs_bias, needs_mask, *_ = ctx.needs_input_grad
+    grads: tuple[Tensor | None, ...] = (None,) * 4
+    if needs_input or needs_offset or needs_weight or needs_mask:
+        grads = torch.ops.deform_conv.backward(
+            grad_output, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation,
+            needs_input, needs_weight,
+        )  # fmt: skip
+    grad_input, grad_offset, grad_weight, grad_mask = grads
     return (
-        grad_input,
-        grad_offset,
-        grad_weight,
-        grad_bias,
-        None if mask is None else grad_mask,
-        None,
-        None,
-        None,
-        None,
+        grad_input if needs_input else None,
+        grad_offset if needs_offset else None,
+        grad_weight if needs_weight else None,
+        _sum_over_positions(grad_output) if needs_bias else None,
+        grad_mask if needs_mask else None,
+        *[None] * 4,
     )
 
 
-def _refuse_nondeterministic() -> None:
-    message = "the CUDA backward of deform_conv2d sums grad_input in no fixed order"
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(f"{message}, and torch.use_deterministic_algorithms is set")
-    warnings.warn(message, stacklevel=2)
+def _sum_over_positions(grad_output: Tensor) -> Tensor:
+    """The gradient of the bias. torch would sum all of a single channel as threads divide it."""
+    wide = torch.promote_types(grad_output.dtype, torch.float32)
+    return grad_output.sum(3, dtype=wide).sum((0, 2)).to(grad_output.dtype)
 
 
 def _double_backward(ctx: Any, *grads: Tensor) -> None:

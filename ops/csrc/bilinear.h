@@ -17,7 +17,8 @@
 // T is float or double: locations never have the features' reduced precision.
 #pragma once
 
-#include <cmath>
+#include <math.h>  // of C, whose functions are not inline
+
 #include <cstdint>
 
 #if defined(__CUDACC__)
@@ -35,6 +36,9 @@ struct Location {
   bool inside;  // whether the cell touches the image; if not, nothing else holds
 };
 
+DEFORM_CONV_HOST_DEVICE float floor_of(float value) { return floorf(value); }
+DEFORM_CONV_HOST_DEVICE double floor_of(double value) { return floor(value); }
+
 // base + offset along one axis of `size` pixels. The offset alone is split into whole and
 // fraction and the integer base is added as an integer, so no fraction bit is lost far from the
 // origin (base + offset in float32 keeps 1/64 pixel at 100 000).
@@ -42,7 +46,7 @@ template <typename T>
 DEFORM_CONV_HOST_DEVICE bool split(int base, T offset, int size, int& low, T& fraction) {
   const T farthest = T(1 << 30);
   if (!(offset > -farthest && offset < farthest)) return false;  // NaN fails here as well
-  const T whole = std::floor(offset);
+  const T whole = floor_of(offset);
   low = base + static_cast<int>(whole);
   fraction = offset - whole;
   return low >= -1 && low < size;

@@ -17,6 +17,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -67,6 +68,16 @@ inline void check_kind(
       device_of(input), ", got ", device_of(tensor));
 }
 
+// Two numbers from `least` on, small enough for locations to be counted by int.
+inline void check_pair(const char* name, const IntPair& pair, int64_t least) {
+  STD_TORCH_CHECK(
+      pair.size() == 2, "deform_conv2d: ", name, " must be a pair, got ", pair.size(), " numbers");
+  STD_TORCH_CHECK(
+      std::min(pair[0], pair[1]) >= least && std::max(pair[0], pair[1]) < (1 << 27),
+      "deform_conv2d: ", name, " must be from ", least, " to 2^27 - 1, got (", pair[0], ", ",
+      pair[1], ")");
+}
+
 inline int64_t output_size(
     int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
@@ -87,16 +98,11 @@ inline Geometry checked_geometry(
   STD_TORCH_CHECK(
       weight.dim() == 4, "deform_conv2d: weight must be (O, C / groups, kernel_h, kernel_w), got ",
       shape_of(weight));
-  STD_TORCH_CHECK(
-      stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
-      "deform_conv2d: stride, padding and dilation must be pairs, got ", stride.size(), ", ",
-      padding.size(), " and ", dilation.size(), " numbers");
-  STD_TORCH_CHECK(
-      stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0 && padding[0] >= 0 &&
-          padding[1] >= 0,
-      "deform_conv2d: stride and dilation must be positive and padding not negative, got ",
-      stride[0], " ", stride[1], ", ", dilation[0], " ", dilation[1], " and ", padding[0], " ",
-      padding[1]);
+  check_pair("stride", stride, 1);
+  check_pair("padding", padding, 0);
+  check_pair("dilation", dilation, 1);
+  check_pair("kernel", {weight.size(2), weight.size(3)}, 1);
+  check_pair("image", {input.size(2), input.size(3)}, 1);
 
   Geometry g;
   g.batch = input.size(0), g.channels = input.size(1);
@@ -106,7 +112,7 @@ inline Geometry checked_geometry(
   g.padding_h = padding[0], g.padding_w = padding[1];
   g.dilation_h = dilation[0], g.dilation_w = dilation[1];
   STD_TORCH_CHECK(
-      g.channels > 0 && g.out_channels > 0 && weight.size(1) > 0 && g.taps() > 0 &&
+      g.channels > 0 && g.out_channels > 0 && weight.size(1) > 0 &&
           g.channels % weight.size(1) == 0,
       "deform_conv2d: weight ", shape_of(weight), " does not fit input ", shape_of(input));
   g.groups = g.channels / weight.size(1);
@@ -116,12 +122,11 @@ inline Geometry checked_geometry(
   g.out_height = output_size(g.height, g.kernel_h, g.stride_h, g.padding_h, g.dilation_h);
   g.out_width = output_size(g.width, g.kernel_w, g.stride_w, g.padding_w, g.dilation_w);
   STD_TORCH_CHECK(
-      g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0, "deform_conv2d: input ",
-      shape_of(input), " is too small for the kernel");
+      g.height + 2 * g.padding_h > g.dilation_h * (g.kernel_h - 1) &&
+          g.width + 2 * g.padding_w > g.dilation_w * (g.kernel_w - 1),
+      "deform_conv2d: input ", shape_of(input), " is too small for the kernel");
   STD_TORCH_CHECK(
-      g.channels < (1 << 29) && g.height < (1 << 29) && g.width < (1 << 29) &&
-          g.out_height * g.stride_h < (1 << 29) && g.out_width * g.stride_w < (1 << 29),
-      "deform_conv2d: input ", shape_of(input), " is too large");
+      g.channels < (1 << 29), "deform_conv2d: input ", shape_of(input), " is too large");
 
   STD_TORCH_CHECK(
       offset.dim() == 4 && offset.size(1) > 0 && offset.size(1) % (2 * g.taps()) == 0,

@@ -27,13 +27,28 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512", "avx512_bf16", "amx", CUDA])
+FUSED = pytest.param("cuda fused", marks=pytest.mark.cuda)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512", "avx512_bf16", "amx", CUDA, FUSED])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """The device of each set of kernels that this machine can run; those of the CPU put to use."""
-    if request.param == "cuda":
+    yield from _put_to_use(request)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512", CUDA])
+def double_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Those of them that have a float64 of their own."""
+    yield from _put_to_use(request)
+
+
+def _put_to_use(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param.startswith("cuda"):
         if not torch.cuda.is_available():
             pytest.skip("there is no CUDA device")
+        before = torch.ops.deform_conv.use_fused_cuda_forward("fused" in request.param)
         yield "cuda"
+        torch.ops.deform_conv.use_fused_cuda_forward(before)
     elif request.param not in torch.ops.deform_conv.cpu_capabilities().split():
         pytest.skip(f"this processor has no {request.param}")
     else:
@@ -71,12 +86,12 @@ def converted(tensors: dict[str, Tensor], **how) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("mask", [True, False])
-def test_agrees_with_the_definition(kernels: str, mask: bool) -> None:
+def test_agrees_with_the_definition(double_kernels: str, mask: bool) -> None:
     tensors = make(UGLY, mask=mask)
     expected = with_gradients(
         lambda i, o, w, b, s, p, d, m: reference(i, o, w, b, s, p, d, m), tensors, UGLY
     )
-    actual = with_gradients(deform_conv2d, converted(tensors, device=kernels), UGLY)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=double_kernels), UGLY)
     torchvisions = with_gradients(torchvision.ops.deform_conv2d, tensors, UGLY)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-13, name
@@ -84,11 +99,11 @@ def test_agrees_with_the_definition(kernels: str, mask: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", range(32))
-def test_agrees_with_torchvision(kernels: str, seed: int) -> None:
+def test_agrees_with_torchvision(double_kernels: str, seed: int) -> None:
     geometry = random_geometry(seed)
     tensors = make(geometry, seed=seed, mask=seed % 2 == 0, bias=seed % 3 > 0)
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
-    tensors = converted(tensors, device=kernels)
+    tensors = converted(tensors, device=double_kernels)
     if seed % 4 > 1:
         tensors["input"] = tensors["input"].detach().to(memory_format=torch.channels_last)
         tensors["input"].requires_grad_()
@@ -104,7 +119,7 @@ SPECIAL = st.sampled_from([0.0, -0.5, 1.0, -1.0, 2.0, -3.0, 0.25, 7.5, -40.0, 1e
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_any_geometry_and_offset(kernels: str, data: st.DataObject) -> None:
+def test_any_geometry_and_offset(double_kernels: str, data: st.DataObject) -> None:
     # Whole and half pixels, borders and far outside, where derivatives jump.
     two = st.tuples(st.integers(1, 3), st.integers(1, 3))
     groups, offset_groups = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
@@ -128,7 +143,7 @@ def test_any_geometry_and_offset(kernels: str, data: st.DataObject) -> None:
         offset[data.draw(st.integers(0, len(offset) - 1))] = value
     tensors["offset"] = offset.reshape(tensors["offset"].shape).requires_grad_()
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
-    actual = with_gradients(deform_conv2d, converted(tensors, device=kernels), geometry)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=double_kernels), geometry)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-12, name
 
@@ -202,13 +217,15 @@ def test_float32_in_two_parts(kernels: str, seed: int) -> None:
         torch.set_float32_matmul_precision(before)
     assert relative(plain, exact) < 1e-6
     assert relative(high, exact) < (1e-3 if kernels == "cuda" else 3e-5)
-    if torch.ops.deform_conv.cpu_capabilities().split()[-1] != "amx":
-        assert torch.equal(high, plain)  # only matrix units gain by it
+    if kernels == "cpu":  # only matrix units gain by it
+        in_use = torch.ops.deform_conv.use_cpu_capability("portable")
+        torch.ops.deform_conv.use_cpu_capability(in_use)
+        assert torch.equal(high, plain) == (in_use != "amx")
 
 
-def test_zero_offsets_are_a_convolution(kernels: str) -> None:
+def test_zero_offsets_are_a_convolution(double_kernels: str) -> None:
     geometry = Geometry(2, 8, (9, 11), 6, (3, 2), (2, 1), (1, 2), (1, 2), 2, 2)
-    tensors = converted(make(geometry, mask=False), device=kernels)
+    tensors = converted(make(geometry, mask=False), device=double_kernels)
     zero = torch.zeros_like(tensors["offset"])
     plain = torch.nn.functional.conv2d(
         tensors["input"], tensors["weight"], tensors["bias"], *geometry.steps, groups=2
@@ -217,27 +234,58 @@ def test_zero_offsets_are_a_convolution(kernels: str) -> None:
     assert relative(actual, plain) < 1e-14
 
 
-def test_channels_that_fill_several_blocks(kernels: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, *PRECISIONS], ids=str)
+def test_channels_that_fill_several_blocks(kernels: str, dtype: torch.dtype) -> None:
     # The backward divides channels into blocks of 32: here 2 weight groups of 3 blocks each, the
     # last one of 6 channels, which are also cut by 5 offset groups; images outnumber one split.
-    geometry = Geometry(5, 140, (6, 9), 22, (3, 3), (1, 2), (1, 0), (1, 1), 2, 5)
+    geometry = Geometry(5, 140, (6, 9), 90, (3, 3), (1, 2), (1, 0), (1, 1), 2, 5)
+    if dtype == torch.float64:
+        tensors = converted(make(geometry), device=kernels)
+    else:
+        tensors = with_features(make(geometry, dtype=torch.float32), kernels, dtype)
+    doubles = converted(tensors, device="cpu", dtype=torch.float64)
+    expected = with_gradients(torchvision.ops.deform_conv2d, doubles, geometry)
+    actual = with_gradients(deform_conv2d, tensors, geometry)
+    for name in expected:
+        assert relative(actual[name], expected[name]) < PRECISIONS.get(dtype, 1e-12), name
+
+
+@pytest.mark.parametrize("groups, offset_groups", [(70, 1), (70, 2), (70, 70)])
+def test_many_groups(double_kernels: str, groups: int, offset_groups: int) -> None:
+    # Blocks of a single channel: several to a task.
+    geometry = Geometry(2, 70, (6, 9), 140, (3, 2), (1, 2), (1, 0), (1, 1), groups, offset_groups)
     tensors = make(geometry)
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
-    actual = with_gradients(deform_conv2d, converted(tensors, device=kernels), geometry)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=double_kernels), geometry)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-12, name
+
+
+@pytest.mark.parametrize("name", ["input", "offset", "weight", "bias", "mask"])
+def test_gradients_that_alone_are_wanted(device: str, name: str) -> None:
+    tensors = converted(make(UGLY), device=device)
+    expected = with_gradients(deform_conv2d, tensors, UGLY)[name]
+    alone = {other: t.detach() for other, t in tensors.items()}
+    alone[name].requires_grad_()
+    output = call(deform_conv2d, alone, UGLY)
+    rng = torch.Generator().manual_seed(9)
+    output.backward(torch.randn(output.shape, generator=rng, dtype=torch.float64).to(output))
+    assert torch.equal(alone[name].grad, expected)
+    assert all(t.grad is None for other, t in alone.items() if other != name)
 
 
 # ---- the border ------------------------------------------------------------------------------
 
 
-def test_border_and_whole_pixels(kernels: str) -> None:
+def test_border_and_whole_pixels(double_kernels: str) -> None:
     # (value, d/dy, d/dx) at (dy, dx) from pixel (0, 0), read by a 1x1 kernel.
-    image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=kernels, dtype=torch.float64)
-    weight = torch.ones(1, 1, 1, 1, device=kernels, dtype=torch.float64)
+    image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], device=double_kernels, dtype=torch.float64)
+    weight = torch.ones(1, 1, 1, 1, device=double_kernels, dtype=torch.float64)
 
     def read(dy: float, dx: float) -> tuple[float, ...]:
-        offset = torch.tensor([dy, dx], device=kernels, dtype=torch.float64).reshape(1, 2, 1, 1)
+        offset = torch.tensor([dy, dx], device=double_kernels, dtype=torch.float64).reshape(
+            1, 2, 1, 1
+        )
         offset = offset.expand(1, 2, 2, 2).clone().requires_grad_()
         first = deform_conv2d(image, offset, weight)[0, 0, 0, 0]
         return first.item(), *grad(first, offset)[0][0, :, 0, 0].tolist()
@@ -250,13 +298,13 @@ def test_border_and_whole_pixels(kernels: str) -> None:
     assert read(2.0, 0.0) == (0.0, 0.0, 0.0)
 
 
-def test_border_gradients_agree_with_torchvision(kernels: str) -> None:
+def test_border_gradients_agree_with_torchvision(double_kernels: str) -> None:
     # Zero offsets with padding put the first taps exactly on -1: where every training starts.
     geometry = Geometry(1, 3, (4, 5), 2, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
     tensors = make(geometry)
     tensors["offset"] = torch.zeros_like(tensors["offset"]).requires_grad_()
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
-    actual = with_gradients(deform_conv2d, converted(tensors, device=kernels), geometry)
+    actual = with_gradients(deform_conv2d, converted(tensors, device=double_kernels), geometry)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-13, name
 
@@ -277,13 +325,14 @@ def test_absurd_offsets_sample_nothing(kernels: str, value: float) -> None:
     assert (actual["offset"][1, 2:4] == 0).all() and (actual["mask"][1, 1] == 0).all()
 
 
-def test_nan_pixels_stay_where_they_are_read(kernels: str) -> None:
+def test_nan_pixels_stay_in_the_cells_they_touch(kernels: str) -> None:
+    # A cell has four pixels, of which a whole offset gives three the weight zero.
     image = torch.zeros(1, 1, 5, 5, device=kernels)
-    image[0, 0, 0, 0] = float("nan")
+    image[0, 0, 2, 3] = float("nan")
     weight, offset = torch.ones(1, 1, 1, 1, device=kernels), torch.zeros(1, 2, 5, 5, device=kernels)
     offset[0, 0, 4] = 7.0  # the last row samples outside
-    output = deform_conv2d(image, offset, weight)
-    assert output.isnan().sum() == 1 and output[0, 0, 0, 0].isnan()
+    found = deform_conv2d(image, offset, weight)[0, 0].isnan().nonzero().tolist()
+    assert found == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 5, 7), (1, 6, 1, 1)])
@@ -298,9 +347,17 @@ def test_empty_batches_and_single_pixels(kernels: str, shape: tuple[int, ...]) -
 # ---- determinism and layout ------------------------------------------------------------------
 
 
-def test_same_bits_for_any_number_of_threads() -> None:
-    geometry = Geometry(3, 96, (23, 29), 40, (3, 3), (1, 1), (1, 1), (1, 1), 2, 2)
-    tensors = make(geometry, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry(3, 96, (23, 29), 40, (3, 3), (1, 1), (1, 1), (1, 1), 2, 2),
+        Geometry(1, 64, (200, 200), 1, (1, 1), (1, 1), (0, 0), (1, 1), 1, 1),
+    ],
+    ids=["many outputs", "one output"],
+)
+def test_same_bits_for_any_number_of_threads(geometry: Geometry, dtype: torch.dtype) -> None:
+    tensors = with_features(make(geometry, dtype=torch.float32), "cpu", dtype)
     before = torch.get_num_threads()
     results = []
     try:
@@ -321,6 +378,17 @@ def test_memory_format_follows_the_input(device: str) -> None:
     last = call(deform_conv2d, tensors, UGLY)
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, last)
+
+
+def test_other_memory_formats_give_what_a_convolution_gives(device: str) -> None:
+    geometry = Geometry(3, 6, (6, 7), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    tensors = converted(make(geometry), device=device)
+    whole = torch.randn(3, 6, 8, 7, device=device, dtype=torch.float64)
+    for input in (whole[:, :, 1:7], whole[:1, :, :6].expand(3, -1, -1, -1)):
+        output = call(deform_conv2d, tensors | {"input": input}, geometry)
+        assert output.is_contiguous()
+        same = call(deform_conv2d, tensors | {"input": input.contiguous()}, geometry)
+        assert torch.equal(output, same)
 
 
 def test_strided_inputs(device: str) -> None:
@@ -404,6 +472,37 @@ def test_autocast_keeps_offsets_in_float32(device: str) -> None:
     assert all(g.dtype == torch.float32 for g in gradients)
 
 
+def test_autocast_mixes_dtypes_and_leaves_float64(device: str) -> None:
+    tensors = converted(make(UGLY, dtype=torch.float32), device=device)
+    low = with_features(tensors, device, torch.bfloat16)
+    expected = call(deform_conv2d, low, UGLY)
+    doubles = converted(tensors, dtype=torch.float64)
+    plain = call(deform_conv2d, doubles, UGLY)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        # features of a layer before in bfloat16, parameters in float32
+        assert torch.equal(call(deform_conv2d, tensors | {"input": low["input"]}, UGLY), expected)
+        assert torch.equal(call(deform_conv2d, doubles, UGLY), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_offsets_and_masks_of_lower_precision(device: str, dtype: torch.dtype) -> None:
+    tensors = with_features(make(UGLY, dtype=torch.float32), device, dtype)
+    halves = {name: tensors[name].detach().half().requires_grad_() for name in ("offset", "mask")}
+    actual = with_gradients(deform_conv2d, tensors | halves, UGLY)
+    floats = {name: t.detach().float().requires_grad_() for name, t in halves.items()}
+    expected = with_gradients(deform_conv2d, tensors | floats, UGLY)
+    assert torch.equal(actual["output"], expected["output"])
+    for name, half in halves.items():
+        assert actual[name].dtype == half.dtype
+        assert torch.equal(actual[name], expected[name].half())
+
+
+def test_meta_tensors_have_shapes() -> None:
+    tensors = {name: t.detach().to("meta") for name, t in make(UGLY).items()}
+    output = call(deform_conv2d, tensors, UGLY)
+    assert output.is_meta and output.shape == (2, 4, *UGLY.out_size)
+
+
 # ---- refusals --------------------------------------------------------------------------------
 
 BAD = {
@@ -446,14 +545,35 @@ def test_refuses_bad_steps() -> None:
 KERNEL_BAD = {
     "input": (lambda t: {"input": t["input"][0]}, "input must be"),
     "weight": (lambda t: {"weight": t["weight"][:, [0, 1, 2, 0]]}, "weight .* does not fit"),
-    "weight dtype": (lambda t: {"weight": t["weight"].float()}, "weight must be Double .*got Float"),
+    "weight dtype": (
+        lambda t: {"weight": t["weight"].float()},
+        "weight must be Double .*got Float",
+    ),
     "offset": (lambda t: {"offset": t["offset"][..., 1:]}, "offset must have shape"),
-    "offset dtype": (lambda t: {"offset": t["offset"].float()}, "offset must be Double .*got Float"),
+    "offset dtype": (
+        lambda t: {"offset": t["offset"].float()},
+        "offset must be Double .*got Float",
+    ),
     "mask": (lambda t: {"mask": t["mask"][..., 1:]}, "mask must have shape"),
     "mask dtype": (lambda t: {"mask": t["mask"].half()}, "mask must be Double .*got Half"),
     "bias": (lambda t: {"bias": t["bias"][1:]}, "bias must have shape"),
     "bias dtype": (lambda t: {"bias": t["bias"].float()}, "bias must be Double .*got Float"),
 }
+
+
+@pytest.mark.parametrize(
+    "steps, message",
+    [
+        (([3, 3], [0, 0], [9, 9]), "too small for the kernel"),
+        (([0, 1], [0, 0], [1, 1]), r"stride must be from 1 .* got \(0, 1\)"),
+        (([1, 1], [0, 2**32], [1, 2**33]), "padding must be from 0"),
+        (([1, 1], [0, 0], [1]), "dilation must be a pair"),
+    ],
+)
+def test_the_kernels_check_steps(device: str, steps, message: str) -> None:
+    tensors = {name: t.detach().to(device) for name, t in make(UGLY).items()}
+    with pytest.raises(RuntimeError, match=f"deform_conv2d: .*{message}"):
+        torch.ops.deform_conv.forward(*operator_arguments(tensors, UGLY)[:5], *steps)
 
 
 @pytest.mark.parametrize("change, message", KERNEL_BAD.values(), ids=KERNEL_BAD)

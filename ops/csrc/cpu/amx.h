@@ -24,6 +24,7 @@ struct MatrixUnit {
       uint8_t rows[16] = {};
     } shapes;
     for (int tile = 0; tile < 8; ++tile) shapes.row_bytes[tile] = 64, shapes.rows[tile] = 16;
+    asm volatile("" ::"r"(&shapes) : "memory");  // the intrinsic names only a part of what it reads
     _tile_loadconfig(&shapes);
   }
   ~MatrixUnit() { _tile_release(); }

@@ -7,7 +7,7 @@
 
 namespace deform_conv {
 
-// Null where there are no kernels for a type: it is then computed in a wider one.
+// Of the best capability that the processor has, or the one chosen below.
 const Table& kernels_in_use();
 
 // The names of the capabilities that this processor has, from the least to the best.

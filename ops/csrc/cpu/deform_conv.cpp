@@ -65,14 +65,14 @@ const T* data(const std::optional<Tensor>& tensor) {
 
 template <typename T>
 void forward_kernel(
-    const Kernels<T>& kernels, const Geometry& g, const Tensor& input, const Tensor& offset,
+    const ForwardKernels<T>& kernels, const Geometry& g, const Tensor& input, const Tensor& offset,
     const Tensor& weight, const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
     const Tensor& output) {
   using R = Real<T>;
   const Samples<T> samples{g, data<T>(input), data<R>(offset), data<R>(mask)};
   const std::vector<Channels> runs = channel_runs(g, g.channels);
   const std::unique_ptr<T[]> packed(new T[kernels.packed_size(g)]);
-  torch::stable::parallel_for(0, kernels.packed_panels(g), 1, [&](int64_t first, int64_t last) {
+  torch::stable::parallel_for(0, num_panels(g), 1, [&](int64_t first, int64_t last) {
     for (int64_t panel = first; panel < last; ++panel)
       kernels.pack(g, data<T>(weight), panel, packed.get());
   });
@@ -85,44 +85,62 @@ void forward_kernel(
   });
 }
 
-// Sums the blocks' shares, in order: partial (blocks, N P, K, 3) -> grad_offset, grad_mask.
+// Neighbouring blocks [first, last) of one offset group, at most kPanel channels together: the work
+// of one task, which has one share in the gradients of offset and mask.
+struct Team {
+  int64_t first, last, offset_group;
+};
+
+std::vector<Team> teams_of(const std::vector<Channels>& blocks) {
+  std::vector<Team> teams;
+  int64_t channels = 0;
+  for (int64_t b = 0; b < static_cast<int64_t>(blocks.size()); ++b) {
+    channels += blocks[b].count;
+    if (teams.empty() || teams.back().offset_group != blocks[b].offset_group || channels > kPanel) {
+      teams.push_back({b, b, blocks[b].offset_group});
+      channels = blocks[b].count;
+    }
+    teams.back().last = b + 1;
+  }
+  return teams;
+}
+
+// Sums the teams' shares, in order: partial (teams, N P, K, 3) -> grad_offset, grad_mask.
 template <typename R>
 void gather_partials(
-    const Geometry& g, const std::vector<Channels>& blocks, const R* partial, R* grad_offset,
+    const Geometry& g, const std::vector<Team>& teams, const R* partial, R* grad_offset,
     R* grad_mask) {
   const int64_t rows = g.batch * g.positions(), taps = g.taps();
   torch::stable::parallel_for(0, rows, 256, [&](int64_t begin, int64_t end) {
-    for (size_t b = 0; b < blocks.size(); ++b) {
-      const int64_t group = blocks[b].offset_group;
+    for (size_t t = 0; t < teams.size(); ++t)
       for (int64_t row = begin; row < end; ++row) {
-        const R* from = partial + (b * rows + row) * taps * 3;
-        const int64_t to = (row * g.offset_groups + group) * taps;
+        const R* from = partial + (t * rows + row) * taps * 3;
+        const int64_t to = (row * g.offset_groups + teams[t].offset_group) * taps;
         for (int64_t tap = 0; tap < taps; ++tap) {
           grad_offset[(to + tap) * 2] += from[tap * 3];
           grad_offset[(to + tap) * 2 + 1] += from[tap * 3 + 1];
           if (grad_mask) grad_mask[to + tap] += from[tap * 3 + 2];
         }
       }
-    }
   });
 }
 
+// grad_input and grad_weight are null where they are not wanted.
 template <typename T>
 void backward_kernel(
     const Kernels<T>& kernels, const Geometry& g, const Tensor& grad_output, const Tensor& input,
     const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& mask,
-    const Tensor& grad_input, const Tensor& grad_offset, const Tensor& grad_weight,
-    const std::optional<Tensor>& grad_mask) {
+    Real<T>* grad_input, Real<T>* grad_offset, Real<T>* grad_weight, Real<T>* grad_mask) {
   using R = Real<T>;
   const Samples<T> samples{g, data<T>(input), data<R>(offset), data<R>(mask)};
   const std::vector<Channels> blocks = channel_runs(g, kPanel);
-  const int64_t num_blocks = blocks.size();
-  const int64_t splits =  // of the batch
-      std::clamp<int64_t>(
-          (kBackwardTasks + num_blocks - 1) / num_blocks, 1, std::max<int64_t>(1, g.batch));
+  const std::vector<Team> teams = teams_of(blocks);
+  const int64_t num_teams = teams.size();
+  const int64_t splits = std::clamp<int64_t>(  // of the batch
+      (kBackwardTasks + num_teams - 1) / num_teams, 1, std::max<int64_t>(1, g.batch));
   const Tiles tiles = tiles_of(g, kMostRows, 1);
 
-  const int64_t transposed_size = kernels.transposed_size(g, tiles);
+  const int64_t transposed_size = grad_weight ? kernels.transposed_size(g, tiles) : 0;
   const std::unique_ptr<T[]> transposed(new T[transposed_size]);
   if (transposed_size > 0)
     torch::stable::parallel_for(0, g.batch * tiles.per_image, 1, [&](int64_t first, int64_t last) {
@@ -130,32 +148,31 @@ void backward_kernel(
         kernels.transpose(g, data<T>(grad_output), tiles, tile, transposed.get());
     });
 
-  const int64_t num_weights = g.out_channels * g.taps() * g.group_channels();
-  const int64_t partials = g.batch * g.positions() * g.taps() * 3;
+  const int64_t num_weights = grad_weight ? g.out_channels * g.taps() * g.group_channels() : 0;
+  const int64_t num_partials = g.batch * g.positions() * g.taps() * 3;
   const std::unique_ptr<R[]> weight_parts(new R[(splits - 1) * num_weights]);
-  const std::unique_ptr<R[]> partial(new R[num_blocks * partials]);  // every element is written
-  R* grad_weights = mutable_data<R>(grad_weight);
-  torch::stable::parallel_for(0, splits * num_blocks, 1, [&](int64_t begin, int64_t end) {
+  const std::unique_ptr<R[]> partial(new R[num_teams * num_partials]);  // all of it is written
+  torch::stable::parallel_for(0, splits * num_teams, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t split = task / num_blocks, b = task % num_blocks;
+      const int64_t split = task / num_teams, t = task % num_teams;
+      R* const grad_weight_part =
+          split == 0 || !grad_weight ? grad_weight : &weight_parts[(split - 1) * num_weights];
       const Gradients<T> gradients{
-          data<T>(grad_output), transposed.get(), mutable_data<R>(grad_input),
-          split == 0 ? grad_weights : &weight_parts[(split - 1) * num_weights],
-          &partial[b * partials]};
-      kernels.backward(
-          samples, blocks[b], data<T>(weight), gradients, tiles, split * g.batch / splits,
-          (split + 1) * g.batch / splits);
+          data<T>(grad_output), transposed.get(), grad_input, grad_weight_part,
+          &partial[t * num_partials]};
+      for (int64_t b = teams[t].first; b < teams[t].last; ++b)
+        kernels.backward(
+            samples, blocks[b], b == teams[t].first, data<T>(weight), gradients, tiles,
+            split * g.batch / splits, (split + 1) * g.batch / splits);
     }
   });
 
   torch::stable::parallel_for(0, num_weights, 1 << 14, [&](int64_t first, int64_t last) {
     for (int64_t split = 1; split < splits; ++split)
       for (int64_t i = first; i < last; ++i)
-        grad_weights[i] += weight_parts[(split - 1) * num_weights + i];
+        grad_weight[i] += weight_parts[(split - 1) * num_weights + i];
   });
-  gather_partials(
-      g, blocks, partial.get(), mutable_data<R>(grad_offset),
-      grad_mask ? mutable_data<R>(*grad_mask) : nullptr);
+  gather_partials(g, teams, partial.get(), grad_offset, grad_mask);
 }
 
 // ---- operators ----------------------------------------------------------------------------
@@ -204,32 +221,40 @@ Tensor forward(
   if (split_float32 && split && input.scalar_type() == ScalarType::Float)
     compute(*split, ScalarType::Float);
   else
-    with_kernels(input.scalar_type(), compute);
+    with_kernels(input.scalar_type(), [&](const auto& kernels, ScalarType dtype) {
+      compute(kernels.forward, dtype);
+    });
   return torch::stable::to(output, input.scalar_type());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& mask, const IntPair& stride, const IntPair& padding,
-    const IntPair& dilation) {
+    const IntPair& dilation, bool needs_input, bool needs_weight) {
   const Geometry g = checked_geometry(input, offset, weight, mask, stride, padding, dilation);
   check_grad_output(grad_output, input, g);
   const ScalarType location = location_dtype(input);
-  const Tensor grad_input = zeros_channels_last(input, location);
+  const Tensor nothing = torch::stable::empty({0}, location, std::nullopt, input.device());
+  const Tensor grad_input = needs_input ? zeros_channels_last(input, location) : nothing;
   const Tensor grad_offset = zeros_channels_last(offset, location);
-  const Tensor grad_weight = empty_channels_last(weight, location);
-  const std::optional<Tensor> grad_mask =
-      mask ? std::optional(zeros_channels_last(*mask, location)) : std::nullopt;
+  const Tensor grad_weight = needs_weight ? empty_channels_last(weight, location) : nothing;
+  const Tensor grad_mask = mask ? zeros_channels_last(*mask, location) : nothing;
   with_kernels(input.scalar_type(), [&](const auto& kernels, ScalarType dtype) {
+    const auto memory = [&](const Tensor& gradient, bool wanted) {
+      using R = std::conditional_t<
+          std::is_same_v<decltype(kernels), const Kernels<double>&>, double, float>;
+      return wanted ? mutable_data<R>(gradient) : nullptr;
+    };
     backward_kernel(
         kernels, g, channels_last(grad_output, dtype), channels_last(input, dtype),
         channels_last(offset, location), channels_last(weight, dtype),
-        channels_last_or_none(mask, location), grad_input, grad_offset, grad_weight, grad_mask);
+        channels_last_or_none(mask, location), memory(grad_input, needs_input),
+        memory(grad_offset, true), memory(grad_weight, needs_weight),
+        memory(grad_mask, mask.has_value()));
   });
   return {
       torch::stable::to(grad_input, input.scalar_type()), grad_offset,
-      torch::stable::to(grad_weight, input.scalar_type()),
-      grad_mask ? *grad_mask : torch::stable::empty({0}, location, std::nullopt, input.device())};
+      torch::stable::to(grad_weight, input.scalar_type()), grad_mask};
 }
 
 }  // namespace

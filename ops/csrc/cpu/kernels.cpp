@@ -40,15 +40,10 @@ Rows rows_of(const Geometry& g, Tiles tiles, int64_t tile) {
 template <typename T, typename F>
 constexpr int64_t kParts = sizeof(T) > sizeof(F) ? 2 : 1;
 
-template <typename T>
-int64_t packed_panels(const Geometry& g) {
-  return g.groups * panels_of(g.group_out_channels());
-}
-
 template <typename T, typename F>
 int64_t packed_size(const Geometry& g) {
-  return packed_panels<T>(g) * g.taps() * kParts<T, F> * padded_depth<F>(g.group_channels()) *
-         kPanel * sizeof(F) / sizeof(T);
+  return num_panels(g) * g.taps() * kParts<T, F> * padded_depth<F>(g.group_channels()) * kPanel *
+         sizeof(F) / sizeof(T);
 }
 
 // One panel of weight (O, K, Cg).
@@ -70,10 +65,12 @@ void pack(const Geometry& g, const T* weight, int64_t panel, T* packed) {
         for (int64_t c = begin; c < smaller(begin + 16, depth); ++c) {
           const T value = weight[o * row + tap * depth + c];
           F* at = to + tap * tap_size + packed_at<F>(c, o);
-          if constexpr (kParts<T, F> == 1)
+          if constexpr (kParts<T, F> == 1) {
             *at = value;
-          else
-            at[part_size] = rounded<F>(value - real(at[0] = rounded<F>(value)));
+          } else {
+            *at = rounded<F>(value);
+            at[part_size] = rounded<F>(value - real(*at));
+          }
         }
 }
 
@@ -226,11 +223,12 @@ template <typename T>
 class Backward {
  public:
   Backward(
-      const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
-      Tiles tiles)
+      const Samples<T>& samples, Channels block, bool is_first, const T* weight,
+      const Gradients<T>& gradients, Tiles tiles)
       : samples_(samples),
         g_(samples.g),
         block_(block),
+        is_first_(is_first),
         gradients_(gradients),
         tiles_(tiles),
         outs_(g_.group_out_channels()),
@@ -269,7 +267,7 @@ class Backward {
     else
       spread_rows(rows, block_.count);
 
-    for (int64_t tap = 0; tap < g_.taps(); ++tap) {
+    for (int64_t tap = 0; gradients_.weight && tap < g_.taps(); ++tap) {
       const T* columns = columns_.data() + tap * rows_ * kPanel;
       Real<T>* sums = grad_weights_.data() + tap * padded_rows<T>(outs_) * kPanel;
       if constexpr (kCopies<T>) {
@@ -285,6 +283,7 @@ class Backward {
   }
 
   void write_grad_weight() {
+    if (!gradients_.weight) return;
     const int64_t per_group = g_.group_channels();
     Real<T>* to = gradients_.weight + block_.group * outs_ * g_.taps() * per_group + block_.first -
                   block_.group * per_group;
@@ -362,9 +361,10 @@ class Backward {
               sample->location, samples_.input + start, g_.height, g_.width, g_.channels,
               sample->modulation, static_cast<const T*>(zeros_.data()));
           for (int k = 0; k < 4; ++k) {
-            const bool exists = has_corner(sample->location, k, g_.height, g_.width);
+            const bool wanted =
+                gradients_.input && has_corner(sample->location, k, g_.height, g_.width);
             sample->grad_pixel[k] =
-                exists ? gradients_.input + start +
+                wanted ? gradients_.input + start +
                              corner_pixel(sample->location, k, g_.width) * g_.channels
                        : nowhere_.data() + k * kPanel;
             fetch(sample->corners.pixel[k], kPanel);
@@ -378,20 +378,27 @@ class Backward {
       const Sample& sample, int64_t channels, const Real<T>* grad_column, Real<T>* column) {
     Real<T>* partial = sample.partial;
     if (!sample.location.inside) {
-      partial[0] = partial[1] = partial[2] = 0;
+      add_to(partial, 0, 0, 0);
       for (int64_t c = 0; c < channels; ++c) column[c] = 0;
       return;
     }
     Real<T> dots[4];
     spread(sample.corners, sample.grad_pixel, grad_column, channels, column, dots);
-    partial[0] = sample.modulation * derivative_y(sample.location, dots);
-    partial[1] = sample.modulation * derivative_x(sample.location, dots);
-    partial[2] = value(sample.location, dots);
+    add_to(
+        partial, sample.modulation * derivative_y(sample.location, dots),
+        sample.modulation * derivative_x(sample.location, dots), value(sample.location, dots));
+  }
+
+  DEFORM_CONV_INLINE void add_to(Real<T>* partial, Real<T> dy, Real<T> dx, Real<T> mask) {
+    partial[0] = is_first_ ? dy : partial[0] + dy;
+    partial[1] = is_first_ ? dx : partial[1] + dx;
+    partial[2] = is_first_ ? mask : partial[2] + mask;
   }
 
   const Samples<T>& samples_;
   const Geometry& g_;
   Channels block_;
+  bool is_first_;
   const Gradients<T>& gradients_;
   Tiles tiles_;
   int64_t outs_, rows_;
@@ -408,35 +415,26 @@ class Backward {
 
 template <typename T>
 void backward(
-    const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
-    Tiles tiles, int64_t first, int64_t last) {
-  Backward<T> backward(samples, block, weight, gradients, tiles);
+    const Samples<T>& samples, Channels block, bool is_first, const T* weight,
+    const Gradients<T>& gradients, Tiles tiles, int64_t first, int64_t last) {
+  Backward<T> backward(samples, block, is_first, weight, gradients, tiles);
   for (int64_t tile = first * tiles.per_image; tile < last * tiles.per_image; ++tile)
     backward.tile(tile);
   backward.write_grad_weight();
 }
 
-template <typename T>
-constexpr Kernels<T> kKernels = {packed_size<T, T>,  packed_panels<T>, pack<T, T>, forward<T, T>,
-                                 transposed_size<T>, transpose<T>,     backward<T>};
+template <typename T, typename F = T>
+constexpr ForwardKernels<T> kForward = {packed_size<T, F>, pack<T, F>, forward<T, F>};
 
-#if defined(__AMX_BF16__)
-constexpr Kernels<float> kSplitKernels = {
-    packed_size<float, BFloat16>,
-    packed_panels<float>,
-    pack<float, BFloat16>,
-    forward<float, BFloat16>,
-    nullptr,
-    nullptr,
-    nullptr};
-#endif
+template <typename T>
+constexpr Kernels<T> kKernels = {kForward<T>, transposed_size<T>, transpose<T>, backward<T>};
 
 }  // namespace
 
 namespace DEFORM_CONV_CAPABILITY {
 
 #if defined(__AMX_BF16__)
-extern const Table kTable = {nullptr, nullptr, &kKernels<BFloat16>, &kSplitKernels};
+extern const Table kTable = {nullptr, nullptr, &kKernels<BFloat16>, &kForward<float, BFloat16>};
 #elif defined(__AVX512BF16__)
 extern const Table kTable = {nullptr, nullptr, &kKernels<BFloat16>, nullptr};
 #else

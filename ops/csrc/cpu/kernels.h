@@ -49,22 +49,31 @@ template <typename T>
 struct Gradients {
   const T* output;             // (N, P, O): the gradient that comes in
   const T* output_transposed;  // what `transpose` made of it
-  Real<T>* input;              // (N, H, W, C), summed into
-  Real<T>* weight;             // (O, K, Cg)
-  Real<T>* partial;            // (N, P, K, 3): the share of a block in (dy, dx, mask)
+  Real<T>* input;              // (N, H, W, C), summed into; null if not wanted
+  Real<T>* weight;             // (O, K, Cg); null if not wanted
+  Real<T>* partial;            // (N, P, K, 3): the share of some blocks in (dy, dx, mask)
 };
 
+// Panels of all weights.
+DEFORM_CONV_HOST_DEVICE int64_t num_panels(const Geometry& g) {
+  return g.groups * ((g.group_out_channels() + kPanel - 1) / kPanel);
+}
+
 template <typename T>
-struct Kernels {
-  // The weights as the forward's right factor: elements, number of panels, and one panel's packing.
+struct ForwardKernels {
+  // The weights as the product's right factor: elements, and the packing of one panel.
   int64_t (*packed_size)(const Geometry& g);
-  int64_t (*packed_panels)(const Geometry& g);
   void (*pack)(const Geometry& g, const T* weight, int64_t panel, T* packed);
 
   // output (N, P, O) of the tiles [first, last). `runs` are all channels, in order.
   void (*forward)(
       const Samples<T>& samples, const Channels* runs, int64_t num_runs, const T* packed,
       const Real<T>* bias, T* output, Tiles tiles, int64_t first, int64_t last);
+};
+
+template <typename T>
+struct Kernels {
+  ForwardKernels<T> forward;
 
   // grad_output as the left factor of grad_weight's product: elements (0: used as it is), and
   // the transposition of one tile.
@@ -72,10 +81,11 @@ struct Kernels {
   void (*transpose)(
       const Geometry& g, const T* grad_output, Tiles tiles, int64_t tile, T* transposed);
 
-  // The gradients that belong to one block of channels, from the images [first, last).
+  // The gradients that belong to one block of channels, from the images [first, last). What the
+  // block adds to `partial` is added there, or stored if it is the first.
   void (*backward)(
-      const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
-      Tiles tiles, int64_t first, int64_t last);
+      const Samples<T>& samples, Channels block, bool is_first, const T* weight,
+      const Gradients<T>& gradients, Tiles tiles, int64_t first, int64_t last);
 };
 
 // The kernels of one capability; null where it has none of its own.
@@ -83,7 +93,7 @@ struct Table {
   const Kernels<float>* float32;
   const Kernels<double>* float64;
   const Kernels<BFloat16>* bfloat16;
-  const Kernels<float>* float32_split;  // forward only: float32 as the sum of two bfloat16
+  const ForwardKernels<float>* float32_split;  // float32 as the sum of two bfloat16
 };
 
 namespace portable {

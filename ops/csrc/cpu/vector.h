@@ -131,6 +131,7 @@ DEFORM_CONV_INLINE void fetch(const E* from, int64_t count) {
 
 // ---- sums over the lanes --------------------------------------------------------------------
 
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
 template <typename R, int... I>
 DEFORM_CONV_INLINE void sum_lanes(
     const Vector<R> (&v)[4], R (&sums)[4], std::integer_sequence<int, I...>) {
@@ -148,14 +149,20 @@ DEFORM_CONV_INLINE void sum_lanes(
   if constexpr (quarter >= 2) all += __builtin_shufflevector(all, all, (I ^ 1)...);
   for (int k = 0; k < 4; ++k) sums[k] = all[k * quarter];
 }
+#else
+#define DEFORM_CONV_NO_SHUFFLE
+#endif
 
 // sums[k] = the sum of the lanes of v[k]
 template <typename R>
 DEFORM_CONV_INLINE void sum_lanes(const Vector<R> (&v)[4], R (&sums)[4]) {
-  if constexpr (kLanes<R> >= 4) {
-    sum_lanes<R>(v, sums, std::make_integer_sequence<int, kLanes<R>>());
-  } else {
-    for (int k = 0; k < 4; ++k) sums[k] = v[k][0] + v[k][1];
+#if !defined(DEFORM_CONV_NO_SHUFFLE)  // before GCC 12
+  if constexpr (kLanes<R> >= 4)
+    return sum_lanes<R>(v, sums, std::make_integer_sequence<int, kLanes<R>>());
+#endif
+  for (int k = 0; k < 4; ++k) {
+    sums[k] = 0;
+    for (int i = 0; i < kLanes<R>; ++i) sums[k] += v[k][i];
   }
 }
 

@@ -1,0 +1,136 @@
+// The device code for grad_input: an index from every pixel to the samples that read it, and the
+// sum over them. Samples share pixels, so they cannot add to grad_input side by side without
+// atomics, whose order is that of the day; a pixel that collects its samples has an order.
+//
+// A list per pixel and offset group holds one entry for each sample corner on the pixel, and
+// serves all channels. Building it takes a few passes over the samples of a chunk:
+//
+//     count_corners   the length of each list
+//     place_lists     where each list lies, one after another in any order
+//     place_corners   the corners' numbers into their lists, in any order
+//     order_corners   the entries, each where its corner's number ranks within the list
+//
+// The first three use integer atomics: where a list lies and how it is first filled depends on the
+// threads' order, its final order does not.
+#pragma once
+
+#include "columns.cuh"
+
+namespace deform_conv {
+
+// A sample corner on a pixel.
+template <typename R>
+struct Entry {
+  int line;  // of columns
+  R weight;
+};
+
+// A list is numbered (pixel - first_pixel) * G + offset group, a corner 4 * sample + 0 to 3.
+template <typename R>
+struct Index {
+  int64_t first_pixel;  // of the chunk's first image
+  int64_t num_lists;
+  int* length;        // of each list
+  int* end;           // of each list, in the arrays below; grows from its start as it is filled
+  int* num_corners;   // the sum of the lengths
+  int* corners;       // by list
+  Entry<R>* entries;  // by list and number
+};
+
+template <typename R>
+__device__ __forceinline__ int64_t
+list_of(const Geometry& g, const Index<R>& index, const Sample<R>& sample, int64_t pixel) {
+  return (pixel - index.first_pixel) * g.offset_groups + sample.offset_group;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    count_corners(Source<T> from, Chunk chunk, Index<Real<T>> index) {
+  const Geometry& g = from.g;
+  const int local = thread_number();
+  if (local >= samples_of(g, chunk)) return;
+  const Sample<Real<T>> sample = sample_of(from, chunk, local);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int64_t pixel = corner_of(g, sample, k).pixel;
+    if (pixel >= 0) atomicAdd(index.length + list_of(g, index, sample, pixel), 1);
+  }
+}
+
+// The lists of one warp lie in order, those of different warps in any.
+template <typename R>
+__global__ void __launch_bounds__(kThreads) place_lists(Index<R> index) {
+  const int64_t list = thread_number();
+  const int lane = threadIdx.x % 32, length = list < index.num_lists ? index.length[list] : 0;
+  int end = length;
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(0xffffffffu, end, step);
+    if (lane >= step) end += before;
+  }
+  int first = lane == 31 ? atomicAdd(index.num_corners, end) : 0;
+  first = __shfl_sync(0xffffffffu, first, 31);
+  if (list < index.num_lists) index.end[list] = first + end - length;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    place_corners(Source<T> from, Chunk chunk, Index<Real<T>> index) {
+  const Geometry& g = from.g;
+  const int local = thread_number();
+  if (local >= samples_of(g, chunk)) return;
+  const Sample<Real<T>> sample = sample_of(from, chunk, local);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int64_t pixel = corner_of(g, sample, k).pixel;
+    if (pixel < 0) continue;
+    index.corners[atomicAdd(index.end + list_of(g, index, sample, pixel), 1)] = 4 * local + k;
+  }
+}
+
+// One thread an entry, so that a list of a hundred thousand still keeps the whole device busy.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    order_corners(Source<T> from, Chunk chunk, Index<Real<T>> index) {
+  const int64_t i = thread_number();
+  if (i >= *index.num_corners) return;
+  const int number = index.corners[i];
+  const Sample<Real<T>> sample = sample_of(from, chunk, number / 4);
+  const Corner<Real<T>> corner = corner_of(from.g, sample, number % 4);
+  const int64_t list = list_of(from.g, index, sample, corner.pixel);
+  const int end = index.end[list], start = end - index.length[list];
+  int rank = 0;
+  for (int j = start; j < end; ++j) rank += index.corners[j] < number;
+  index.entries[start + rank] = {sample.line, corner.weight};
+}
+
+// grad_pixel[c] += sum over the pixel's list of weight * grad_column[c]
+// A thread owns V channels of a pixel.
+template <typename T, int V>
+__global__ void __launch_bounds__(kThreads) gather_columns(
+    Geometry g, Chunk chunk, Index<Real<T>> index, const T* columns, Real<T>* grad_input) {
+  const int count = g.channels / g.offset_groups, threads = count / V;  // of a list
+  const int64_t thread = thread_number(), list = thread / threads;
+  if (list >= index.num_lists) return;
+  const int end = index.end[list], start = end - index.length[list];
+  if (start == end) return;
+  const int64_t pixel = list / g.offset_groups;
+  const int channel =
+      (list - pixel * g.offset_groups) * count + static_cast<int>(thread - list * threads) * V;
+  const T* column = columns + Line(g, chunk, 0).at(channel);
+  const int64_t line_size = g.group_channels();
+  Pack<Real<T>, V> sum{};
+#pragma unroll 4
+  for (int i = start; i < end; ++i) {
+    const Entry<Real<T>> entry = index.entries[i];
+    const Pack<Real<T>, V> grads = load<V>(column + entry.line * line_size);
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum.at[j] += entry.weight * grads.at[j];
+  }
+  Real<T>* grad_pixel = grad_input + (index.first_pixel + pixel) * g.channels + channel;
+  const Pack<Real<T>, V> before = load<V>(grad_pixel);
+#pragma unroll
+  for (int j = 0; j < V; ++j) sum.at[j] += before.at[j];
+  store<V>(grad_pixel, sum);
+}
+
+}  // namespace deform_conv

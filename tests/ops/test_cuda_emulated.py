@@ -1,0 +1,227 @@
+"""The CUDA kernels without a GPU: compiled for the CPU by cuda_emulation.h, against torchvision.
+
+What this cannot see: whether nvcc's code does the same, matrix products by cuBLAS, speed.
+"""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import torchvision
+from cases import UGLY, Geometry, make, random_geometry, relative
+from torch import Tensor
+
+from ops.build import find_compiler, torch_includes
+
+DRIVER = Path(__file__).with_name("cuda_driver.cpp")
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+# One rounding of each result, and for 16 bits one of each column and of its gradient.
+TOLERANCE = dict(zip(DTYPES, (1e-6, 1e-14, 2**-10, 2**-7), strict=True))
+FORWARD, REVERSE, SHUFFLED = range(3)
+
+# Channels that 16-byte accesses can move: 16 a weight group, 32 an offset group.
+WIDE = Geometry(2, 64, (7, 9), 12, (3, 2), (2, 1), (1, 2), (1, 2), 4, 2)
+
+# What the fused forward takes: 64 channels a group of either kind, and several of them to a tap.
+FUSED = {
+    "two offset groups in a weight group": Geometry(
+        2, 256, (5, 8), 40, (2, 1), (1, 1), (1, 0), (2, 1), 2, 4
+    ),
+    "two tiles of outputs": Geometry(1, 64, (5, 9), 264, (1, 3), (1, 2), (0, 1), (1, 2), 1, 1),
+    "three steps to a tap": Geometry(3, 192, (6, 5), 130, (3, 2), (2, 1), (1, 2), (1, 1), 1, 1),
+    "two weight groups in an offset group": Geometry(
+        1, 128, (3, 4), 12, (1, 2), (1, 1), (0, 1), (1, 1), 2, 1
+    ),
+}
+
+
+def compiled(folder: Path, *flags: str) -> Path:
+    command = [find_compiler(), "-std=c++20", "-O1", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+    target = folder / "cuda_driver"
+    subprocess.run([*command, *flags, *torch_includes(), DRIVER, "-o", target], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stops at any access outside an array and at undefined behaviour."""
+    flags = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+    return compiled(tmp_path_factory.mktemp("sanitized"), *flags)
+
+
+def operands(geometry: Geometry, dtype: torch.dtype, **how) -> dict[str, Tensor]:
+    """As `cases.make`, features in `dtype`, with the gradient of the output beside them."""
+    location = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = {name: t.detach() for name, t in make(geometry, **how).items()}
+    shape = geometry.batch, geometry.out_channels, *geometry.out_size
+    generator = torch.Generator().manual_seed(9)
+    tensors["upstream"] = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return {
+        name: t.to(location if name in ("offset", "mask") else dtype) for name, t in tensors.items()
+    }
+
+
+def emulated(
+    driver: Path,
+    folder: Path,
+    geometry: Geometry,
+    tensors: dict[str, Tensor],
+    order: int = FORWARD,
+    chunk_bytes: int = 16384,
+) -> dict[str, Tensor]:
+    """The output and, where `upstream` is given, the gradients. Small chunks make many of them."""
+    dtype = tensors["input"].dtype
+    location = tensors["offset"].dtype
+    numbers = [
+        geometry.batch, geometry.channels, *geometry.size,
+        geometry.out_channels, *geometry.out_size, *geometry.kernel,
+        *geometry.stride, *geometry.padding, *geometry.dilation,
+        geometry.groups, geometry.offset_groups, chunk_bytes, DTYPES.index(dtype),
+    ]  # fmt: skip
+    for old in folder.iterdir():
+        old.unlink()
+    numpy.array(numbers, dtype=numpy.int64).tofile(folder / "geometry")
+    for name, tensor in tensors.items():
+        last = tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
+        last.contiguous().flatten().view(torch.uint8).numpy().tofile(folder / name)
+    subprocess.run([driver, folder, str(order)], check=True)
+
+    def read(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        words = numpy.fromfile(folder / name, dtype=f"i{dtype.itemsize}")
+        flat = torch.from_numpy(words).view(dtype)
+        n, c, h, w = shape
+        return flat.reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+    shape = geometry.batch, geometry.out_channels, *geometry.out_size
+    results = {"output": read("output", shape, dtype)}
+    for name in ("input", "offset", "weight", "mask"):
+        if name in tensors and "upstream" in tensors:
+            results[name] = read("grad_" + name, tuple(tensors[name].shape), location)
+    return results
+
+
+def expected(geometry: Geometry, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same by torchvision, in float64."""
+    doubles = {name: t.double().requires_grad_() for name, t in tensors.items()}
+    output = torchvision.ops.deform_conv2d(
+        doubles["input"], doubles["offset"], doubles["weight"], doubles.get("bias"),
+        *geometry.steps, doubles.get("mask"),
+    )  # fmt: skip
+    output.backward(doubles["upstream"].detach())
+    names = [name for name in ("input", "offset", "weight", "mask") if name in doubles]
+    return {"output": output.detach()} | {name: doubles[name].grad for name in names}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_agrees_with_torchvision(driver: Path, tmp_path: Path, seed: int) -> None:
+    geometry = random_geometry(seed)
+    tensors = operands(geometry, torch.float64, seed=seed, mask=seed % 2 == 0, bias=seed % 3 > 0)
+    actual = emulated(driver, tmp_path, geometry, tensors)
+    for name, tensor in expected(geometry, tensors).items():
+        assert relative(actual[name], tensor) < 1e-13, name
+
+
+@pytest.mark.parametrize("geometry", [UGLY, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype(
+    sanitized: Path, tmp_path: Path, geometry: Geometry, dtype: torch.dtype
+) -> None:
+    tensors = operands(geometry, dtype)
+    actual = emulated(sanitized, tmp_path, geometry, tensors)
+    for name, tensor in expected(geometry, tensors).items():
+        assert relative(actual[name], tensor) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("geometry", FUSED.values(), ids=FUSED)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_fused_forward(
+    driver: Path, tmp_path: Path, geometry: Geometry, dtype: torch.dtype
+) -> None:
+    tensors = operands(geometry, dtype, mask=geometry.batch > 1, bias=geometry.batch > 1)
+    tensors["offset"][0, 1, 1] = float("nan")
+    inputs = {name: t for name, t in tensors.items() if name != "upstream"}
+    outputs = [
+        emulated(driver, tmp_path, geometry, inputs, order)["output"]
+        for order in (FORWARD, REVERSE, SHUFFLED)
+    ]
+    tensors["offset"][0, 1, 1] = 1e6
+    exact = expected(geometry, tensors)["output"]
+    for output in outputs:
+        assert torch.equal(output, outputs[0])
+        assert relative(output, exact) < TOLERANCE[dtype]
+
+
+def test_fused_forward_stays_inside_its_arrays(sanitized: Path, tmp_path: Path) -> None:
+    geometry = FUSED["two weight groups in an offset group"]
+    tensors = operands(geometry, torch.bfloat16)
+    del tensors["upstream"]
+    assert emulated(sanitized, tmp_path, geometry, tensors)["output"].isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [35, 136])
+def test_more_channels_than_lanes_move_at_once(driver: Path, tmp_path: Path, channels: int) -> None:
+    # 35 channels, one by one, on 32 lanes; 136 in packs of 8 on 8 lanes: 64, 64 and 8.
+    geometry = replace(UGLY, channels=channels, groups=1, offset_groups=1)
+    tensors = operands(geometry, torch.bfloat16)
+    actual = emulated(driver, tmp_path, geometry, tensors)
+    for name, tensor in expected(geometry, tensors).items():
+        assert relative(actual[name], tensor) < TOLERANCE[torch.bfloat16], name
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, -1e30, 2.0**31, -(2.0**31)])
+def test_absurd_offsets_sample_nothing(sanitized: Path, tmp_path: Path, value: float) -> None:
+    tensors = operands(UGLY, torch.float32)
+    tensors["offset"][1, 3] = value  # image 1, offset group 0, tap 1, dx
+    actual = emulated(sanitized, tmp_path, UGLY, tensors)
+    tensors["mask"][1, 1] = 0  # the same tap, switched off
+    tensors["offset"][1, 3] = 0
+    switched_off = expected(UGLY, tensors)
+    switched_off["offset"][1, 2:4] = 0
+    switched_off["mask"][1, 1] = 0
+    for name, tensor in switched_off.items():
+        assert relative(actual[name], tensor) < 1e-6, name
+
+
+@pytest.mark.parametrize("chunk_bytes", [16384, 1 << 24])
+def test_every_sample_on_one_pixel(driver: Path, tmp_path: Path, chunk_bytes: int) -> None:
+    geometry = Geometry(2, 8, (8, 9), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    tensors = operands(geometry, torch.float32)
+    rows = torch.arange(8.0)[:, None], torch.arange(9.0)[None, :]
+    for tap in range(9):
+        for axis, to in enumerate((3.25, 5.5)):
+            base = rows[axis] - 1 + (tap % 3 if axis else tap // 3)
+            tensors["offset"][:, 2 * tap + axis] = to - base
+    actual = emulated(driver, tmp_path, geometry, tensors, chunk_bytes=chunk_bytes)
+    assert (actual["input"] != 0).any(1).sum() == 2 * 4  # the four pixels around it, in each image
+    for name, tensor in expected(geometry, tensors).items():
+        assert relative(actual[name], tensor) < 3e-6, name
+
+
+def test_empty_batch(sanitized: Path, tmp_path: Path) -> None:
+    geometry = replace(UGLY, batch=0)
+    actual = emulated(sanitized, tmp_path, geometry, operands(geometry, torch.float32))
+    assert actual["output"].shape == (0, 4, *geometry.out_size)
+    assert not actual["weight"].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("geometry", [UGLY, WIDE], ids=["narrow", "wide"])
+def test_same_bits_in_any_order_of_threads(
+    driver: Path, tmp_path: Path, geometry: Geometry, dtype: torch.dtype
+) -> None:
+    tensors = operands(geometry, dtype, scale=0.5)
+    forward, *others = (
+        emulated(driver, tmp_path, geometry, tensors, order, chunk_bytes=1 << 16)
+        for order in (FORWARD, REVERSE, SHUFFLED)
+    )
+    for other in others:
+        for name in forward:
+            assert torch.equal(forward[name], other[name]), name
