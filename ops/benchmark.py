@@ -3,9 +3,9 @@
     python -m ops.benchmark [--device cpu|cuda] [--threads 1,2] [--rounds 5] [--json FILE]
 
 The shapes are those of a detector's c3, c4 and c5; `candidates.py` says what runs. Rounds are
-interleaved: each runs every candidate once, after garbage is collected; a first round warms up and
-is left out. On CUDA passes are captured as graphs and replayed, so that the caches are warm and
-Python is not timed.
+interleaved: each runs every candidate once, in an order of its own, after garbage is collected; a
+first round warms up and is left out. On CUDA passes are captured as graphs and replayed, so that
+the caches are warm and Python is not timed.
 
 The limit of a pass is the greater of its matrix products (one forward, two backward, by `torch.mm`
 in the same dtype) and of the bytes that have to move over the bandwidth of a copy, all timed in the
@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -52,11 +53,12 @@ def measure(problem: Problem, device: str, rounds: int) -> Samples:
         calls = {
             name: {p: graphed(call) for p, call in both.items()} for name, both in calls.items()
         }
+    order = random.Random(0)  # nobody is always behind the same neighbour
     samples: Samples = {name: {p: [] for p in both} for name, both in calls.items()}
     for round_ in range(rounds + 1):
         gc.collect()
-        for name, both in calls.items():
-            for pass_, call in both.items():
+        for name in order.sample(list(calls), len(calls)):
+            for pass_, call in calls[name].items():
                 elapsed = seconds(call, device)
                 if round_:
                     samples[name][pass_].append(elapsed)

@@ -56,18 +56,24 @@ def build_cpu(sources: list[str], target: Path) -> None:
 
     The library chooses among the kernels when it runs.
     """
-    compiler = find_compiler()
-    flags = ["-fPIC", "-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden"]
-    flags += [*DEFINES[:1], *torch_includes(), *shlex.split(os.environ.get("CXXFLAGS", ""))]
     with TemporaryDirectory() as folder:
         objects = []
         for source in sources:
             is_kernels = Path(source).name == "kernels.cpp"
             for name, options in (capabilities() if is_kernels else {"": []}).items():
                 objects.append(f"{folder}/{Path(source).stem}_{name}.o")
-                run([*compiler, *flags, *options, "-c", source, "-o", objects[-1]])
+                compile_cpu(source, options, objects[-1])
         links = [*torch_links("torch_cpu"), *shlex.split(os.environ.get("LDFLAGS", ""))]
-        run([*compiler, "-shared", *objects, *links, "-o", str(target)])
+        run([*find_compiler(), "-shared", *objects, *links, "-o", str(target)])
+
+
+def compile_cpu(source: str, options: list[str], target: str) -> None:
+    """Compile one file; the options come after those of CXXFLAGS."""
+    run([
+        *find_compiler(), "-fPIC", "-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden",
+        *DEFINES[:1], *torch_includes(), *shlex.split(os.environ.get("CXXFLAGS", "")), *options,
+        "-c", source, "-o", target,
+    ])  # fmt: skip
 
 
 def capabilities() -> dict[str, list[str]]:

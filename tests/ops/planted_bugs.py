@@ -96,7 +96,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
 
 
 def plant(folder: Path, edits: list[tuple[str, str, str]]) -> None:
-    """Make the edits in the sources; each must meet its line exactly once or more."""
+    """Make the edits in the sources, wherever their lines stand."""
     for name, right, wrong in edits:
         path = folder / "ops/csrc" / name
         text = path.read_text()
@@ -107,14 +107,14 @@ def plant(folder: Path, edits: list[tuple[str, str, str]]) -> None:
 
 def first_failure(folder: Path) -> str | None:
     """Build the library in `folder` and run the tests; the first that fails."""
+    # `ops` cannot be imported before its library is there: its build hook is loaded by itself.
     code = (
-        "from pathlib import Path; from ops import build;"
-        "sources = ['ops/csrc/register.cpp', *map(str, Path('ops/csrc/cpu').glob('*.cpp'))];"
-        "build.build_cpu(sources, Path('ops/_cpu.so'))"
-    )
-    # `ops` imports the library that is yet to be built: the build hook is imported by itself
-    code = code.replace(
-        "from ops import build", "import sys; sys.path.insert(0, 'ops'); import build"
+        "import importlib.util, pathlib;"
+        "spec = importlib.util.spec_from_file_location('build', 'ops/build.py');"
+        "build = importlib.util.module_from_spec(spec); spec.loader.exec_module(build);"
+        "csrc = pathlib.Path('ops/csrc');"
+        "sources = [csrc / 'register.cpp', *csrc.glob('cpu/*.cpp')];"
+        "build.build_cpu(list(map(str, sources)), pathlib.Path('ops/_cpu.so'))"
     )
     built = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     if built.returncode:

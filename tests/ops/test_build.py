@@ -108,5 +108,13 @@ def test_nvcc_of_cuda_home_comes_first(tmp_path: Path, monkeypatch: pytest.Monke
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(RuntimeError, match="a C\\+\\+ compiler is needed"):
+    with pytest.raises(RuntimeError, match="a C\\+\\+20 compiler is needed"):
+        build.find_compiler()
+
+
+def test_the_compiler_of_cxx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "env c++")
+    assert build.find_compiler() == ["env", "c++"]
+    monkeypatch.setenv("CXX", "/nowhere/g++ -m64")
+    with pytest.raises(RuntimeError, match="CXX=/nowhere/g.* there is no /nowhere"):
         build.find_compiler()

@@ -39,7 +39,13 @@ FUSED = {
 
 
 def compiled(folder: Path, *flags: str) -> Path:
-    command = [find_compiler(), "-std=c++20", "-O1", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+    command = [
+        *find_compiler(),
+        "-std=c++20",
+        "-O1",
+        "-fno-strict-aliasing",
+        "-Wno-unknown-pragmas",
+    ]
     target = folder / "cuda_driver"
     subprocess.run([*command, *flags, *torch_includes(), DRIVER, "-o", target], check=True)
     return target
