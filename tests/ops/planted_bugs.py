@@ -21,7 +21,7 @@ VECTOR, OPERATOR = "cpu/vector.h", "cpu/deform_conv.cpp"
 
 # fault -> the lines that make it: (file, right, wrong)
 FAULTS: dict[str, list[tuple[str, str, str]]] = {
-    "truncation for floor": [(BILINEAR, "std::floor(offset)", "std::trunc(offset)")],
+    "truncation for floor": [(BILINEAR, "floor_of(offset)", "T(int(offset))")],
     "dy and dx swapped, forward": [
         (
             KERNELS,

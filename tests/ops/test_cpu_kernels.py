@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import planted_bugs
 import pytest
 
 from ops import build
@@ -27,6 +28,12 @@ def test_kernels_share_no_function(tmp_path: Path) -> None:
         shared = [name for _, kind, name in lines if kind in "WwVvu" and "DW.ref." not in name]
         visible = [name for _, kind, name in lines if kind in "TRDB"]
         assert shared == [] and visible == [f"deform_conv::{capability}::kTable"]
+
+
+@pytest.mark.parametrize("edits", planted_bugs.FAULTS.values(), ids=planted_bugs.FAULTS)
+def test_faults_can_still_be_planted(tmp_path: Path, edits: list[tuple[str, str, str]]) -> None:
+    shutil.copytree(ROOT / "ops/csrc", tmp_path / "ops/csrc")
+    planted_bugs.plant(tmp_path, edits)  # stops where a line is gone
 
 
 @pytest.mark.skipif("amx" not in build.capabilities(), reason="only x86 has this matrix unit")
