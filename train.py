@@ -7,6 +7,7 @@ summary.json, train.log, checkpoints/last.pt and best.pt, and TensorBoard events
 """
 
 import logging
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from detector.evaluation.metrics import score
 from detector.evaluation.pictures import draw
 from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from detector.training.loop import seed_epoch
+from detector.training.preemption import Preempted, StopRequest
 from detector.training.record import Record, num_parameters, write_json
 from detector.training.trainer import Trainer
 
@@ -71,17 +73,32 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
     summary: dict[str, Any] = {"seed": config.seed, "config_hash": config_hash(config)}
     try:
-        summary = {"status": "done", **summary, **train(config, folder, checkpoint)}
+        with StopRequest() as stop:
+            summary = {"status": "done", **summary, **train(config, folder, checkpoint, stop)}
+    except Preempted as request:
+        log.info("%s: saved; the same command goes on", request)
+        summary = {"status": "preempted", **summary, "signal": str(request)}
+        raise
     except BaseException as error:
         summary = {"status": "failed", **summary, "error": f"{type(error).__name__}: {error}"}
+        if not isinstance(error, entry.USER_ERRORS):
+            log.exception("failed")
         raise
     finally:
         write_json(folder / "summary.json", summary)
+        for worker in multiprocessing.active_children():  # a stuck one obeys nothing else
+            worker.kill()
     return summary
 
 
-def train(config: TrainConfig, folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Build everything, then train, evaluate and save epoch by epoch, from a checkpoint or anew."""
+def train(
+    config: TrainConfig, folder: Path, checkpoint: Checkpoint | None, stop: StopRequest
+) -> dict[str, Any]:
+    """Build everything, then train, evaluate and save epoch by epoch, from a checkpoint or anew.
+
+    Raises:
+        Preempted: a stop was requested, and the state is saved.
+    """
     device, precision = build_device(config.device), build_precision(config.precision)
     metric = build_metric(config.metric)
     train_set = build_train_set(config.data)
@@ -92,23 +109,29 @@ def train(config: TrainConfig, folder: Path, checkpoint: Checkpoint | None) -> d
     trainer = build_trainer(config, train_set, device, precision, folder)
     if checkpoint is not None:
         trainer.restore(checkpoint)
-        log.info("resumed after epoch %d", trainer.epoch)
+        log.info("resumed after epoch %d and %d steps", trainer.epoch, trainer.position)
     log.info("%.2f M parameters on %s", num_parameters(trainer.model) / 1e6, device)
     log.info("run folder %s", folder)
 
     epochs = config.schedule.epochs
     num_steps = epochs * len(trainer.sampler)
     record = Record(folder, num_steps=num_steps, first_step=trainer.step)
-    while trainer.epoch < epochs:
-        trainer.train_epoch(record)
-        is_best = False
-        if trainer.epoch % config.schedule.evaluate_every == 0 or trainer.epoch == epochs:
-            is_best = trainer.note(validate(trainer, val_set, metric, config))
-            record.validation(trainer.step, trainer.epoch, trainer.validation["metrics"])
-            samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
-            record.images(trainer.step, draw(trainer.model, samples, val_set.classes, device))
-        trainer.save(is_best=is_best)
-    record.close()
+    try:
+        while trainer.epoch < epochs:
+            trainer.train_epoch(record, stop)
+            epoch, is_best = trainer.epoch + 1, False
+            if epoch % config.schedule.evaluate_every == 0 or epoch == epochs:
+                is_best = trainer.note(validate(trainer, val_set, metric, config, stop))
+                record.validation(trainer.step, epoch, trainer.validation["metrics"])
+                samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
+                record.images(trainer.step, draw(trainer.model, samples, val_set.classes, device))
+            trainer.finish_epoch()
+            trainer.save(is_best=is_best)
+    except Preempted:
+        trainer.save(is_best=False)
+        raise
+    finally:
+        record.close()
     return {
         **trainer.validation,
         "train_seconds": trainer.seconds,
@@ -152,6 +175,7 @@ def build_trainer(
         clip_norm=schedule.clip_norm,
         seed=config.seed,
         log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
         folder=folder,
         description={
             "config": to_plain(config),
@@ -175,7 +199,7 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> No
     Raises:
         CheckpointError: something else changed than how long, where and how talkative it is.
     """
-    free = {"device", "log_every", "resume", "data.num_workers"}
+    free = {"device", "log_every", "checkpoint_every", "resume", "data.num_workers"}
     free |= {"schedule.epochs", "schedule.evaluate_every"}
     before, now = flat(before), flat(now)
     for key in sorted((before.keys() | now.keys()) - free):
@@ -206,19 +230,21 @@ def warn_of_shared_images(train_set: DetectionDataset, val_set: DetectionDataset
 
 
 def validate(
-    trainer: Trainer, val_set: DetectionDataset, metric: str, config: TrainConfig
+    trainer: Trainer, val_set: DetectionDataset, metric: str, config: TrainConfig, stop: StopRequest
 ) -> dict[str, Any]:
     """Detect and score; what summary.json says of it."""
     batches = eval_loader(val_set, num_workers=config.data.num_workers)
     detections, seconds = detect(
         trainer.model,
-        batches,
+        stop.between(batches),
         category_ids=val_set.category_ids,
         device=trainer.device,
         precision=trainer.precision,
     )
     metrics = score(metric, val_set.ground_truth(), detections)
-    log.info("epoch %d, %d images, %s:\n%s", trainer.epoch, len(val_set), metric, metrics.table())
+    log.info(
+        "epoch %d, %d images, %s:\n%s", trainer.epoch + 1, len(val_set), metric, metrics.table()
+    )
     return {
         "metrics": metrics.summary,
         "per_class": metrics.per_class,

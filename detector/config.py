@@ -159,6 +159,7 @@ class TrainConfig:
     metric: str
     resume: str
     log_every: int
+    checkpoint_every: int
 
 
 @dataclass
@@ -220,6 +221,7 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least = {
         "seed": (config.seed, 0),
         "log_every": (config.log_every, 1),
+        "checkpoint_every": (config.checkpoint_every, 1),
         "schedule.epochs": (config.schedule.epochs, 1),
         "schedule.batch_size": (config.schedule.batch_size, 1),
         "schedule.evaluate_every": (config.schedule.evaluate_every, 1),

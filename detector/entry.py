@@ -15,6 +15,7 @@ from detector.evaluation.results import EvaluationError
 from detector.model.weights import WeightsError
 from detector.training.checkpoint import CheckpointError
 from detector.training.loop import NonFiniteError
+from detector.training.preemption import EXIT_CODE, Preempted
 
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 USER_ERRORS = (DatasetError, EvaluationError, WeightsError, CheckpointError, NonFiniteError)
@@ -29,9 +30,14 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit with code 2 for an error of the configuration, with 1 for any other of the user's."""
+    """Exit with code 2 for an error of the configuration, with 1 for any other of the user's.
+
+    A run that was told to leave and has saved its state exits with code 75.
+    """
     try:
         yield
+    except Preempted:
+        sys.exit(EXIT_CODE)
     except CONFIG_ERRORS as error:
         _stop(error, 2)
     except USER_ERRORS as error:

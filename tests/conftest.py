@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -12,3 +13,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data sets are not here: {folder} does not exist")
     return folder
+
+
+def pytest_sessionfinish() -> None:
+    """Workers of loaders that tests keep would hold up the end: they leave late, see loading.py."""
+    for worker in multiprocessing.active_children():
+        worker.kill()

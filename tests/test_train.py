@@ -199,10 +199,10 @@ def stop_after(num_epochs: int):
     """A `Trainer.train_epoch` that is interrupted once that many epochs are done."""
     train_epoch = train.Trainer.train_epoch
 
-    def stopping(self, record):
+    def stopping(self, record, stop):
         if self.epoch == num_epochs:
             raise KeyboardInterrupt
-        train_epoch(self, record)
+        train_epoch(self, record, stop)
 
     return stopping
 

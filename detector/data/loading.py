@@ -4,6 +4,7 @@ The order of an epoch is made in the main process and carries the epoch to the w
 their number, nor their age, nor a resume changes a sample.
 """
 
+import signal
 from collections.abc import Iterator
 
 import cv2
@@ -13,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detector.data.dataset import DatasetError, DetectionDataset, Sample
 from detector.data.transforms import TrainTransform, sample_seed
+
+GRACE = 20  # seconds that a worker goes on when it is told to leave
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # by which a job is told to leave
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -101,8 +105,14 @@ def collate(samples: list[Sample]) -> list[Sample]:
 
 
 def worker_init(worker_id: int) -> None:
-    """One thread a worker, in OpenCV too (PyTorch sees to its own)."""
+    """One thread a worker, in OpenCV too (PyTorch sees to its own).
+
+    Signals go to all processes of a job. A worker that died of one at once would stop the run in
+    the middle of a step: it gives the run time to finish that and to save.
+    """
     cv2.setNumThreads(0)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: signal.alarm(GRACE))
 
 
 def train_loader(

@@ -2,6 +2,7 @@
 
     model, optimizer, schedule         state dicts
     epoch, step, seconds, num_images   done so far
+    position, generators               batches done of the next epoch; the random generators then
     validation, best                   what the last evaluation found; the best metric of all
     config, classes, category_ids      what is trained, on what
 
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 
 KEYS = frozenset(
-    "model optimizer schedule epoch step seconds num_images validation best config classes "
-    "category_ids".split()
+    "model optimizer schedule epoch step seconds num_images position generators validation best "
+    "config classes category_ids".split()
 )
 
 Checkpoint = dict[str, Any]

@@ -1,7 +1,7 @@
 """One epoch of optimization.
 
 The randomness of an epoch (which anchors and proposals are sampled for the losses) follows from
-(seed, epoch), so that a run that is resumed at an epoch's beginning goes on as the unbroken one.
+(seed, epoch); within an epoch a resumed run takes up the generators where they were.
 """
 
 import math
@@ -26,6 +26,21 @@ def seed_epoch(seed: int, epoch: int) -> None:
     torch.manual_seed(
         int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
     )
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Of torch's generators that training draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    """Set them to what `generator_states` gave; on another kind of device the CPU's alone."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def train_epoch(

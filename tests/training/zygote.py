@@ -1,0 +1,52 @@
+"""Imports the application once and then forks a training process for each request.
+
+A request on stdin is a JSON list: the file for the output, then the command line's overrides. The
+answer on stdout is the process's number; the request of a number waits for that process and answers
+its exit code, negative for the signal that ended it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import train  # noqa: E402
+from detector import entry  # noqa: E402
+
+
+def run(output: str, *overrides: str) -> None:
+    """In the child: as `python train.py OVERRIDES`, in a process group of its own."""
+    os.setsid()
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1), os.dup2(file, 2)
+    sys.argv = ["train.py", *overrides]
+    code = 0
+    try:
+        entry.run(train.main)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if isinstance(request, int):
+            print(os.waitstatus_to_exitcode(os.waitpid(request, 0)[1]), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            run(*request)
+        print(pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()
