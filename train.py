@@ -3,7 +3,7 @@
     python train.py [group=choice] [key=value]
 
 configs/train.yaml says what there is. The run folder then holds config.yaml, metrics.jsonl,
-summary.json, train.log, checkpoints/last.pt and best.pt, and TensorBoard events.
+summary.json, train.log, checkpoints/last.pt, previous.pt and best.pt, and TensorBoard events.
 """
 
 import logging
@@ -37,7 +37,7 @@ from detector.data.loading import Augmented, EpochBatchSampler, eval_loader, tra
 from detector.evaluation.inference import detect
 from detector.evaluation.metrics import score
 from detector.evaluation.pictures import draw
-from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_newest
 from detector.training.loop import seed_epoch
 from detector.training.preemption import Preempted, StopRequest
 from detector.training.record import Record, num_parameters, write_json
@@ -66,10 +66,11 @@ def main(cfg: DictConfig) -> None:
 def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Train and evaluate in a run folder; return what its summary.json holds."""
     check_from_scratch(config.model)
-    last = checkpoint_to_resume(config.resume, folder)
-    checkpoint = None if last is None else load_checkpoint(last)
-    if checkpoint is not None:
-        check_same_run(checkpoint["config"], to_plain(config), str(last))
+    found = checkpoint_to_resume(config.resume, folder)
+    checkpoint = None
+    if found is not None:
+        path, checkpoint = found
+        check_same_run(checkpoint["config"], to_plain(config), str(path))
     OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
     summary: dict[str, Any] = {"seed": config.seed, "config_hash": config_hash(config)}
     try:
@@ -126,9 +127,10 @@ def train(
                 samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
                 record.images(trainer.step, draw(trainer.model, samples, val_set.classes, device))
             trainer.finish_epoch()
-            trainer.save(is_best=is_best)
+            is_nth = config.keep_every is not None and epoch % config.keep_every == 0
+            trainer.save(is_best=is_best, is_nth=is_nth)
     except Preempted:
-        trainer.save(is_best=False)
+        trainer.save()
         raise
     finally:
         record.close()
@@ -185,12 +187,11 @@ def build_trainer(
     )
 
 
-def checkpoint_to_resume(resume: str, folder: Path) -> Path | None:
-    """`auto`: the run folder's own last one, if it is there; `none`; or the path of another."""
-    last = folder / "checkpoints" / "last.pt"
+def checkpoint_to_resume(resume: str, folder: Path) -> tuple[Path, Checkpoint] | None:
+    """`auto`: the run folder's own newest, if there is one; `none`; or the path of another."""
     if resume == "auto":
-        return last if last.exists() else None
-    return None if resume == "none" else Path(resume)
+        return load_newest(folder / "checkpoints")
+    return None if resume == "none" else (Path(resume), load_checkpoint(Path(resume)))
 
 
 def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
@@ -199,7 +200,7 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> No
     Raises:
         CheckpointError: something else changed than how long, where and how talkative it is.
     """
-    free = {"device", "log_every", "checkpoint_every", "resume", "data.num_workers"}
+    free = {"device", "log_every", "checkpoint_every", "keep_every", "resume", "data.num_workers"}
     free |= {"schedule.epochs", "schedule.evaluate_every"}
     before, now = flat(before), flat(now)
     for key in sorted((before.keys() | now.keys()) - free):

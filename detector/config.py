@@ -160,6 +160,7 @@ class TrainConfig:
     resume: str
     log_every: int
     checkpoint_every: int
+    keep_every: int | None
 
 
 @dataclass
@@ -232,6 +233,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "deform.offset_groups": (config.deform.offset_groups, 1),
         "data.num_workers": (config.data.num_workers, 0),
     }
+    if config.keep_every is not None:
+        at_least["keep_every"] = (config.keep_every, 1)
     if isinstance(config.data, ShapesConfig):
         at_least["data.num_train"] = (config.data.num_train, 1)
         at_least["data.num_val"] = (config.data.num_val, 1)

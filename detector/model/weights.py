@@ -7,8 +7,10 @@ they start at zero.
 import logging
 import re
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_weight
@@ -51,18 +53,22 @@ def load_imagenet(body: ResNet, name: str) -> None:
 
 def load_file(detector: nn.Module, path: Path) -> None:
     """Load a file into the detector: one of our checkpoints, a state dict of torchvision's
-    detector, or one of a ResNet alone.
+    detector, or one of a ResNet alone; as torch.save wrote it, or as safetensors.
 
     A box predictor for another number of classes is left out, and the log says so.
 
     Raises:
         WeightsError: the file is missing, is not such a state dict, or does not fit.
     """
+    content: Any
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"model.weights={path}: no such file") from error
-    except Exception as error:  # torch.load raises many kinds on a broken file
+    except Exception as error:  # torch.load and safetensors raise many kinds on a broken file
         raise WeightsError(f"model.weights={path} cannot be read: {error}") from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
 from detector.data.loading import EpochBatchSampler
-from detector.training.checkpoint import Checkpoint, save_checkpoint
+from detector.training.checkpoint import Checkpoint, keep_checkpoint
 from detector.training.loop import generator_states, restore_generators, seed_epoch, train_epoch
 from detector.training.preemption import StopRequest
 from detector.training.record import Record
@@ -94,7 +94,7 @@ class Trainer:
                 record.training(self.step, self.epoch + 1, scalars)
             if self.position % self.checkpoint_every == 0 and self.position < len(self.sampler):
                 self.seconds += clock.restart()
-                self.save(is_best=False)
+                self.save()
 
         seed_epoch(self.seed, self.epoch)
         if self.position:
@@ -128,10 +128,10 @@ class Trainer:
         self.best = max(first, self.best)
         return is_best
 
-    def save(self, *, is_best: bool) -> None:
-        """Write checkpoints/last.pt, and before it best.pt if it is."""
-        for name in [*(["best.pt"] if is_best else []), "last.pt"]:
-            save_checkpoint(self.folder / "checkpoints" / name, self.checkpoint())
+    def save(self, *, is_best: bool = False, is_nth: bool = False) -> None:
+        """Write checkpoints/last.pt; also best.pt if it is, and step_<N>.pt if it is an n-th."""
+        folder = self.folder / "checkpoints"
+        keep_checkpoint(folder, self.checkpoint(), is_best=is_best, is_nth=is_nth)
 
     def checkpoint(self) -> Checkpoint:
         """All that `restore` needs, in plain containers."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torchvision.models import ResNet18_Weights
@@ -86,6 +87,14 @@ def test_a_plain_detector_becomes_a_deformable_one(tmp_path: Path, wrapped: bool
         expected, actual = plain(images)[0], deformable(images)[0]
     assert len(expected["scores"]) == 10
     torch.testing.assert_close(actual["scores"], expected["scores"], rtol=0, atol=1e-5)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    source, model = build("c5"), build("c5")
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "model.safetensors")
+    load_file(model, tmp_path / "model.safetensors")
+    for key, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
 
 
 def test_old_names_of_torchvision(tmp_path: Path) -> None:
