@@ -1,0 +1,381 @@
+"""Times a training step of ours beside torchvision's: Faster R-CNN R50-FPN, 512x512, batch 2.
+
+    python -m detector.benchmark [--device cpu|cuda] [--threads 2] [--rounds 3] [--json FILE]
+
+    ours                    `model=resnet50_fpn deform=none`, as the application builds it
+    ours deformable         the same with `deform=c3-c5_v2`
+    torchvision             what `fasterrcnn_resnet50_fpn` builds on pretrained weights
+    torchvision deformable  the same with torchvision's deformable convolution in c3 to c5
+
+A step is the forward with targets, the backward and SGD's step, each in float32 and under bfloat16
+autocast. Images, boxes and initial weights are the same for all, and so is the optimizer, whose
+rate of 0 makes every step the same step; batch norm is frozen, layer2 to layer4 learn. Nothing is
+downloaded: random weights, with statistics and offsets as a trained network has them. The seed of
+each step is the same, so that all sample the same number of anchors and proposals.
+
+Rounds are interleaved as in `ops.benchmark`: each runs every candidate once, in an order of its
+own; a first round warms up and is left out.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from hydra import compose, initialize_config_dir
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from detector.build import build_model, build_optimizer
+from detector.config import TrainConfig, typed_train
+from detector.model.resnet import convolutions_3x3
+from ops import memory
+from ops.benchmark import machine, seconds, table
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CANDIDATES = ("ours", "ours deformable", "torchvision", "torchvision deformable")
+DTYPES = ("float32", "bfloat16")
+SIZE = 512  # pixels
+BATCH = 2
+NUM_BOXES = 8  # an image
+NUM_CLASSES = 80
+OFFSET = 2.0  # pixels, the standard deviation of the offsets
+
+# ratio -> over, under, goal
+RATIOS = {
+    "ours / torchvision": ("ours", "torchvision", "at most 1"),
+    "deformable / plain, ours": ("ours deformable", "ours", "at most 1.3"),
+    "torchvision / ours, deformable": (
+        "torchvision deformable",
+        "ours deformable",
+        "at least 5",
+    ),
+}
+
+Samples = dict[str, list[float]]  # "candidate dtype" -> seconds of each round
+Row = dict[str, Any]
+
+
+# ---- candidates ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model, its optimizer and the batch that it learns from."""
+
+    model: FasterRCNN
+    optimizer: Optimizer
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]]
+
+    def step(self, dtype_name: str) -> dict[str, Tensor]:
+        """One training step; the losses, in float32."""
+        device, dtype = self.images[0].device.type, getattr(torch, dtype_name)
+        torch.manual_seed(0)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            losses = self.model(self.images, self.targets)
+        losses = {name: value.float() for name, value in losses.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        self.optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+
+class TorchvisionDeformableConv2d(torchvision.ops.DeformConv2d):
+    """A 3x3 deformable convolution v2 as a user of torchvision writes it.
+
+    Parameters, and the order of the offset convolution's channels, are those of our layer. On the
+    CPU torchvision's operator knows no bfloat16 and refuses autocast: it runs in float32.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        channels, stride = conv.in_channels, conv.stride[0]
+        super().__init__(channels, conv.out_channels, 3, stride=stride, padding=1, bias=False)
+        self.conv_offset = nn.Conv2d(channels, 3 * 9, 3, stride=stride, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, O, Ho, Wo)"""
+        with torch.autocast(input.device.type, enabled=False):
+            input = input.float()
+            offset, logits = self.conv_offset(input).split([18, 9], dim=1)
+            return super().forward(input, offset, 2 * logits.sigmoid())
+
+
+def build(name: str, device: str, size: int) -> Candidate:
+    """The candidate of a name, on images of `size`; `ours` and `torchvision` have equal weights."""
+    who, *how = name.split()
+    deform = "c3-c5_v2" if how else "none"
+    images, targets = batch(device, size)
+    frozen = config(deform, "frozen_batch")
+    model = ours(frozen) if who == "ours" else torchvisions(deformable=bool(how))
+    model.load_state_dict(initial_state(deform, [image.cpu() for image in images]))
+    model.train().to(device)
+    optimizer = build_optimizer(model, frozen.schedule, frozen.deform.offset_lr_multiplier)
+    return Candidate(model, optimizer, images, targets)
+
+
+def config(deform: str, norm: str) -> TrainConfig:
+    """ResNet-50-FPN without weights to download, and SGD with a rate of 0."""
+    choices = ["model=resnet50_fpn", f"deform={deform}", "schedule=1x"]
+    values = ["model.weights=null", f"model.norm={norm}", "schedule.lr=0"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return typed_train(compose("train", overrides=choices + values))
+
+
+def ours(config: TrainConfig) -> FasterRCNN:
+    """Our detector."""
+    return build_model(config.model, config.deform, config.data.transform, NUM_CLASSES)
+
+
+def torchvisions(deformable: bool) -> FasterRCNN:
+    """torchvision's detector, with the images taken as they come: ours are not resized either."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    if deformable:
+        for name in convolutions_3x3(backbone.body, ["c3", "c4", "c5"]):
+            parent, _, child = name.rpartition(".")
+            layer = TorchvisionDeformableConv2d(backbone.body.get_submodule(name))
+            setattr(backbone.body.get_submodule(parent), child, layer)
+    return FasterRCNN(backbone, NUM_CLASSES + 1, _skip_resize=True)
+
+
+def initial_state(deform: str, images: list[Tensor]) -> dict[str, Tensor]:
+    """Random weights with the images' own statistics in batch norm, and with offsets.
+
+    Offsets at zero would flatter every sampler: it would read the input in order.
+    """
+    torch.manual_seed(0)
+    model = ours(config(deform, "batch"))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches, of which there is one
+        if name.endswith(".conv_offset"):
+            # The input is a ReLU of a normalised tensor: its mean square is 1/2.
+            nn.init.normal_(module.weight, std=OFFSET / (module.weight[0].numel() / 2) ** 0.5)
+    with torch.no_grad():
+        model.backbone(model.transform(images)[0].tensors)
+    return model.state_dict()
+
+
+def batch(device: str, size: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Noise, and boxes from an eighth of its size to half of it."""
+    rng = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, size, size, generator=rng).to(device) for _ in range(BATCH)]
+    targets = []
+    for _ in range(BATCH):
+        sides = size * (1 / 8 + 3 / 8 * torch.rand(NUM_BOXES, 2, generator=rng))
+        corners = (size - sides) * torch.rand(NUM_BOXES, 2, generator=rng)
+        labels = torch.randint(1, NUM_CLASSES + 1, (NUM_BOXES,), generator=rng)
+        boxes = torch.cat([corners, corners + sides], dim=1)
+        targets.append({"boxes": boxes.to(device), "labels": labels.to(device)})
+    return images, targets
+
+
+# ---- fairness --------------------------------------------------------------------------------
+
+
+def work_of(name: str, candidate: Candidate) -> Row:
+    """What a float32 step computes, counted."""
+    rois: list[int] = []
+    head = candidate.model.roi_heads.box_head
+    hook = head.register_forward_pre_hook(lambda _, given: rois.append(len(given[0])))
+    with FlopCounterMode(display=False) as counter:
+        losses = candidate.step("float32")
+    hook.remove()
+    parameters = list(candidate.model.parameters())
+    return {
+        "candidate": name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        # torchvision's operator is unknown to the counter.
+        "GFLOP": None if name == "torchvision deformable" else counter.get_total_flops() / 1e9,
+        "RoIs": rois[0],
+        **{loss: value.item() for loss, value in losses.items()},
+    }
+
+
+def check_equal_work(rows: list[Row]) -> None:
+    """Plain and deformable networks are each other's twins, and all classify as many RoIs.
+
+    The plain twins' losses agree; the deformable ones' do so roughly: thirteen layers that sample
+    noise at random offsets amplify a difference in rounding until the features are others.
+    """
+    by_name = {row["candidate"]: row for row in rows}
+    for how, keys in (("", ("parameters", "trainable", "GFLOP")), (" deformable", ("parameters",))):
+        for key in keys:
+            pair = [by_name[who + how][key] for who in ("ours", "torchvision")]
+            assert pair[0] == pair[1], f"{key}{how}: ours {pair[0]}, torchvision's {pair[1]}"
+    assert len({row["RoIs"] for row in rows}) == 1, [row["RoIs"] for row in rows]
+
+
+# ---- time and memory -------------------------------------------------------------------------
+
+
+def measure(candidates: dict[str, Candidate], device: str, rounds: int) -> Samples:
+    """Seconds of every candidate's step in either dtype, in every round but the first."""
+    calls = {
+        f"{name} {dtype}": (candidate, dtype)
+        for dtype in DTYPES
+        for name, candidate in candidates.items()
+    }
+    order = random.Random(0)  # nobody is always behind the same neighbour
+    samples: Samples = {name: [] for name in calls}
+    for round_ in range(rounds + 1):
+        for name in order.sample(list(calls), len(calls)):
+            gc.collect()
+            elapsed = step_seconds(*calls[name], device)
+            progress(f"round {round_} of {rounds}: {name} {elapsed:.3g} s")
+            if round_:
+                samples[name].append(elapsed)
+    return samples
+
+
+def step_seconds(candidate: Candidate, dtype: str, device: str) -> float:
+    """Time of one step; its gradients are freed, so that nobody runs beside those of another."""
+    elapsed = seconds(lambda: candidate.step(dtype), device)
+    candidate.optimizer.zero_grad(set_to_none=True)
+    return elapsed
+
+
+def peak_in_child(name: str, dtype: str, device: str) -> float:
+    """MiB of `peak`, in a fresh process."""
+    progress(f"peak memory: {name} {dtype}")
+    # glibc gives back what is freed at once, as in `ops.memory`.
+    environment = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    call = f"peak({name!r}, {dtype!r}, {device!r}, {SIZE})"
+    result = subprocess.run(
+        [sys.executable, "-c", f"from detector.benchmark import peak; print({call})"],
+        env=os.environ | environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return float(result.stdout.splitlines()[-1])
+
+
+def peak(name: str, dtype: str, device: str, size: int) -> float:
+    """MiB that a step needs at most above the weights and images: momentum, gradients, activations.
+
+    A step on small images comes first: it makes the momentum, and loads what a first call loads.
+    """
+    candidate = build(name, device, size)
+    small, targets = batch(device, 64)
+    before = memory.peak(lambda: None, device)
+    Candidate(candidate.model, candidate.optimizer, small, targets).step(dtype)
+    return (memory.peak(lambda: candidate.step(dtype), device) - before) / memory.MiB
+
+
+def progress(text: str) -> None:
+    """One line, not among the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- report ----------------------------------------------------------------------------------
+
+
+def rows_of(samples: Samples, peaks: dict[str, float]) -> list[Row]:
+    """A row for each candidate and dtype: its median, spread, and peak memory where measured."""
+    rows = []
+    for name, times in samples.items():
+        median = statistics.median(times)
+        spread = (max(times) - min(times)) / median
+        row = {"candidate": name, "seconds": median, "spread": spread, "MiB": peaks.get(name)}
+        rows.append(row)
+    return rows
+
+
+def ratios_of(rows: list[Row]) -> list[Row]:
+    """The ratios of the medians that have a goal, in either dtype."""
+    medians = {row["candidate"]: row["seconds"] for row in rows}
+    return [
+        {
+            "ratio": ratio,
+            **{dtype: medians[f"{over} {dtype}"] / medians[f"{under} {dtype}"] for dtype in DTYPES},
+            "goal": goal,
+        }
+        for ratio, (over, under, goal) in RATIOS.items()
+    ]
+
+
+def table_of(rows: list[Row]) -> str:
+    """Rows of equal keys as a markdown table."""
+    return table(rows[0], (row.values() for row in rows))
+
+
+def time_table(rows: list[Row]) -> str:
+    """Medians, with half the range as the spread, and peak memory."""
+    lines = [
+        [row["candidate"], row["seconds"], f"{row['spread'] / 2:.0%}", row["MiB"]] for row in rows
+    ]
+    return table(["", "s", "±", "MiB"], lines)
+
+
+def main() -> None:
+    """Measure, print markdown tables, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    device, rounds = arguments.device, arguments.rounds
+    torch.set_num_threads(arguments.threads)
+
+    here = machine(device)
+    print(json.dumps(here))
+    print(f"\nmedians of {rounds} interleaved rounds, {arguments.threads} threads", flush=True)
+    candidates, work = {}, []
+    for name in CANDIDATES:
+        progress(f"work of a step: {name}")
+        candidates[name] = build(name, device, SIZE)
+        work.append(work_of(name, candidates[name]))
+        candidates[name].optimizer.zero_grad(set_to_none=True)
+    check_equal_work(work)
+    print(f"\n**Work of a step, float32**\n\n{table_of(work)}", flush=True)
+
+    samples = measure(candidates, device, rounds)
+    del candidates
+    peaks = {}
+    if memory.measurable(device):
+        peaks = {
+            f"{name} {dtype}": peak_in_child(name, dtype, device)
+            for dtype in DTYPES
+            for name in CANDIDATES
+        }
+    rows = rows_of(samples, peaks)
+    ratios = ratios_of(rows)
+    print("\n**Time of a step, and its peak memory above weights and images**")
+    print("(s: median; ±: half the range)\n")
+    print(time_table(rows))
+    print(f"\n**Ratios of the times**\n\n{table_of(ratios)}")
+    if arguments.json:
+        report = {
+            "machine": here,
+            "threads": arguments.threads,
+            "rounds": rounds,
+            "problem": {"size": SIZE, "batch": BATCH, "boxes": NUM_BOXES, "classes": NUM_CLASSES},
+            "work": work,
+            "samples": samples,
+            "steps": rows,
+            "ratios": ratios,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

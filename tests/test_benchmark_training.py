@@ -1,0 +1,219 @@
+"""The training benchmark gives everyone the same work and sums up rightly; no speed is asserted."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.detection.faster_rcnn import fasterrcnn_resnet50_fpn
+from torchvision.ops import FrozenBatchNorm2d
+
+from detector import benchmark
+from detector.model.deformable_conv import deformable_like
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def candidates() -> dict[str, benchmark.Candidate]:
+    found = {name: benchmark.build(name, "cpu", SIZE) for name in benchmark.CANDIDATES}
+    for candidate in found.values():
+        # Small images have too few proposals for 512 of each.
+        candidate.model.roi_heads.fg_bg_sampler.batch_size_per_image = 64
+    return found
+
+
+@pytest.fixture(scope="module")
+def work(candidates: dict[str, benchmark.Candidate]) -> list[benchmark.Row]:
+    return [benchmark.work_of(name, candidate) for name, candidate in candidates.items()]
+
+
+# ---- candidates ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_torchvisions_layer_computes_what_ours_does(stride: int) -> None:
+    conv = nn.Conv2d(6, 5, 3, stride=stride, padding=1, bias=False)
+    layer = deformable_like(conv, modulated=True, offset_groups=1, mask_start=1.0)
+    nn.init.normal_(layer.conv_offset.weight, std=0.3)
+    nn.init.normal_(layer.conv_offset.bias, std=2.0)
+    twin = benchmark.TorchvisionDeformableConv2d(conv)
+    twin.load_state_dict(layer.state_dict())
+    image = torch.randn(2, 6, 9, 7, requires_grad=True)
+    expected = layer(image)
+    torch.testing.assert_close(twin(image), expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(expected)
+    leaves = [image, *layer.parameters()], [image, *twin.parameters()]
+    grads, twins = (
+        torch.autograd.grad(module(image), inputs, upstream)
+        for module, inputs in zip((layer, twin), leaves, strict=True)
+    )
+    for a, b in zip(grads, twins, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5 * a.abs().max().item())
+
+
+def test_torchvisions_layer_runs_under_autocast() -> None:
+    twin = benchmark.TorchvisionDeformableConv2d(nn.Conv2d(6, 5, 3, padding=1, bias=False))
+    image = torch.randn(2, 6, 9, 7).bfloat16()
+    expected = twin(image.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(twin(image), expected)
+
+
+def test_torchvisions_model_is_the_one_it_ships() -> None:
+    shipped = fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=benchmark.NUM_CLASSES + 1
+    )
+    mine = benchmark.torchvisions(deformable=False)
+    batch_norm = {k: v for k, v in shipped.state_dict().items() if "num_batches" not in k}
+    shapes = [{k: v.shape for k, v in s.items()} for s in (batch_norm, mine.state_dict())]
+    assert shapes[0] == shapes[1]
+    # Shipped pretrained, it is this with frozen batch norm.
+    assert any(isinstance(module, FrozenBatchNorm2d) for module in mine.modules())
+
+
+def test_twins_have_equal_weights(candidates: dict[str, benchmark.Candidate]) -> None:
+    for how in ("", " deformable"):
+        ours, theirs = (candidates[who + how].model for who in ("ours", "torchvision"))
+        state = theirs.state_dict()
+        assert state.keys() == ours.state_dict().keys()
+        assert all(torch.equal(state[key], value) for key, value in ours.state_dict().items())
+        learn = [{k for k, p in m.named_parameters() if p.requires_grad} for m in (ours, theirs)]
+        assert learn[0] == learn[1]
+        assert "backbone.body.layer2.0.conv2.weight" in learn[0]
+        assert "backbone.body.layer1.0.conv2.weight" not in learn[0]
+        layers = [m for m in theirs.modules() if hasattr(m, "conv_offset")]
+        assert len(layers) == (13 if how else 0)
+        assert all(type(m) is benchmark.TorchvisionDeformableConv2d for m in layers)
+
+
+def test_offsets_are_as_long_as_they_should_be() -> None:
+    candidate = benchmark.build("ours deformable", "cpu", 128)
+    layer = candidate.model.get_submodule("backbone.body.layer2.1.conv2")
+    stds = []
+    layer.register_forward_hook(lambda m, given, _: stds.append(m.offsets(given[0])[0].std()))
+    with torch.no_grad():
+        candidate.model.backbone(candidate.model.transform(candidate.images)[0].tensors)
+    assert 1 < stds[0] < 3
+
+
+# ---- steps -----------------------------------------------------------------------------------
+
+
+def test_everyone_does_the_same_work(work: list[benchmark.Row]) -> None:
+    benchmark.check_equal_work(work)
+    ours, deformable, torchvision, _ = work
+    assert ours["RoIs"] == benchmark.BATCH * 64
+    assert deformable["GFLOP"] > ours["GFLOP"]
+    assert all(math.isfinite(row[key]) for row in work for key in row if key.startswith("loss"))
+    # The plain twins differ in memory format, hence in rounding; in the deformable ones chained
+    # offsets amplify rounding until the features are others.
+    for loss in ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"):
+        assert ours[loss] == pytest.approx(torchvision[loss], rel=1e-2)
+
+
+@pytest.mark.parametrize("key", ["parameters", "trainable", "GFLOP", "RoIs"])
+def test_unequal_work_is_noticed(work: list[benchmark.Row], key: str) -> None:
+    more = [{**row, key: row[key] + 1} if row["candidate"] == "ours" else row for row in work]
+    with pytest.raises(AssertionError):
+        benchmark.check_equal_work(more)
+
+
+@pytest.mark.parametrize("name", benchmark.CANDIDATES)
+def test_every_step_is_the_same_step(candidates: dict[str, benchmark.Candidate], name: str) -> None:
+    candidate = candidates[name]
+    parameter = next(p for p in candidate.model.parameters() if p.requires_grad)
+    first, second = candidate.step("bfloat16"), candidate.step("bfloat16")
+    assert all(math.isfinite(value) for value in first.values())
+    assert first == second
+    assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+def test_the_first_round_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def step_seconds(candidate: str, dtype: str, device: str) -> float:
+        calls.append(f"{candidate} {dtype}")
+        return float(len(calls))
+
+    monkeypatch.setattr(benchmark, "step_seconds", step_seconds)
+    measured = benchmark.measure({"x": "x", "y": "y"}, "cpu", rounds=2)  # type: ignore[dict-item]
+    names = {"x float32", "y float32", "x bfloat16", "y bfloat16"}
+    assert measured.keys() == names
+    assert all(set(calls[i : i + 4]) == names for i in (0, 4, 8))
+    assert sorted(t for times in measured.values() for t in times) == list(map(float, range(5, 13)))
+
+
+# ---- report ----------------------------------------------------------------------------------
+
+
+def samples() -> benchmark.Samples:
+    """Seconds of three rounds, medians in the middle on purpose."""
+    float32 = {
+        "ours": [4.0, 1.0, 2.0],
+        "ours deformable": [3.0, 3.0, 3.0],
+        "torchvision": [2.5, 2.5, 2.5],
+        "torchvision deformable": [30.0, 30.0, 30.0],
+    }
+    return {
+        f"{name} {dtype}": [time * factor for time in times]
+        for dtype, factor in (("float32", 1), ("bfloat16", 0.5))
+        for name, times in float32.items()
+    }
+
+
+def test_rows_are_medians_and_spreads() -> None:
+    row = benchmark.rows_of(samples(), {"ours float32": 100.0})[0]
+    assert row == {"candidate": "ours float32", "seconds": 2.0, "spread": 1.5, "MiB": 100.0}
+    table = benchmark.time_table(benchmark.rows_of(samples(), {"ours float32": 100.0}))
+    assert "| ours float32 | 2 | 75% | 100 |" in table.splitlines()
+    assert "| torchvision bfloat16 | 1.25 | 0% | - |" in table.splitlines()
+
+
+def test_ratios() -> None:
+    ratios = benchmark.ratios_of(benchmark.rows_of(samples(), {}))
+    assert [row["float32"] for row in ratios] == [0.8, 1.5, 10.0]
+    assert [row["bfloat16"] for row in ratios] == [0.8, 1.5, 10.0]
+    assert benchmark.table_of(ratios).splitlines()[2] == (
+        "| ours / torchvision | 0.8 | 0.8 | at most 1 |"
+    )
+
+
+@pytest.mark.skipif(
+    not benchmark.memory.measurable("cpu"), reason="the resident peak cannot be reset"
+)
+def test_the_peak_holds_at_least_gradients_and_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "SIZE", SIZE)
+    peak = benchmark.peak_in_child("torchvision", "float32", "cpu")
+    assert peak > 2 * 41_481_636 * 4 / 2**20  # the trainable parameters twice
+
+
+def test_the_command(
+    candidates: dict[str, benchmark.Candidate],
+    work: list[benchmark.Row],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    rows = {row["candidate"]: row for row in work}
+    monkeypatch.setattr(benchmark, "build", lambda name, *_: candidates[name])
+    monkeypatch.setattr(benchmark, "work_of", lambda name, _: rows[name])
+    monkeypatch.setattr(benchmark, "step_seconds", lambda *_: 2.0)
+    monkeypatch.setattr(benchmark, "peak_in_child", lambda *_: 1.0)
+    threads = torch.get_num_threads()
+    arguments = ["--rounds", "2", "--threads", "1", "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    try:
+        benchmark.main()
+    finally:
+        torch.set_num_threads(threads)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert len(report["steps"]) == 8 and len(report["work"]) == 4
+    assert all(times == [2.0, 2.0] for times in report["samples"].values())
+    assert report["machine"]["date"] and report["rounds"] == 2 and report["threads"] == 1
+    output = capsys.readouterr()
+    assert "| ours / torchvision | 1 | 1 | at most 1 |" in output.out
+    assert "round 2 of 2" in output.err and "round" not in output.out.replace("rounds", "")
