@@ -7,7 +7,6 @@ summary.json, train.log, checkpoints/last.pt, previous.pt and best.pt, and Tenso
 """
 
 import logging
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,13 @@ from detector.build import (
 )
 from detector.config import TrainConfig, config_hash, to_plain, typed_train
 from detector.data.dataset import DetectionDataset
-from detector.data.loading import Augmented, EpochBatchSampler, eval_loader, train_loader
+from detector.data.loading import (
+    Augmented,
+    EpochBatchSampler,
+    eval_loader,
+    kill_workers,
+    train_loader,
+)
 from detector.evaluation.inference import detect
 from detector.evaluation.metrics import score
 from detector.evaluation.pictures import draw
@@ -87,8 +92,7 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
         raise
     finally:
         write_json(folder / "summary.json", summary)
-        for worker in multiprocessing.active_children():  # a stuck one obeys nothing else
-            worker.kill()
+        kill_workers()
     return summary
 
 

@@ -14,11 +14,11 @@ from detector.data.dataset import DatasetError
 from detector.evaluation.results import EvaluationError
 from detector.model.weights import WeightsError
 from detector.training.checkpoint import CheckpointError
-from detector.training.loop import NonFiniteError
+from detector.training.loop import StepError
 from detector.training.preemption import EXIT_CODE, Preempted
 
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
-USER_ERRORS = (DatasetError, EvaluationError, WeightsError, CheckpointError, NonFiniteError)
+USER_ERRORS = (DatasetError, EvaluationError, WeightsError, CheckpointError, StepError)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -1,9 +1,10 @@
 """Fixtures for every test."""
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
+
+from detector.data.loading import kill_workers
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +18,4 @@ def shared_data() -> Path:
 
 def pytest_sessionfinish() -> None:
     """Workers of loaders that tests keep would hold up the end: they leave late, see loading.py."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    kill_workers()

@@ -389,6 +389,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     line = one_line(capsys)
     assert "not finite" in line and "loss_objectness" in line and "image ids" in line
     assert "NonFiniteError" in read_json(tmp_path / "summary.json")["error"]
+    dump = torch.load(tmp_path / "not_finite.pt", weights_only=True)
+    assert f"in {tmp_path / 'not_finite.pt'}" in line
+    assert len(dump["samples"]) == 4 and dump["samples"][0]["image"].dtype == torch.uint8
+    assert all(str(sample["image_id"]) in line for sample in dump["samples"])
 
 
 @pytest.mark.parametrize("program", ["train.py", "evaluate.py"])

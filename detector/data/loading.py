@@ -4,8 +4,11 @@ The order of an epoch is made in the main process and carries the epoch to the w
 their number, nor their age, nor a resume changes a sample.
 """
 
+import multiprocessing
+import re
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from detector.data.dataset import DatasetError, DetectionDataset, Sample
 from detector.data.transforms import TrainTransform, sample_seed
 
+TIME_LIMIT = 600.0  # seconds for a batch, beyond which its worker is stuck
 GRACE = 20  # seconds that a worker goes on when it is told to leave
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # by which a job is told to leave
 
@@ -115,10 +119,51 @@ def worker_init(worker_id: int) -> None:
         signal.signal(number, lambda *_: signal.alarm(GRACE))
 
 
+class LoadingError(DatasetError):
+    """A worker process died or is stuck."""
+
+
+@contextmanager
+def worker_errors_named() -> Iterator[None]:
+    """Around the use of batches: torch reports a dead worker by a signal, wherever the run is.
+
+    Raises:
+        LoadingError: in place of what torch says of a dead or stuck worker.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        if not re.search(r"DataLoader (worker \(pid|timed out)", reason):
+            raise
+        raise LoadingError(
+            f"a worker that loads images died or is stuck ({reason}): look for a full memory or "
+            "a slow disk, or try data.num_workers=0"
+        ) from error
+
+
+def kill_workers() -> None:
+    """End what workers are left, at the end of a run: a stuck one obeys nothing else."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises
+    try:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def train_loader(
-    dataset: Augmented, *, sampler: EpochBatchSampler, num_workers: int
+    dataset: Augmented,
+    *,
+    sampler: EpochBatchSampler,
+    num_workers: int,
+    time_limit: float = TIME_LIMIT,
 ) -> DataLoader[Sample]:
-    """Transformed batches; before each epoch, tell the sampler which one it is."""
+    """Transformed batches; before each epoch, tell the sampler which one it is.
+
+    A batch that takes a worker longer than `time_limit` seconds is an error.
+    """
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -126,6 +171,7 @@ def train_loader(
         collate_fn=collate,
         worker_init_fn=worker_init,
         persistent_workers=num_workers > 0,
+        timeout=time_limit if num_workers else 0,
         generator=torch.Generator(),  # else an iterator draws from the global one
     )
 

@@ -5,7 +5,8 @@ The randomness of an epoch (which anchors and proposals are sampled for the loss
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,8 +18,20 @@ from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
 
 
-class NonFiniteError(FloatingPointError):
-    """A loss or gradient is infinite or NaN. The message names its parts and the images."""
+class StepError(RuntimeError):
+    """A step that cannot be taken. The message names the images; `samples` are theirs."""
+
+    def __init__(self, message: str, samples: list[Sample]) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
+class NonFiniteError(StepError):
+    """A loss or gradient is infinite or NaN. The weights are those from before the step."""
+
+
+class MemoryExceededError(StepError):
+    """The device has not enough memory for a batch."""
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
@@ -62,16 +75,17 @@ def train_epoch(
         on_step: called after each step with the total `loss`, its parts and the rate `lr`.
 
     Raises:
-        NonFiniteError: before the weights are touched.
+        NonFiniteError, MemoryExceededError: before the weights are touched.
     """
     model.train()
     for samples in batches:
-        losses = compute_losses(model, samples, device, precision)
-        loss = torch.stack(list(losses.values())).sum()
-        values = {name: value.item() for name, value in losses.items()}
-        _check_finite(values, samples)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with _memory_errors_named(samples):
+            losses = compute_losses(model, samples, device, precision)
+            loss = torch.stack(list(losses.values())).sum()
+            values = {name: value.item() for name, value in losses.items()}
+            _check_finite(values, samples)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
         _check_finite({**values, "gradient norm": norm.item()}, samples)
         lr = optimizer.param_groups[0]["lr"]
@@ -102,4 +116,24 @@ def _check_finite(values: dict[str, float], samples: list[Sample]) -> None:
         return
     parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     ids = ", ".join(str(sample["image_id"]) for sample in samples)
-    raise NonFiniteError(f"the loss is not finite: {parts}; image ids {ids}")
+    raise NonFiniteError(f"the loss is not finite: {parts}; image ids {ids}", samples)
+
+
+@contextmanager
+def _memory_errors_named(samples: list[Sample]) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On the CPU torch raises a plain RuntimeError.
+        kinds = (torch.OutOfMemoryError, MemoryError)
+        if not (isinstance(error, kinds) or "can't allocate memory" in str(error)):
+            raise
+        sizes = ", ".join(
+            f"{sample['image_id']} ({'x'.join(map(str, sample['image'].shape[1:]))})"
+            for sample in samples
+        )
+        raise MemoryExceededError(
+            f"out of memory on {len(samples)} images: {sizes}; lower schedule.batch_size (and "
+            "schedule.lr alike) or data.transform's sizes, or try precision=bfloat16",
+            samples,
+        ) from error

@@ -15,9 +15,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
-from detector.data.loading import EpochBatchSampler
+from detector.data.loading import EpochBatchSampler, worker_errors_named
 from detector.training.checkpoint import Checkpoint, keep_checkpoint
-from detector.training.loop import generator_states, restore_generators, seed_epoch, train_epoch
+from detector.training.loop import (
+    NonFiniteError,
+    generator_states,
+    restore_generators,
+    seed_epoch,
+    train_epoch,
+)
 from detector.training.preemption import StopRequest
 from detector.training.record import Record
 
@@ -102,16 +108,22 @@ class Trainer:
         self.sampler.set_epoch(self.epoch, first_batch=self.position)
         clock = _Clock()
         try:
-            train_epoch(
-                self.model,
-                stop.between(self.batches),
-                optimizer=self.optimizer,
-                lr_schedule=self.lr_schedule,
-                device=self.device,
-                precision=self.precision,
-                clip_norm=self.clip_norm,
-                on_step=on_step,
-            )
+            with worker_errors_named():
+                train_epoch(
+                    self.model,
+                    stop.between(self.batches),
+                    optimizer=self.optimizer,
+                    lr_schedule=self.lr_schedule,
+                    device=self.device,
+                    precision=self.precision,
+                    clip_norm=self.clip_norm,
+                    on_step=on_step,
+                )
+        except NonFiniteError as error:
+            path = self.folder / "not_finite.pt"
+            torch.save({"samples": error.samples, "model": self.model.state_dict()}, path)
+            message = f"{error}; the batch and the weights are in {path}"
+            raise NonFiniteError(message, error.samples) from error
         finally:
             self.seconds += clock.restart()
 

@@ -1,6 +1,9 @@
 """Loading: the stream of samples depends on (seed, epoch) and on nothing else."""
 
 import hashlib
+import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +17,12 @@ from detector.data.dataset import DatasetError, DetectionDataset, Record, Sample
 from detector.data.loading import (
     Augmented,
     EpochBatchSampler,
+    LoadingError,
     collate,
     eval_loader,
+    kill_workers,
     train_loader,
+    worker_errors_named,
     worker_init,
 )
 from detector.data.transforms import TrainTransform, sample_seed
@@ -191,3 +197,46 @@ def test_collate_and_worker_init(dataset: DetectionDataset) -> None:
         assert cv2.getNumThreads() == 1
     finally:
         cv2.setNumThreads(threads)
+
+
+class Faulty(Augmented):
+    """Something happens to the process that loads the second batch."""
+
+    def __init__(self, dataset: DetectionDataset, fault) -> None:
+        whole = augmented(dataset)
+        super().__init__(whole.dataset, transform=whole.transform, seed=whole.seed)
+        self.fault = fault
+        self.loaded = 0
+
+    def __getitem__(self, key):
+        self.loaded += 1
+        if self.loaded > 2:
+            self.fault()
+        return super().__getitem__(key)
+
+
+def wrong() -> None:
+    raise RuntimeError("no such luck")
+
+
+@pytest.mark.parametrize(
+    "fault, kind, message",
+    [
+        (
+            lambda: os.kill(os.getpid(), signal.SIGKILL),
+            LoadingError,
+            "died or is stuck .*(Killed|exited)",
+        ),
+        (lambda: time.sleep(60), LoadingError, "died or is stuck .*timed out after 2 seconds"),
+        (wrong, RuntimeError, "no such luck"),
+    ],
+    ids=["killed", "stuck", "an error of its own"],
+)
+def test_workers_that_fail(dataset: DetectionDataset, fault, kind, message: str) -> None:
+    sampler = EpochBatchSampler(dataset, batch_size=2, seed=1, keep_empty=False)
+    loader = train_loader(Faulty(dataset, fault), sampler=sampler, num_workers=1, time_limit=2)
+    start = time.monotonic()
+    with pytest.raises(kind, match=message) as caught, worker_errors_named():
+        list(loader)
+    assert type(caught.value) is kind and time.monotonic() - start < 30
+    kill_workers()

@@ -1,12 +1,20 @@
 """One epoch of optimization, on a model so small that its steps are computed by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 
 from detector.data.dataset import Sample
-from detector.training.loop import NonFiniteError, compute_losses, seed_epoch, train_epoch
+from detector.training.loop import (
+    MemoryExceededError,
+    NonFiniteError,
+    compute_losses,
+    seed_epoch,
+    train_epoch,
+)
 from detector.training.schedule import lr_schedule
 
 CPU = torch.device("cpu")
@@ -117,3 +125,59 @@ def test_autocast_is_bfloat16_and_losses_are_float32() -> None:
 
     losses = compute_losses(Product(), [sample(1)], CPU, torch.bfloat16)
     assert seen == [torch.bfloat16] and losses["loss_a"].dtype == torch.float32
+
+
+class Poisoned(Linear):
+    """NaN or infinity at one step: in the input, a loss, or a gradient alone."""
+
+    def __init__(self, step: int, where: str, value: float) -> None:
+        super().__init__()
+        self.step, self.where, self.value = step, where, value
+        self.steps = 0
+        self.before = 0.0
+
+    def forward(self, images, targets):
+        self.steps += 1
+        if self.steps < self.step:
+            return super().forward(images, targets)
+        self.before = self.weight.item()
+        if self.where == "input":
+            images = [image * self.value for image in images]
+        losses = super().forward(images, targets)
+        if self.where == "loss":
+            losses["loss_b"] = losses["loss_b"] * self.value
+        if self.where == "gradient":
+            self.weight.register_hook(lambda gradient: gradient * self.value)
+        return losses
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_poison_is_found_in_its_step(trial: int) -> None:
+    where = ("input", "loss", "gradient")[trial % 3]
+    step = 1 + trial * 7 % 10
+    model = Poisoned(step, where, math.nan if trial % 2 else math.inf)
+    with pytest.raises(NonFiniteError, match=f"image ids {100 + step}") as caught:
+        epoch(model, [[sample(100 + number)] for number in range(1, 11)])
+    assert model.steps == step and model.weight.item() == model.before
+    assert caught.value.samples[0]["image_id"] == 100 + step
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_out_of_memory_names_the_batch(error: Exception) -> None:
+    class Greedy(Linear):
+        def forward(self, images, targets):
+            raise error
+
+    with pytest.raises(MemoryExceededError, match=r"2 images: 7 \(2x2\), 9 \(2x2\); lower"):
+        epoch(Greedy(), [[sample(7), sample(9)]])
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    class Wrong(Linear):
+        def forward(self, images, targets):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="^shapes do not match$"):
+        epoch(Wrong(), [[sample(7)]])
