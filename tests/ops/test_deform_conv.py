@@ -370,6 +370,15 @@ def test_same_bits_for_any_number_of_threads(geometry: Geometry, dtype: torch.dt
         assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_each_time(kernels: str, dtype: torch.dtype) -> None:
+    # Many samples to a pixel: whatever adds to it atomically does so in another order each time.
+    geometry = Geometry(2, 64, (40, 50), 32, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    tensors = with_features(make(geometry, dtype=torch.float32, scale=8.0), kernels, dtype)
+    first, second = (with_gradients(deform_conv2d, tensors, geometry) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_memory_format_follows_the_input(device: str) -> None:
     tensors = converted(make(UGLY), device=device)
     plain = call(deform_conv2d, tensors, UGLY)
