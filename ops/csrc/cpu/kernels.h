@@ -6,7 +6,7 @@
 //     panel (depth, 32)           float, double
 //     panel (depth / 2, 32, 2)    bfloat16: pairs, as the processor's dot products take them
 //
-// with the depth padded by zeros to a multiple of `depth_step`.
+// with the depth padded by zeros to a multiple of kDepthStep (product.h).
 #pragma once
 
 #include "../geometry.h"

@@ -149,14 +149,14 @@ DEFORM_CONV_INLINE void sum_lanes(
   if constexpr (quarter >= 2) all += __builtin_shufflevector(all, all, (I ^ 1)...);
   for (int k = 0; k < 4; ++k) sums[k] = all[k * quarter];
 }
-#else
+#else  // before GCC 12
 #define DEFORM_CONV_NO_SHUFFLE
 #endif
 
 // sums[k] = the sum of the lanes of v[k]
 template <typename R>
 DEFORM_CONV_INLINE void sum_lanes(const Vector<R> (&v)[4], R (&sums)[4]) {
-#if !defined(DEFORM_CONV_NO_SHUFFLE)  // before GCC 12
+#if !defined(DEFORM_CONV_NO_SHUFFLE)
   if constexpr (kLanes<R> >= 4)
     return sum_lanes<R>(v, sums, std::make_integer_sequence<int, kLanes<R>>());
 #endif
