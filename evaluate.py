@@ -24,7 +24,7 @@ from detector.build import (
 )
 from detector.config import ConfigError, EvaluateConfig, typed, typed_data, typed_train
 from detector.data.loading import eval_loader
-from detector.evaluation.inference import detect
+from detector.evaluation.inference import detect, to_coco
 from detector.evaluation.metrics import score
 from detector.evaluation.results import (
     check_detections,
@@ -32,7 +32,7 @@ from detector.evaluation.results import (
     read_ground_truth,
     write_detections,
 )
-from detector.training.checkpoint import load_checkpoint
+from detector.training.checkpoint import load_checkpoint, trained_weights
 from detector.training.record import write_json
 
 log = logging.getLogger("evaluate")
@@ -90,21 +90,17 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     val_set = build_val_set(data, classes)
     trained.model.weights = None  # the checkpoint's follow
     model = build_model(trained.model, trained.deform, trained.data.transform, len(classes))
-    model.load_state_dict(checkpoint["model"])
-    detections, seconds = detect(
-        model.to(device),
-        eval_loader(val_set, num_workers=data.num_workers),
-        category_ids=val_set.category_ids,
-        device=device,
-        precision=precision,
-    )
+    model.load_state_dict(trained_weights(checkpoint))
+    batches = eval_loader(val_set, num_workers=data.num_workers)
+    found, seconds = detect(model.to(device), batches, device=device, precision=precision)
+    detections = to_coco(found, val_set.category_ids)
     write_detections(Path(config.output) / "detections.json", detections)
     metrics = score(metric, val_set.ground_truth(), detections)
     log.info("%s, %d images, %s:\n%s", path, len(val_set), metric, metrics.table())
     return {
         "metrics": metrics.summary,
         "per_class": metrics.per_class,
-        "seconds_per_image": seconds,
+        "seconds_per_image": seconds / len(val_set),
     }
 
 

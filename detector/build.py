@@ -4,11 +4,14 @@ Everything built here takes plain keyword arguments and has never heard of the c
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.detection import FasterRCNN
 
 from detector.config import (
@@ -20,20 +23,28 @@ from detector.config import (
     ModelConfig,
     ScheduleConfig,
     ShapesConfig,
+    TrainConfig,
     TransformConfig,
     VocConfig,
     VocSplit,
+    to_plain,
 )
 from detector.data.coco import read_coco
 from detector.data.dataset import DatasetError, DetectionDataset
+from detector.data.loading import Augmented, EpochBatchSampler, train_loader
 from detector.data.shapes import shapes_folder
 from detector.data.transforms import TrainTransform
 from detector.data.voc import read_voc
 from detector.evaluation.metrics import METRICS
 from detector.model.faster_rcnn import faster_rcnn
+from detector.model.flops import forward_flops
 from detector.model.resnet import make_deformable, placement, resnet
 from detector.model.weights import load_file, load_imagenet
+from detector.training.distribution import ALONE, Ranks
+from detector.training.loop import Optimization, seed_epoch
 from detector.training.schedule import lr_schedule
+from detector.training.speed import Speed
+from detector.training.trainer import Trainer
 
 
 def build_model(
@@ -93,6 +104,22 @@ def check_from_scratch(model: ModelConfig) -> None:
             "model.weights=null trains from scratch: it needs model.trainable_layers=5 and "
             f"model.norm=batch or group, not {model.trainable_layers} and {model.norm}"
         )
+
+
+def build_data(config: TrainConfig) -> tuple[DetectionDataset, DetectionDataset]:
+    """What to train on and what to validate on, as far as the switches for debugging allow.
+
+    Raises:
+        DatasetError: the data cannot be used.
+    """
+    train_set = build_train_set(config.data)
+    if config.overfit is not None:
+        train_set = train_set.first(config.overfit)
+        return train_set, train_set
+    val_set = build_val_set(config.data, train_set.classes)
+    if config.limit_val_batches is not None:
+        val_set = val_set.first(config.limit_val_batches)
+    return train_set, val_set
 
 
 def build_train_set(data: DataConfig) -> DetectionDataset:
@@ -175,23 +202,38 @@ def build_transform(transform: TransformConfig) -> TrainTransform:
 def build_optimizer(
     model: nn.Module, schedule: ScheduleConfig, offset_lr_multiplier: float
 ) -> Optimizer:
-    """SGD or AdamW over the trainable parameters, the offset convolutions with a rate of their own.
+    """SGD or AdamW over the trainable parameters: the offset convolutions with a rate of their own,
+    the parameters of normalisation layers with a weight decay of theirs.
 
     Raises:
         ConfigError: the optimizer is unknown.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    offsets = [p for name, p in named if ".conv_offset." in name]
-    others = [p for name, p in named if ".conv_offset." not in name]
-    groups = [{"params": others, "lr": schedule.lr}]
-    if offsets:
-        groups.append({"params": offsets, "lr": schedule.lr * offset_lr_multiplier})
+    lr = schedule.lr
+    if schedule.lr_batch_size is not None:  # the linear rule of Goyal et al. 2017
+        lr *= schedule.batch_size / schedule.lr_batch_size
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[str, dict[str, Any]] = {
+        "others": {"lr": lr, "weight_decay": schedule.weight_decay},
+        "norms": {"lr": lr, "weight_decay": schedule.norm_weight_decay},
+        "offsets": {"lr": lr * offset_lr_multiplier, "weight_decay": schedule.weight_decay},
+    }
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_offset, is_norm = ".conv_offset." in name, id(parameter) in norms
+            group = "offsets" if is_offset else "norms" if is_norm else "others"
+            members[group].append(parameter)
+    used = [{"params": members[name], **group} for name, group in groups.items() if members[name]]
     match schedule.optimizer:
         case "sgd":
-            decay = schedule.weight_decay
-            return SGD(groups, momentum=schedule.momentum, weight_decay=decay, fused=True)
+            return SGD(used, lr=lr, momentum=schedule.momentum, fused=True)
         case "adamw":
-            return AdamW(groups, weight_decay=schedule.weight_decay, fused=True)
+            return AdamW(used, lr=lr, fused=True)
         case other:
             raise ConfigError(f"schedule.optimizer={other} is none of sgd, adamw")
 
@@ -217,19 +259,24 @@ def build_lr_schedule(
     )
 
 
-def build_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+def build_device(device: str, ranks: Ranks = ALONE) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; each rank of a machine has its own GPU.
 
     Raises:
         ConfigError: there is no such device here.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and ranks.num_ranks > 1:
+        device = f"cuda:{ranks.local_rank}"
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"device={device} cannot be used here ({reason})") from error
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    return found
 
 
 def build_precision(precision: str) -> torch.dtype:
@@ -238,7 +285,7 @@ def build_precision(precision: str) -> torch.dtype:
     Raises:
         ConfigError: the precision is unknown.
     """
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if precision not in dtypes:
         raise ConfigError(f"precision={precision} is none of {', '.join(dtypes)}")
     return dtypes[precision]
@@ -253,3 +300,90 @@ def build_metric(metric: str) -> str:
     if metric not in METRICS:
         raise ConfigError(f"metric={metric} is none of {', '.join(METRICS)}")
     return metric
+
+
+def build_trainer(
+    config: TrainConfig,
+    train_set: DetectionDataset,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    folder: Path,
+) -> Trainer:
+    """The model with its initial weights, its optimizer and its batches.
+
+    Raises:
+        ConfigError: a value is out of its range, or does not go with the number of ranks.
+    """
+    schedule, transform = config.schedule, config.data.transform
+    num_batches = schedule.num_parts * ranks.num_ranks
+    if schedule.batch_size % num_batches:
+        raise ConfigError(
+            f"schedule.batch_size={schedule.batch_size} must be a multiple of {num_batches}: "
+            f"{schedule.num_parts} (schedule.num_parts) x {ranks.num_ranks} (devices)"
+        )
+    if config.model.norm == "sync_batch" and ranks.num_ranks > 1 and device.type != "cuda":
+        raise ConfigError("model.norm=sync_batch over several processes works on CUDA only")
+    sampler = EpochBatchSampler(
+        train_set,
+        batch_size=schedule.batch_size,
+        seed=config.seed,
+        keep_empty=config.data.keep_empty,
+        group_by_aspect=config.data.group_by_aspect,
+        max_steps=config.limit_train_batches,
+        num_parts=schedule.num_parts,
+        rank=ranks.rank,
+        num_ranks=ranks.num_ranks,
+    )
+    seed_epoch(config.seed, 0)  # the initial weights
+    with ranks.one_of_machine_first():  # the others find fetched weights
+        model = build_model(config.model, config.deform, transform, len(train_set.classes))
+    model.to(device)
+    height, width = transform.min_size, transform.max_size
+    speed = Speed(
+        batch_size=schedule.batch_size,
+        flops_per_pixel=forward_flops(model, height, width) / (height * width),
+    )
+    average = None
+    if schedule.ema_decay is not None:
+        rule = get_ema_multi_avg_fn(schedule.ema_decay)
+        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    if config.compile:
+        model.backbone.compile()
+    optimizer = build_optimizer(model, schedule, config.deform.offset_lr_multiplier)
+    precision = build_precision(config.precision)
+    optimization = Optimization(
+        optimizer=optimizer,
+        lr_schedule=build_lr_schedule(optimizer, schedule, sampler.num_steps),
+        scaler=GradScaler(device.type, enabled=precision == torch.float16),
+        device=device,
+        precision=precision,
+        clip_norm=schedule.clip_norm,
+        num_parts=schedule.num_parts,
+    )
+    batches = train_loader(
+        Augmented(train_set, transform=build_transform(transform), seed=config.seed),
+        sampler=sampler,
+        num_workers=config.data.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    return Trainer(
+        model=model,
+        ema=average,
+        optimization=optimization,
+        batches=batches,
+        sampler=sampler,
+        ranks=ranks,
+        speed=speed,
+        seed=config.seed,
+        max_skipped=config.max_skipped_steps,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        profile_steps=config.profile_steps,
+        folder=folder,
+        description={
+            "config": to_plain(config),
+            "classes": list(train_set.classes),
+            "category_ids": list(train_set.category_ids),
+        },
+    )

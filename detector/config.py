@@ -84,6 +84,7 @@ class CocoConfig:
     val: CocoSplit
     transform: TransformConfig
     keep_empty: bool
+    group_by_aspect: bool
     num_workers: int
 
 
@@ -106,6 +107,7 @@ class VocConfig:
     classes: list[str] | None
     transform: TransformConfig
     keep_empty: bool
+    group_by_aspect: bool
     num_workers: int
 
 
@@ -121,6 +123,7 @@ class ShapesConfig:
     cache: str | None
     transform: TransformConfig
     keep_empty: bool
+    group_by_aspect: bool
     num_workers: int
 
 
@@ -133,16 +136,21 @@ class ScheduleConfig:
 
     epochs: int
     batch_size: int
+    num_parts: int
     optimizer: str
     lr: float
+    lr_batch_size: int | None
     momentum: float
     weight_decay: float
+    norm_weight_decay: float
     warmup_steps: int
     decay: str
     milestones: list[int]
     gamma: float
     clip_norm: float | None
+    ema_decay: float | None
     evaluate_every: int
+    patience: int | None
 
 
 @dataclass
@@ -155,12 +163,21 @@ class TrainConfig:
     schedule: ScheduleConfig
     seed: int
     device: str
+    devices: int
+    max_restarts: int
     precision: str
+    compile: bool
+    deterministic: bool
     metric: str
     resume: str
     log_every: int
     checkpoint_every: int
     keep_every: int | None
+    max_skipped_steps: int
+    limit_train_batches: int | None
+    limit_val_batches: int | None
+    overfit: int | None
+    profile_steps: int
 
 
 @dataclass
@@ -219,8 +236,19 @@ def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
 
 def _check_ranges(config: TrainConfig) -> None:
     """What would fail far from here, or silently mean something else."""
-    at_least = {
+    at_least: dict[str, tuple[float | None, float]] = {
         "seed": (config.seed, 0),
+        "devices": (config.devices, 1),
+        "max_restarts": (config.max_restarts, 0),
+        "max_skipped_steps": (config.max_skipped_steps, 0),
+        "profile_steps": (config.profile_steps, 0),
+        "limit_train_batches": (config.limit_train_batches, 1),
+        "limit_val_batches": (config.limit_val_batches, 1),
+        "overfit": (config.overfit, 1),
+        "keep_every": (config.keep_every, 1),
+        "schedule.num_parts": (config.schedule.num_parts, 1),
+        "schedule.lr_batch_size": (config.schedule.lr_batch_size, 1),
+        "schedule.patience": (config.schedule.patience, 1),
         "log_every": (config.log_every, 1),
         "checkpoint_every": (config.checkpoint_every, 1),
         "schedule.epochs": (config.schedule.epochs, 1),
@@ -233,18 +261,19 @@ def _check_ranges(config: TrainConfig) -> None:
         "deform.offset_groups": (config.deform.offset_groups, 1),
         "data.num_workers": (config.data.num_workers, 0),
     }
-    if config.keep_every is not None:
-        at_least["keep_every"] = (config.keep_every, 1)
     if isinstance(config.data, ShapesConfig):
         at_least["data.num_train"] = (config.data.num_train, 1)
         at_least["data.num_val"] = (config.data.num_val, 1)
         at_least["data.image_size"] = (config.data.image_size, 32)
         at_least["data.seed"] = (config.data.seed, 0)
     for key, (value, least) in at_least.items():
-        if not value >= least:
+        if value is not None and not value >= least:
             raise ConfigError(f"{key}={value} must be at least {least}")
     if not 0 < config.deform.mask_start <= 1:
         raise ConfigError(f"deform.mask_start={config.deform.mask_start} must be in (0, 1]")
+    decay = config.schedule.ema_decay
+    if decay is not None and not 0 <= decay < 1:
+        raise ConfigError(f"schedule.ema_decay={decay} must be in [0, 1)")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -14,6 +13,7 @@ from detector.data.dataset import DatasetError
 from detector.evaluation.results import EvaluationError
 from detector.model.weights import WeightsError
 from detector.training.checkpoint import CheckpointError
+from detector.training.launch import WorkersError
 from detector.training.loop import StepError
 from detector.training.preemption import EXIT_CODE, Preempted
 
@@ -30,22 +30,35 @@ def run(main: Callable[[], None]) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit with code 2 for an error of the configuration, with 1 for any other of the user's.
-
-    A run that was told to leave and has saved its state exits with code 75.
-    """
+    """Exit with an error's code, and with one line of it, where it has a code."""
     try:
         yield
-    except Preempted:
-        sys.exit(EXIT_CODE)
-    except CONFIG_ERRORS as error:
-        _stop(error, 2)
-    except USER_ERRORS as error:
-        _stop(error, 1)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        if code != EXIT_CODE:
+            print("error: " + one_line(error), file=sys.stderr)
+        sys.exit(code)
 
 
-def _stop(error: Exception, code: int) -> NoReturn:
-    # A worker process wraps its error in a traceback, which ends in the error itself.
+def exit_code(error: BaseException) -> int | None:
+    """75 for a run that was told to leave and has saved its state, 2 for an error of the
+    configuration, 1 for any other of the user's, 130 for a hasty Ctrl-C; None for a bug.
+    """
+    match error:
+        case Preempted():
+            return EXIT_CODE
+        case WorkersError():
+            return error.exit_code
+        case KeyboardInterrupt():
+            return 130
+    if isinstance(error, CONFIG_ERRORS):
+        return 2
+    return 1 if isinstance(error, USER_ERRORS) else None
+
+
+def one_line(error: BaseException) -> str:
+    """The message, without the traceback that a worker process wraps it in."""
     message = str(error).rpartition(f"{type(error).__name__}: ")[2]
-    print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(code)
+    return " ".join(message.split())

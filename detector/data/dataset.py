@@ -9,13 +9,14 @@ a record into a sample:
     area      float32  (M,)        of the object (its mask where known), in square pixels
     iscrowd   bool     (M,)        crowd (COCO) or difficult (VOC): no target, ignored when scored
     image_id  int
+    seed      int                  of this sample in this epoch; in training only
 
 M: objects of the image (may be 0), K: classes.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class Sample(TypedDict):
     area: Tensor
     iscrowd: Tensor
     image_id: int
+    seed: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,16 @@ class DetectionDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def first(self, number: int) -> "DetectionDataset":
+        """The data set of the first images alone; what was left out is still of all."""
+        return DetectionDataset(
+            records=self.records[:number],
+            classes=self.classes,
+            category_ids=self.category_ids,
+            num_dropped=self.num_dropped,
+            num_clipped=self.num_clipped,
+        )
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]

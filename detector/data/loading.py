@@ -44,18 +44,25 @@ class Augmented(Dataset[Sample]):
 class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of (epoch, index), the images in a new order every epoch.
 
-    An epoch is cut into global batches of `num_ranks * batch_size`, of which this rank takes its
-    part; what is left over at the end is dropped.
+    An epoch is cut into the batches of its steps; what is left over at the end is dropped. The
+    batch of a step is cut in turn into `num_parts` that follow each other and, within each, into
+    one batch a rank. So a step trains on the same images however many ranks and parts there are.
 
     Args:
         dataset: only its records are looked at.
-        batch_size: of this rank.
+        batch_size: of a step, over all ranks and parts: a multiple of both.
         seed: of the order; at least 0.
         keep_empty: whether images without an object, crowds aside, are used.
+        group_by_aspect: whether a batch has only wide or only tall images, but for one an epoch.
+        max_steps: of an epoch; None is as many as there are.
+        num_parts: of a step, whose gradients are accumulated.
         rank, num_ranks: this process among those that train together.
 
+    Attributes:
+        num_steps: of a whole epoch.
+
     Raises:
-        DatasetError: there are fewer images than a global batch takes.
+        DatasetError: there are fewer images than a step takes.
     """
 
     def __init__(
@@ -65,42 +72,70 @@ class EpochBatchSampler(Sampler[list[Key]]):
         batch_size: int,
         seed: int,
         keep_empty: bool,
+        group_by_aspect: bool = False,
+        max_steps: int | None = None,
+        num_parts: int = 1,
         rank: int = 0,
         num_ranks: int = 1,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"expected a batch size of 1 or more, got {batch_size}")
+        if batch_size < 1 or batch_size % (num_parts * num_ranks):
+            raise ValueError(
+                f"expected a batch size that is a multiple of {num_parts} parts x {num_ranks} "
+                f"ranks, got {batch_size}"
+            )
         assert 0 <= rank < num_ranks
         useful = [keep_empty or not record.iscrowd.all() for record in dataset.records]
         self.indices = np.flatnonzero(useful)
+        self.wide = np.array([record.width >= record.height for record in dataset.records])
         self.batch_size = batch_size
         self.seed = seed
+        self.group_by_aspect = group_by_aspect
+        self.num_parts = num_parts
         self.rank = rank
         self.num_ranks = num_ranks
         self.epoch = 0
-        self.first_batch = 0
-        if len(self) == 0:
+        self.first_step = 0
+        self.num_steps = len(self.indices) // batch_size
+        if max_steps is not None:
+            self.num_steps = min(self.num_steps, max_steps)
+        if self.num_steps == 0:
             raise DatasetError(
-                f"a batch takes {batch_size * num_ranks} images, the data set has "
+                f"a batch takes {batch_size} images, the data set has "
                 f"{len(self.indices)} ({len(dataset)} less "
                 f"{len(dataset) - len(self.indices)} without an object)"
             )
 
-    def set_epoch(self, epoch: int, *, first_batch: int = 0) -> None:
-        """Which epoch is next; to resume within it, how many of its batches are done."""
+    def set_epoch(self, epoch: int, *, first_step: int = 0) -> None:
+        """Which epoch is next; to resume within it, how many of its steps are done."""
         self.epoch = epoch
-        self.first_batch = first_batch
+        self.first_step = first_step
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
-        return len(self.indices) // (self.batch_size * self.num_ranks)
+        """Batches of a whole epoch, on this rank."""
+        return self.num_steps * self.num_parts
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.indices).tolist()
-        for batch in range(self.first_batch, len(self)):
-            start = (batch * self.num_ranks + self.rank) * self.batch_size
-            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+        for step in self._steps()[self.first_step : self.num_steps]:
+            for part in step.reshape(self.num_parts, self.num_ranks, -1):
+                yield [(epoch, index) for index in part[self.rank].tolist()]
+
+    def _steps(self) -> np.ndarray:
+        """Indices (steps, batch size) of the current epoch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.indices)
+        if not self.group_by_aspect:
+            return _cut(order, self.batch_size)[0]
+        wide, wide_rest = _cut(order[self.wide[order]], self.batch_size)
+        tall, tall_rest = _cut(order[~self.wide[order]], self.batch_size)
+        mixed, _ = _cut(np.concatenate([wide_rest, tall_rest]), self.batch_size)
+        return rng.permutation(np.concatenate([wide, tall, mixed]))
+
+
+def _cut(order: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, size) of an array, and what is left over."""
+    end = len(order) // size * size
+    return order[:end].reshape(-1, size), order[end:]
 
 
 def collate(samples: list[Sample]) -> list[Sample]:
@@ -158,11 +193,14 @@ def train_loader(
     *,
     sampler: EpochBatchSampler,
     num_workers: int,
+    pin_memory: bool = False,
     time_limit: float = TIME_LIMIT,
 ) -> DataLoader[Sample]:
     """Transformed batches; before each epoch, tell the sampler which one it is.
 
-    A batch that takes a worker longer than `time_limit` seconds is an error.
+    Args:
+        pin_memory: for copies to a GPU that nothing waits for.
+        time_limit: seconds for a batch; a worker that takes longer is an error.
     """
     return DataLoader(
         dataset,
@@ -172,6 +210,7 @@ def train_loader(
         worker_init_fn=worker_init,
         persistent_workers=num_workers > 0,
         timeout=time_limit if num_workers else 0,
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # else an iterator draws from the global one
     )
 

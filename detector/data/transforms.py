@@ -97,6 +97,7 @@ class TrainTransform:
             area=sample["area"][rows] * growth,
             iscrowd=sample["iscrowd"][rows],
             image_id=sample["image_id"],
+            seed=seed,
         )
 
     def _pipeline(self, size: torch.Size, min_size: int) -> A.Compose:

@@ -1,13 +1,27 @@
-"""Runs a detector over a data set and returns its detections in COCO's results format."""
+"""Runs a detector over a data set.
+
+D: detections of an image, K: classes.
+"""
 
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detector.data.dataset import Sample
 from detector.evaluation.results import Detection
+
+
+class Found(NamedTuple):
+    """What a detector found in one image, by descending score."""
+
+    image_id: int
+    boxes: np.ndarray  # float64 (D, 4) x, y, w, h in the pixels of the image file
+    scores: np.ndarray  # float32 (D,)
+    labels: np.ndarray  # int64 (D,) 1..K
 
 
 def to_float(image: Tensor, device: torch.device) -> Tensor:
@@ -20,17 +34,16 @@ def detect(
     model: nn.Module,
     batches: Iterable[list[Sample]],
     *,
-    category_ids: tuple[int, ...],
     device: torch.device,
     precision: torch.dtype,
-) -> tuple[list[Detection], float]:
-    """Detections of every image, and the seconds that the model took per image.
+) -> tuple[list[Found], float]:
+    """What was found in every image, and the seconds that the model took.
 
-    The model is left in evaluation mode. Boxes are (x, y, w, h) in the pixels of the image file.
+    The model is left in evaluation mode.
     """
     model.eval()
-    detections: list[Detection] = []
-    seconds, num_images = 0.0, 0
+    found: list[Found] = []
+    seconds = 0.0
     for samples in batches:
         images = [to_float(sample["image"], device) for sample in samples]
         start = time.perf_counter()
@@ -39,26 +52,25 @@ def detect(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds += time.perf_counter() - start
-        num_images += len(samples)
         for sample, result in zip(samples, results, strict=True):
-            detections += to_coco(sample["image_id"], result, category_ids)
-    return detections, seconds / max(num_images, 1)
+            boxes = result["boxes"].double().cpu().numpy()
+            boxes[:, 2:] -= boxes[:, :2]
+            scores, labels = result["scores"].float().cpu().numpy(), result["labels"].cpu().numpy()
+            found.append(Found(sample["image_id"], boxes, scores, labels))
+    return found, seconds
 
 
-def to_coco(
-    image_id: int, result: dict[str, Tensor], category_ids: tuple[int, ...]
-) -> list[Detection]:
-    """One image's boxes (D, 4) xyxy, scores (D,) and labels (D,) as COCO results."""
-    boxes = result["boxes"].double().cpu()
-    boxes[:, 2:] -= boxes[:, :2]
+def to_coco(found: list[Found], category_ids: tuple[int, ...]) -> list[Detection]:
+    """As COCO results; label l has the id `category_ids[l - 1]`."""
     return [
         {
-            "image_id": image_id,
+            "image_id": image.image_id,
             "category_id": category_ids[label - 1],
             "bbox": box,
             "score": score,
         }
-        for box, label, score in zip(
-            boxes.tolist(), result["labels"].tolist(), result["scores"].tolist(), strict=True
+        for image in found
+        for box, score, label in zip(
+            image.boxes.tolist(), image.scores.tolist(), image.labels.tolist(), strict=True
         )
     ]

@@ -4,7 +4,8 @@ In training it takes images and targets and returns the four losses; in evaluati
 and returns boxes in their pixels:
 
     images   list of float (3, H, W) in [0, 1], RGB, of any sizes
-    targets  list of {boxes float (M, 4) xyxy pixels, labels int64 (M,) 1..K}
+    targets  list of {boxes float (M, 4) xyxy pixels, labels int64 (M,) 1..K} and, optionally,
+             seed int: of the sample of anchors and proposals that the losses look at
     losses   {loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg}
     results  list of {boxes (D, 4), scores (D,), labels (D,)}, by descending score
 
@@ -18,6 +19,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
+
+from detector.model.sampling import sample_by_image
 
 ROI_SIZE = 7
 
@@ -65,7 +68,7 @@ def faster_rcnn(
         in_channels_list=[body.fc.in_features // 8 * 2**level for level in range(4)],
         out_channels=fpn_channels,
     )
-    return FasterRCNN(
+    model = FasterRCNN(
         backbone,
         min_size=min_size,
         max_size=max_size,
@@ -77,15 +80,15 @@ def faster_rcnn(
         rpn_post_nms_top_n_train=rpn_top_n_train,
         rpn_pre_nms_top_n_test=rpn_top_n_test,
         rpn_post_nms_top_n_test=rpn_top_n_test,
-        rpn_batch_size_per_image=rpn_batch_size,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], ROI_SIZE, sampling_ratio=2),
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
         box_predictor=FastRCNNPredictor(box_head_channels, num_classes + 1),
-        box_batch_size_per_image=box_batch_size,
         box_score_thresh=score_threshold,
         box_detections_per_img=detections_per_image,
         _skip_resize=True,  # in training only
     )
+    sample_by_image(model, rpn_batch_size=rpn_batch_size, box_batch_size=box_batch_size)
+    return model
 
 
 def freeze(body: nn.Module, trainable_layers: int) -> None:

@@ -23,7 +23,8 @@ def resnet(*, name: str, norm: str, c5_dilation: int) -> ResNet:
 
     Args:
         name: resnet10 (one basic block a stage), resnet18, resnet34, resnet50 or resnet101.
-        norm: `frozen_batch`, `batch` or `group` (32 groups).
+        norm: `frozen_batch`, `batch`, `sync_batch` (over all processes, on CUDA) or `group` (32
+            groups).
         c5_dilation: 1 is the usual ResNet. With 2 or more, c5 keeps the stride of c4 (16) and its
             3x3 convolutions are dilated: the atrous baseline of Dai et al. 2017, table 3.
     """
@@ -47,6 +48,7 @@ def norm_layer(norm: str) -> Callable[[int], nn.Module]:
     layers: dict[str, Callable[[int], nn.Module]] = {
         "frozen_batch": FrozenBatchNorm2d,
         "batch": nn.BatchNorm2d,
+        "sync_batch": nn.SyncBatchNorm,
         "group": lambda channels: nn.GroupNorm(32, channels),
     }
     if norm not in layers:

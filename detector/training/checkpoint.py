@@ -1,9 +1,12 @@
 """Checkpoints: everything a run needs to go on, in one file of plain containers and tensors.
 
-    model, optimizer, schedule         state dicts
-    epoch, step, seconds, num_images   done so far
-    position, generators               batches done of the next epoch; the random generators then
-    validation, best                   what the last evaluation found; the best metric of all
+    model, optimizer, schedule,
+    scaler                             state dicts
+    ema                                the average of the weights, or None
+    epoch, step, seconds, num_images   done so far; `skipped` steps of these were left out
+    position, generators               steps done of the next epoch; the random generators then
+    validation, best                   what the last evaluation found; the best metric of all,
+                                       which `since_best` evaluations have not reached
     config, classes, category_ids      what is trained, on what
 
 A run keeps last.pt, previous.pt, best.pt and every n-th as step_<N>.pt. A kill while saving leaves
@@ -22,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from detector.training.durable import named_digests, publish, publish_copy, sha256, sidecar, staged
 
 log = logging.getLogger(__name__)
 
 KEYS = frozenset(
-    "model optimizer schedule epoch step seconds num_images position generators validation best "
-    "config classes category_ids".split()
+    "model ema optimizer schedule scaler epoch step seconds num_images skipped position generators "
+    "validation best since_best config classes category_ids".split()
 )
 
 Checkpoint = dict[str, Any]
@@ -137,6 +141,20 @@ def _load(path: Path) -> Any:
             log.warning("%s has no %s beside it: not checked", path, sidecar(path).name)
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def trained_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The state dict of the model that was evaluated: the average, where there is one."""
+    average = checkpoint["ema"]
+    if average is None:
+        model: dict[str, Tensor] = checkpoint["model"]
+        return model
+    prefix = "module."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in average.items()
+        if name.startswith(prefix)
+    }
 
 
 def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:

@@ -14,7 +14,12 @@ import safetensors.torch
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from detector.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    trained_weights,
+)
 from detector.training.durable import write_synced
 
 CARD = """\
@@ -76,7 +81,7 @@ def export(path: Path, folder: Path) -> None:
     """
     checkpoint = load_checkpoint(path)
     # the model is trained in channels-last memory, which safetensors does not store
-    state = {name: tensor.contiguous() for name, tensor in checkpoint["model"].items()}
+    state = {name: tensor.contiguous() for name, tensor in trained_weights(checkpoint).items()}
     contents = {
         "model.safetensors": safetensors.torch.save(state),
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(checkpoint["config"])).encode(),

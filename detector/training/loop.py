@@ -1,21 +1,30 @@
 """One epoch of optimization.
 
-The randomness of an epoch (which anchors and proposals are sampled for the losses) follows from
-(seed, epoch); within an epoch a resumed run takes up the generators where they were.
+The images of a step are the same for any number of processes and parts, and the randomness of an
+image (its augmentation, which of its anchors and proposals the losses look at) follows from
+(seed, epoch, index). What else there may be follows from (seed, epoch); within an epoch a resumed
+run takes up the generators where they were.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
+from detector.training.distribution import ALONE, Ranks, without_averaging
+from detector.training.preemption import StopRequest
+
+MIN_SCALE = 1.0  # float16's gradients need no smaller factor: if they overflow here, they diverge
 
 
 class StepError(RuntimeError):
@@ -56,67 +65,151 @@ def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
+@dataclass(frozen=True)
+class Optimization:
+    """How losses become steps.
+
+    Attributes:
+        lr_schedule: stepped once a step.
+        scaler: of float16's losses; disabled for other precisions.
+        precision: bfloat16 and float16 compute the forward under autocast; weights stay float32.
+        clip_norm: the gradient's largest norm; None: it is not clipped.
+        num_parts: batches whose gradients make one step.
+    """
+
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+    scaler: GradScaler
+    device: torch.device
+    precision: torch.dtype
+    clip_norm: float | None = None
+    num_parts: int = 1
+
+
 def train_epoch(
     model: nn.Module,
     batches: Iterable[list[Sample]],
+    optimization: Optimization,
     *,
-    optimizer: Optimizer,
-    lr_schedule: LRScheduler,
-    device: torch.device,
-    precision: torch.dtype,
-    clip_norm: float | None,
     on_step: Callable[[dict[str, float]], None],
+    on_not_finite: Callable[[NonFiniteError], None] | None = None,
+    ranks: Ranks = ALONE,
+    stop: StopRequest | None = None,
 ) -> None:
-    """Optimize over the batches.
+    """Optimize over the batches of this rank.
 
     Args:
-        precision: bfloat16 computes the forward under autocast; weights stay float32.
-        clip_norm: the gradient's largest norm; None: it is not clipped.
-        on_step: called after each step with the total `loss`, its parts and the rate `lr`.
+        model: the parallel one, if there are several ranks.
+        on_step: called after each step with the total `loss` and its parts, means over the ranks
+            and parts of the step, and the rate `lr`.
+        on_not_finite: called in place of a step, whose batch is then left out, running statistics
+            included; None: the error is raised. Every rank comes to the same answer.
+        stop: looked at in every step; all ranks leave after the one in which any was told to.
 
     Raises:
         NonFiniteError, MemoryExceededError: before the weights are touched.
+        Preempted: after a step.
     """
+    stop = stop or StopRequest()
     model.train()
-    for samples in batches:
+    unread = iter(batches)
+    while parts := list(islice(unread, optimization.num_parts)):
+        samples = [sample for part in parts for sample in part]
+        before = [b.clone() for b in model.buffers()] if on_not_finite else []
         with _memory_errors_named(samples):
-            losses = compute_losses(model, samples, device, precision)
-            loss = torch.stack(list(losses.values())).sum()
-            values = {name: value.item() for name, value in losses.items()}
-            _check_finite(values, samples)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
-        _check_finite({**values, "gradient norm": norm.item()}, samples)
-        lr = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        lr_schedule.step()
-        on_step({"loss": loss.item(), **values, "lr": lr})
+            losses = _backward(model, parts, optimization)
+        norm = _gradient_norm(model, optimization)
+        # The one synchronisation of a step: with the other ranks, and with the device.
+        told = torch.full_like(norm, stop.signal is not None)
+        report = torch.stack([told, norm.detach(), *losses.values()])
+        told_to_stop, norm_value, *means = ranks.mean(report).tolist()
+        values = dict(zip(losses, means, strict=True))
+        is_finite = math.isfinite(norm_value)
+        try:
+            _check_finite(values, norm_value, samples, ranks, optimization.scaler)
+        except NonFiniteError as error:
+            if on_not_finite is None:
+                raise
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
+            on_not_finite(error)
+            is_finite = False
+        lr = optimization.optimizer.param_groups[0]["lr"]
+        _step(optimization, is_finite=is_finite)
+        on_step({"loss": sum(means), **values, "lr": lr})
+        if told_to_stop:
+            stop.raise_for(ranks)
+
+
+def _backward(
+    model: nn.Module, parts: list[list[Sample]], optimization: Optimization
+) -> dict[str, Tensor]:
+    """Set the gradients to those of the mean over the parts; return the means of the losses."""
+    optimization.optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    for number, part in enumerate(parts, start=1):
+        with nullcontext() if number == len(parts) else without_averaging(model):
+            losses = compute_losses(model, part, optimization.device, optimization.precision)
+            loss = torch.stack(list(losses.values())).sum() / len(parts)
+            optimization.scaler.scale(loss).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach() / len(parts)
+    return sums
+
+
+def _gradient_norm(model: nn.Module, optimization: Optimization) -> Tensor:
+    """The norm of the gradients, which are clipped to `clip_norm`."""
+    if optimization.scaler.is_enabled():
+        optimization.scaler.unscale_(optimization.optimizer)
+    return nn.utils.clip_grad_norm_(model.parameters(), optimization.clip_norm or math.inf)
+
+
+def _step(optimization: Optimization, *, is_finite: bool) -> None:
+    """Move the weights, unless the gradients are not finite; the schedule goes on in any case."""
+    if is_finite:
+        optimization.optimizer.step()
+    if optimization.scaler.is_enabled():
+        optimization.scaler.update()
+    optimization.lr_schedule.step()
 
 
 def compute_losses(
     model: nn.Module, samples: list[Sample], device: torch.device, precision: torch.dtype
 ) -> dict[str, Tensor]:
-    """The detector's losses on a batch, in float32. Crowds are no targets."""
+    """The detector's losses on a batch, in float32 or better. Crowds are no targets."""
     images = [to_float(sample["image"], device) for sample in samples]
     targets = [
         {
-            "boxes": sample["boxes"][~sample["iscrowd"]].to(device),
-            "labels": sample["labels"][~sample["iscrowd"]].to(device),
+            "boxes": sample["boxes"][~sample["iscrowd"]].to(device, non_blocking=True),
+            "labels": sample["labels"][~sample["iscrowd"]].to(device, non_blocking=True),
+            **({"seed": sample["seed"]} if "seed" in sample else {}),
         }
         for sample in samples
     ]
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         losses = model(images, targets)
-    return {name: value.float() for name, value in losses.items()}
+    return {
+        name: value.to(torch.promote_types(value.dtype, torch.float32))
+        for name, value in losses.items()
+    }
 
 
-def _check_finite(values: dict[str, float], samples: list[Sample]) -> None:
-    if all(math.isfinite(value) for value in values.values()):
+def _check_finite(
+    losses: dict[str, float],
+    norm: float,
+    samples: list[Sample],
+    ranks: Ranks,
+    scaler: GradScaler,
+) -> None:
+    """A norm that float16's factor made infinite is no error: the factor is about to shrink."""
+    may_overflow = scaler.is_enabled() and scaler.get_scale() > MIN_SCALE
+    if all(map(math.isfinite, losses.values())) and (math.isfinite(norm) or may_overflow):
         return
+    values = {**losses, "gradient norm": norm}
     parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-    ids = ", ".join(str(sample["image_id"]) for sample in samples)
-    raise NonFiniteError(f"the loss is not finite: {parts}; image ids {ids}", samples)
+    ids = ranks.all_gather([sample["image_id"] for sample in samples])
+    named = ", ".join(str(image_id) for of_rank in ids for image_id in of_rank)
+    raise NonFiniteError(f"the loss is not finite: {parts}; image ids {named}", samples)
 
 
 @contextmanager
@@ -133,7 +226,7 @@ def _memory_errors_named(samples: list[Sample]) -> Iterator[None]:
             for sample in samples
         )
         raise MemoryExceededError(
-            f"out of memory on {len(samples)} images: {sizes}; lower schedule.batch_size (and "
-            "schedule.lr alike) or data.transform's sizes, or try precision=bfloat16",
+            f"out of memory on {len(samples)} images: {sizes}; give a larger schedule.num_parts, "
+            "smaller data.transform sizes, or precision=bfloat16",
             samples,
         ) from error

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import TypeVar
 
 from detector.data.loading import SIGNALS
+from detector.training.distribution import Ranks
 
 Item = TypeVar("Item")
 
@@ -21,7 +22,11 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """While it is entered, a signal is noted instead of obeyed, but for a second Ctrl-C."""
+    """While it is entered, a signal is noted instead of obeyed, but for a second Ctrl-C.
+
+    Attributes:
+        signal: the first that this process got.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -43,24 +48,25 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
+        self.signal = self.signal or signal.Signals(number)
 
-    def between(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, until a request comes.
-
-        Raises:
-            Preempted: before the next item, or after the last.
-        """
+    def before(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, until this process is told to leave: then there are no more."""
         iterator = iter(items)
-        while True:
-            self._raise_if_requested()
+        while self.signal is None:
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._raise_if_requested()
             yield item
 
-    def _raise_if_requested(self) -> None:
-        if self.signal is not None:
-            raise Preempted(self.signal.name)
+    def raise_for(self, ranks: Ranks) -> None:
+        """Leave, if any rank was told to; all of them call this.
+
+        Raises:
+            Preempted: on every rank, with the name of the signal.
+        """
+        names = ranks.all_gather(self.signal.name if self.signal else None)
+        for name in names:
+            if name is not None:
+                raise Preempted(name)

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import sys
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 log = logging.getLogger(__name__)
 
@@ -18,35 +23,61 @@ log = logging.getLogger(__name__)
 class Record:
     """Writes scalars and pictures of one run into its folder.
 
+    On a terminal there is a live bar below the lines of the log.
+
     Args:
-        folder: the run's folder; a resumed run appends to what is there.
+        folder: the run's folder; a resumed run appends to what is there. None: nothing is
+            recorded, as another process does.
         num_steps: of the whole run, for the time that is left.
         first_step: steps that were done before this process started.
     """
 
-    def __init__(self, folder: Path, *, num_steps: int, first_step: int) -> None:
+    def __init__(self, folder: Path | None, *, num_steps: int, first_step: int) -> None:
         self.folder = folder
         self.num_steps = num_steps
         self.first_step = first_step
         self.start = time.monotonic()
-        self._forget_after(first_step)
+        if folder is None:
+            return
+        self._forget_after(folder, first_step)
         self.writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        self._close = ExitStack()
+        self._close.callback(self.writer.close)
+        if sys.stderr.isatty():
+            self._close.enter_context(logging_redirect_tqdm())
+        self.bar = self._close.enter_context(
+            tqdm(total=num_steps, initial=first_step, unit="step", disable=None, leave=False)
+        )
 
-    def training(self, step: int, epoch: int, scalars: dict[str, float]) -> None:
+    def advance(self) -> None:
+        """A step is done."""
+        if self.folder is not None:
+            self.bar.update()
+
+    def training(
+        self, step: int, epoch: int, scalars: dict[str, float], speed: dict[str, float]
+    ) -> None:
         """One line of progress: step and epoch count from 1."""
+        if self.folder is None:
+            return
         seconds = (time.monotonic() - self.start) / (step - self.first_step)
         left = timedelta(seconds=round((self.num_steps - step) * seconds))
         parts = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        pace = "  ".join(f"{name} {value:.3g}" for name, value in speed.items())
         log.info(
-            "epoch %d  step %d/%d  %s  %.2f s/step  ETA %s",
-            *(epoch, step, self.num_steps, parts, seconds, left),
+            "epoch %d  step %d/%d  %s  %.2f s/step  %s  ETA %s",
+            *(epoch, step, self.num_steps, parts, seconds, pace, left),
         )
         self._write({"kind": "train", "step": step, "epoch": epoch, **scalars})
         for name, value in scalars.items():
             self.writer.add_scalar(f"train/{name}", value, step)
+        for name, value in speed.items():
+            self.writer.add_scalar(f"speed/{name.replace('/', ' per ')}", value, step)
 
     def validation(self, step: int, epoch: int, scalars: dict[str, float | None]) -> None:
         """Metrics of one evaluation; None stands for 'no such objects'."""
+        if self.folder is None:
+            return
         self._write({"kind": "val", "step": step, "epoch": epoch, **scalars})
         for name, value in scalars.items():
             if value is not None:
@@ -55,15 +86,35 @@ class Record:
 
     def images(self, step: int, pictures: list[Tensor]) -> None:
         """Pictures uint8 (3, H, W), with boxes drawn on them."""
+        if self.folder is None:
+            return
         for index, picture in enumerate(pictures):
             self.writer.add_image(f"val/image_{index}", picture, step)
 
-    def close(self) -> None:
-        self.writer.close()
+    def hparams(self, config: dict[str, Any], metrics: dict[str, float | None]) -> None:
+        """What the run was and what it reached, for TensorBoard's table of runs.
 
-    def _forget_after(self, step: int) -> None:
+        Args:
+            config: key -> value; what is no number, text or truth value is shown as text.
+        """
+        if self.folder is None:
+            return
+        shown = {
+            key: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for key, value in config.items()
+        }
+        reached = {f"val/{name}": value for name, value in metrics.items() if value is not None}
+        for summary in hparams(shown, reached):
+            self.writer._get_file_writer().add_summary(summary)
+
+    def close(self) -> None:
+        if self.folder is not None:
+            self._close.close()
+
+    @staticmethod
+    def _forget_after(folder: Path, step: int) -> None:
         """Drop the lines of steps that are about to be done again, and one cut short by a kill."""
-        path = self.folder / "metrics.jsonl"
+        path = folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("}\n")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
@@ -72,6 +123,7 @@ class Record:
         os.replace(temporary, path)
 
     def _write(self, line: dict[str, Any]) -> None:
+        assert self.folder is not None
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -4,21 +4,24 @@ What it is given is built already: it knows tensors, batches and files, not the 
 state is whole between any two steps: a checkpoint from there goes on to the same bits.
 """
 
-import time
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
 from detector.data.loading import EpochBatchSampler, worker_errors_named
 from detector.training.checkpoint import Checkpoint, keep_checkpoint
+from detector.training.distribution import Ranks
 from detector.training.loop import (
     NonFiniteError,
+    Optimization,
     generator_states,
     restore_generators,
     seed_epoch,
@@ -26,23 +29,31 @@ from detector.training.loop import (
 )
 from detector.training.preemption import StopRequest
 from detector.training.record import Record
+from detector.training.speed import Speed
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
     """Trains epoch by epoch and keeps checkpoints.
 
     Args:
+        ema: averages the weights after each step; None: there is none.
         batches, sampler: the training batches, and the sampler within that orders them by epoch.
-        clip_norm: the gradient's largest norm, or None.
+        speed: what counts images and seconds.
+        max_skipped: steps of a run that may be left out because they are not finite.
         log_every: steps between two lines of progress.
         checkpoint_every: steps between two checkpoints within an epoch.
+        profile_steps: how many steps of this process a trace is made of, after the first two.
         description: what each checkpoint says of the run: `config`, `classes`, `category_ids`.
 
     Attributes:
         epoch, step: done so far.
-        position: batches done of the epoch that is not finished.
+        position: steps done of the epoch that is not finished.
+        skipped: steps that were left out.
         validation: what the last evaluation found; its `metrics` are compared by their first.
         best: the highest first metric of all evaluations.
+        since_best: evaluations after the one that found it.
         seconds, num_images: spent and seen in training, evaluation apart.
     """
 
@@ -50,136 +61,181 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        optimizer: Optimizer,
-        lr_schedule: LRScheduler,
+        ema: AveragedModel | None,
+        optimization: Optimization,
         batches: DataLoader[Sample],
         sampler: EpochBatchSampler,
-        device: torch.device,
-        precision: torch.dtype,
-        clip_norm: float | None,
+        ranks: Ranks,
+        speed: Speed,
         seed: int,
+        max_skipped: int,
         log_every: int,
         checkpoint_every: int,
+        profile_steps: int,
         folder: Path,
         description: dict[str, Any],
     ) -> None:
         self.model = model
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
+        self.parallel = ranks.parallel(model, optimization.device)
+        self.ema = ema
+        self.optimization = optimization
+        self.device = optimization.device
         self.batches = batches
         self.sampler = sampler
-        self.device = device
-        self.precision = precision
-        self.clip_norm = clip_norm
+        self.ranks = ranks
+        self.speed = speed
         self.seed = seed
+        self.max_skipped = max_skipped
         self.log_every = log_every
         self.checkpoint_every = checkpoint_every
+        self.profile_steps = profile_steps
         self.folder = folder
         self.description = description
         self.epoch = 0
         self.step = 0
         self.position = 0
+        self.skipped = 0
         self.generators: dict[str, Tensor] = {}  # of an epoch that was left
         self.validation: dict[str, Any] = {}
         self.best = -1.0
-        self.seconds = 0.0
-        self.num_images = 0
+        self.since_best = 0
+        self.seconds_before = 0.0
+        self.num_images_before = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + self.speed.seconds
+
+    @property
+    def num_images(self) -> int:
+        return self.num_images_before + self.speed.num_images
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The one whose metrics count: the average, where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def train_epoch(self, record: Record, stop: StopRequest) -> None:
         """Train what is left of the epoch, reporting progress; `finish_epoch` then counts it.
 
         Raises:
-            Preempted: between two steps.
+            Preempted: between two steps, on all ranks.
         """
 
         def on_step(scalars: dict[str, float]) -> None:
             self.step += 1
             self.position += 1
-            self.num_images += self.sampler.batch_size
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+            self.speed.step()
+            record.advance()
+            profile()
             if self.step % self.log_every == 0:
-                record.training(self.step, self.epoch + 1, scalars)
-            if self.position % self.checkpoint_every == 0 and self.position < len(self.sampler):
-                self.seconds += clock.restart()
+                record.training(self.step, self.epoch + 1, scalars, self.speed.report())
+            is_last = self.position == self.sampler.num_steps
+            if self.position % self.checkpoint_every == 0 and not is_last:
                 self.save()
 
         seed_epoch(self.seed, self.epoch)
         if self.position:
             restore_generators(self.generators, self.device)
-        self.sampler.set_epoch(self.epoch, first_batch=self.position)
-        clock = _Clock()
+        self.sampler.set_epoch(self.epoch, first_step=self.position)
         try:
-            with worker_errors_named():
+            with worker_errors_named(), self._profiled() as profile:
                 train_epoch(
-                    self.model,
-                    stop.between(self.batches),
-                    optimizer=self.optimizer,
-                    lr_schedule=self.lr_schedule,
-                    device=self.device,
-                    precision=self.precision,
-                    clip_norm=self.clip_norm,
+                    self.parallel,
+                    self.speed.timed(self.batches),
+                    self.optimization,
                     on_step=on_step,
+                    on_not_finite=self._skip if self.max_skipped else None,
+                    ranks=self.ranks,
+                    stop=stop,
                 )
         except NonFiniteError as error:
-            path = self.folder / "not_finite.pt"
+            rank = f"_rank{self.ranks.rank}" if self.ranks.num_ranks > 1 else ""
+            path = self.folder / f"not_finite{rank}.pt"
             torch.save({"samples": error.samples, "model": self.model.state_dict()}, path)
             message = f"{error}; the batch and the weights are in {path}"
             raise NonFiniteError(message, error.samples) from error
-        finally:
-            self.seconds += clock.restart()
 
     def finish_epoch(self) -> None:
         """Count an epoch that is trained and, where it is due, evaluated."""
         self.epoch += 1
         self.position = 0
 
+    def _skip(self, error: NonFiniteError) -> None:
+        """Count a step that is left out.
+
+        Raises:
+            NonFiniteError: there were too many.
+        """
+        self.skipped += 1
+        if self.skipped > self.max_skipped:
+            raise error
+        log.warning("step left out (%d of %d): %s", self.skipped, self.max_skipped, error)
+
+    @contextmanager
+    def _profiled(self) -> Iterator[Any]:
+        """What to call after each step; it writes a trace into the run folder, once, if asked."""
+        if not self.profile_steps or not self.ranks.is_first:
+            yield lambda: None
+            return
+        write = torch.profiler.tensorboard_trace_handler(str(self.folder / "profile"))
+        steps = torch.profiler.schedule(wait=1, warmup=1, active=self.profile_steps, repeat=1)
+        self.profile_steps = 0
+        with torch.profiler.profile(schedule=steps, on_trace_ready=write) as profiler:
+            yield profiler.step
+
     def note(self, validation: dict[str, Any]) -> bool:
         """Take what an evaluation found; return whether it is the best so far."""
         self.validation = validation
         first = next(iter(validation["metrics"].values())) or 0.0
         is_best = first > self.best
+        self.since_best = 0 if is_best else self.since_best + 1
         self.best = max(first, self.best)
         return is_best
 
     def save(self, *, is_best: bool = False, is_nth: bool = False) -> None:
-        """Write checkpoints/last.pt; also best.pt if it is, and step_<N>.pt if it is an n-th."""
-        folder = self.folder / "checkpoints"
-        keep_checkpoint(folder, self.checkpoint(), is_best=is_best, is_nth=is_nth)
+        """Write checkpoints/last.pt; also best.pt if it is, and step_<N>.pt if it is an n-th.
+
+        The first rank does.
+        """
+        if self.ranks.is_first:
+            folder = self.folder / "checkpoints"
+            keep_checkpoint(folder, self.checkpoint(), is_best=is_best, is_nth=is_nth)
 
     def checkpoint(self) -> Checkpoint:
         """All that `restore` needs, in plain containers."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.lr_schedule.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimization.optimizer.state_dict(),
+            "schedule": self.optimization.lr_schedule.state_dict(),
+            "scaler": self.optimization.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "position": self.position,
+            "skipped": self.skipped,
             "generators": generator_states(self.device),
             "seconds": self.seconds,
             "num_images": self.num_images,
             "validation": self.validation,
             "best": self.best,
+            "since_best": self.since_best,
             **self.description,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same configuration."""
         self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.lr_schedule.load_state_dict(checkpoint["schedule"])
+        if self.ema is not None:
+            self.ema.load_state_dict(checkpoint["ema"])
+        self.optimization.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.optimization.lr_schedule.load_state_dict(checkpoint["schedule"])
+        self.optimization.scaler.load_state_dict(checkpoint["scaler"])
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
         self.position, self.generators = checkpoint["position"], checkpoint["generators"]
-        self.seconds, self.num_images = checkpoint["seconds"], checkpoint["num_images"]
+        self.skipped, self.since_best = checkpoint["skipped"], checkpoint["since_best"]
         self.validation, self.best = checkpoint["validation"], checkpoint["best"]
-
-
-class _Clock:
-    """Seconds since it was made or restarted."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-
-    def restart(self) -> float:
-        now = time.perf_counter()
-        elapsed, self.start = now - self.start, now
-        return elapsed
+        self.seconds_before = checkpoint["seconds"]
+        self.num_images_before = checkpoint["num_images"]

@@ -147,16 +147,69 @@ def test_an_epoch_can_be_resumed(dataset: DetectionDataset) -> None:
     sampler = sampler_of(dataset, batch_size=2)
     sampler.set_epoch(6)
     whole = list(sampler)
-    sampler.set_epoch(6, first_batch=3)
+    sampler.set_epoch(6, first_step=3)
     assert list(sampler) == whole[3:]
     sampler.set_epoch(7)
     assert len(list(sampler)) == 4
 
 
-def test_ranks_share_the_global_batch(dataset: DetectionDataset) -> None:
+def test_ranks_share_the_batch_of_a_step(dataset: DetectionDataset) -> None:
     whole = list(sampler_of(dataset, batch_size=4))
-    first, second = (list(sampler_of(dataset, batch_size=2, rank=r, num_ranks=2)) for r in (0, 1))
+    first, second = (list(sampler_of(dataset, batch_size=4, rank=r, num_ranks=2)) for r in (0, 1))
     assert [one + other for one, other in zip(first, second, strict=True)] == whole
+
+
+def test_parts_make_up_the_batch_of_a_step(dataset: DetectionDataset) -> None:
+    whole = list(sampler_of(dataset, batch_size=4))
+    parts = sampler_of(dataset, batch_size=4, num_parts=2)
+    assert len(parts) == 4 and parts.num_steps == 2
+    first, second, third, fourth = parts
+    assert [first + second, third + fourth] == whole
+    ranks = [
+        list(sampler_of(dataset, batch_size=8, num_parts=2, rank=r, num_ranks=2)) for r in (0, 1)
+    ]
+    (step,) = sampler_of(dataset, batch_size=8)
+    assert ranks[0][0] + ranks[1][0] + ranks[0][1] + ranks[1][1] == step
+    parts.set_epoch(0, first_step=1)
+    assert list(parts) == [third, fourth]
+
+
+def test_an_epoch_can_be_shortened(dataset: DetectionDataset) -> None:
+    short = sampler_of(dataset, batch_size=2, max_steps=3)
+    assert len(short) == 3 and list(short) == list(sampler_of(dataset, batch_size=2))[:3]
+    assert sampler_of(dataset, batch_size=2, max_steps=9).num_steps == 4
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"num_parts": 2}, {"num_ranks": 2}])
+def test_a_batch_that_cannot_be_shared_is_refused(dataset: DetectionDataset, changes: dict) -> None:
+    with pytest.raises(ValueError, match="expected a batch size that is a multiple of"):
+        sampler_of(dataset, **changes)
+
+
+def test_wide_and_tall_images_are_grouped() -> None:
+    """11 wide, 7 square and 9 tall images, in batches of 4."""
+    sizes = [(10, 20)] * 11 + [(10, 10)] * 7 + [(20, 10)] * 9
+    empty = np.zeros(0)
+    records = [
+        Record(number, Path(), height, width, empty.reshape(0, 4), empty, empty, empty.astype(bool))
+        for number, (height, width) in enumerate(sizes)
+    ]
+    dataset = DetectionDataset(
+        records=records, classes=("a",), category_ids=(1,), num_dropped={}, num_clipped=0
+    )
+    sampler = sampler_of(dataset, batch_size=4, group_by_aspect=True)
+    orders = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        batches = [[index for _, index in batch] for batch in sampler]
+        assert len(batches) == len(sampler) == 6
+        seen = [index for batch in batches for index in batch]
+        assert len(set(seen)) == 24
+        tall = [sum(index >= 18 for index in batch) for batch in batches]
+        assert sorted(tall)[:4] == [0] * 4 and sorted(tall)[4:] == [4, 4]
+        orders.add(tuple(tall))
+        assert batches == [[index for _, index in batch] for batch in sampler]
+    assert len(orders) > 5  # the groups take turns
 
 
 def test_images_without_objects_are_left_out(dataset: DetectionDataset) -> None:
@@ -168,9 +221,7 @@ def test_faults_are_named(dataset: DetectionDataset) -> None:
     with pytest.raises(DatasetError, match=r"takes 6 images.* has 5 \(8 less 3 without an object"):
         sampler_of(dataset, batch_size=6, keep_empty=False)
     with pytest.raises(DatasetError, match="takes 9 images.* has 8"):
-        sampler_of(dataset, batch_size=3, num_ranks=3)
-    with pytest.raises(ValueError, match="batch size of 1 or more, got 0"):
-        sampler_of(dataset, batch_size=0)
+        sampler_of(dataset, batch_size=9, num_ranks=3)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

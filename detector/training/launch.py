@@ -1,0 +1,146 @@
+"""Starts the processes that train together on this machine, and starts them again if one dies.
+
+They are elastic workers of torch.distributed. The process that launches them, Hydra's, trains
+nothing: it passes signals on, and ends as they do.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from detector.data.loading import SIGNALS
+from detector.training.preemption import EXIT_CODE, Preempted
+
+log = logging.getLogger(__name__)
+
+
+class WorkersError(RuntimeError):
+    """The workers ended with an error that would come again. `exit_code` is theirs."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class WorkersLostError(WorkersError):
+    """They ended without a word."""
+
+
+def launch(
+    function: Callable[..., None],
+    *arguments: Any,
+    num_ranks: int,
+    max_restarts: int,
+    exit_code: Callable[[BaseException], int | None],
+) -> None:
+    """Call a function in `num_ranks` new processes, and wait for all.
+
+    Args:
+        function: one that can be imported; it finds the others by `distribution.joined`.
+        max_restarts: how often all are started again after one was killed or failed.
+        exit_code: of an error that would only come again; None for any other.
+
+    Raises:
+        Preempted: they were told to leave, and have.
+        WorkersError: they failed with such an error.
+        WorkersLostError: they failed too often, or before they knew that they were told to leave.
+    """
+    # With the store of the rendezvous, a restart may hang: pytorch issue 135712.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # said below
+    with tempfile.TemporaryDirectory() as folder, _signals_passed_on() as received:
+        ending = Path(folder) / "ending.json"
+        for restart in range(max_restarts + 1):
+            workers = elastic_launch(_launch_config(num_ranks), _worker)
+            try:
+                workers(ending, exit_code, function, arguments)
+            except ChildFailedError as error:
+                rank, failure = error.get_first_failure()
+                if ending.exists():
+                    break
+                reason = f"rank {rank} ended with exit code {failure.exitcode}"
+                if received:
+                    raise WorkersLostError(received[0].name, EXIT_CODE) from error
+                if restart == max_restarts:
+                    raise WorkersLostError(f"{reason}; restarted {restart} times", 1) from error
+                log.warning("%s: restart %d of %d", reason, restart + 1, max_restarts)
+            else:
+                break
+        if ending.exists():
+            code, message = json.loads(ending.read_text())
+            raise Preempted(message) if code == EXIT_CODE else WorkersError(message, code)
+
+
+def _launch_config(num_ranks: int) -> LaunchConfig:
+    """One machine; a restart is ours, which knows what it would not mend."""
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=f"train-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(),
+        signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on
+    )
+
+
+def _worker(
+    ending: Path,
+    exit_code: Callable[[BaseException], int | None],
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    """In each new process. The first to end for good says how."""
+    try:
+        function(*arguments)
+    except BaseException as error:
+        code = exit_code(error)
+        if code is not None:
+            _write_once(ending, json.dumps([code, str(error)]))
+        if code != EXIT_CODE:
+            raise
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Whole, unless another was first."""
+    own = path.with_name(f"{os.getpid()}.json")
+    own.write_text(text)
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        pass
+
+
+@contextmanager
+def _signals_passed_on() -> Iterator[list[signal.Signals]]:
+    """While it is entered, the workers get the signals that this process gets; they are listed."""
+    received: list[signal.Signals] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        # A terminal sends SIGINT to the workers itself, and they take a second one as haste.
+        sent = signal.SIGTERM if number == signal.SIGINT else number
+        received.append(signal.Signals(number))
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None:
+                os.kill(worker.pid, sent)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
