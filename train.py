@@ -37,6 +37,7 @@ from detector.evaluation.pictures import draw
 from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_newest
 from detector.training.distribution import Ranks, joined, ranks_of_environment
 from detector.training.launch import WorkersLostError, launch
+from detector.training.loop import use_deterministic_algorithms
 from detector.training.preemption import EXIT_CODE, Preempted, StopRequest
 from detector.training.record import Record, num_parameters, write_json
 from detector.training.trainer import Trainer
@@ -162,7 +163,7 @@ def train(
         Preempted: a stop was requested, and the state is saved.
     """
     device, metric = build_device(config.device, ranks), build_metric(config.metric)
-    be_deterministic(config.deterministic)
+    use_deterministic_algorithms(config.deterministic)
     with ranks.one_of_machine_first():  # the others find generated images
         train_set, val_set = build_data(config)
     trainer = build_trainer(config, train_set, device=device, ranks=ranks, folder=folder)
@@ -213,14 +214,6 @@ def check_one_folder(folder: Path, ranks: Ranks) -> None:
     """
     if len(set(ranks.all_gather(str(folder)))) > 1:
         raise ConfigError("the processes have different run folders: give hydra.run.dir=FOLDER")
-
-
-def be_deterministic(wanted: bool) -> None:
-    """Let torch use only algorithms that give the same result again."""
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted)
-    torch.backends.cudnn.benchmark = False
 
 
 def describe(

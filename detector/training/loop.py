@@ -7,6 +7,7 @@ run takes up the generators where they were.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -48,6 +49,14 @@ def seed_epoch(seed: int, epoch: int) -> None:
     torch.manual_seed(
         int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
     )
+
+
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """Whether torch may use only algorithms that give the same result again, on a GPU as well."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:
