@@ -32,7 +32,8 @@ from detector.evaluation.results import (
     read_ground_truth,
     write_detections,
 )
-from detector.training.checkpoint import load_checkpoint, trained_weights
+from detector.model.weights import trained_weights
+from detector.training.checkpoint import load_checkpoint
 from detector.training.record import write_json
 
 log = logging.getLogger("evaluate")

@@ -17,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from torch.utils.data import Subset
 
 from detector import entry
 from detector.analysis.ablation import write_table
@@ -26,21 +25,22 @@ from detector.build import (
     build_device,
     build_metric,
     build_trainer,
+    check_devices,
     check_from_scratch,
 )
 from detector.config import ConfigError, TrainConfig, config_hash, to_plain, typed_train
 from detector.data.dataset import DetectionDataset
-from detector.data.loading import eval_loader, kill_workers
-from detector.evaluation.inference import detect, to_coco
-from detector.evaluation.metrics import score
+from detector.data.loading import kill_workers
 from detector.evaluation.pictures import draw
-from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_newest
+from detector.training.checkpoint import Checkpoint, CheckpointError
 from detector.training.distribution import Ranks, joined, ranks_of_environment
-from detector.training.launch import WorkersLostError, launch
+from detector.training.launch import WorkersError, launch
 from detector.training.loop import use_deterministic_algorithms
-from detector.training.preemption import EXIT_CODE, Preempted, StopRequest
+from detector.training.preemption import Preempted, StopRequest
 from detector.training.record import Record, num_parameters, write_json
+from detector.training.resume import checkpoint_to_resume, flat
 from detector.training.trainer import Trainer
+from detector.training.validation import validate
 
 log = logging.getLogger("train")
 
@@ -56,13 +56,16 @@ def main(cfg: DictConfig) -> None:
         with entry.one_line_errors():
             start(typed_train(cfg), folder)
         return
-    try:  # an arm that fails does not keep Hydra from the next, one that is told to leave does
+    try:
         start(typed_train(cfg), folder)
-    except Preempted:
-        with entry.one_line_errors():
-            raise
+    except Exception as error:  # Hydra goes on to the next run, unless all were told to stop
+        if entry.exit_code(error) in entry.STOPPED:
+            with entry.one_line_errors():
+                raise
+        raise
     finally:
-        log.info("%s\n%s", folder.parent / "ablation.md", write_table(folder.parent))
+        if ranks_of_environment().is_first:
+            log.info("%s\n%s", folder.parent / "ablation.md", write_table(folder.parent))
 
 
 def start(config: TrainConfig, folder: Path) -> None:
@@ -70,13 +73,19 @@ def start(config: TrainConfig, folder: Path) -> None:
 
     A process that torchrun or SLURM started is one of many already.
     """
-    alone = ranks_of_environment().num_ranks == 1
-    if not alone and config.devices > 1:
-        raise ConfigError(f"devices={config.devices}: leave it at 1 where torchrun or SLURM starts")
     if config.devices == 1:
-        run(config, folder)
+        try:
+            run(config, folder)
+        except Exception as error:
+            if entry.exit_code(error) is None:
+                log.exception("failed")
+            raise
         return
-    check_devices(config)
+    if ranks_of_environment().num_ranks > 1:
+        raise ConfigError(f"devices={config.devices}: leave it at 1 where torchrun or SLURM starts")
+    check_devices(config.device, config.devices)
+    check_from_scratch(config.model)
+    checkpoint_to_resume(config.resume, folder, to_plain(config))  # what would refuse the run
     job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     try:
         launch(
@@ -85,29 +94,16 @@ def start(config: TrainConfig, folder: Path) -> None:
             max_restarts=config.max_restarts,
             exit_code=entry.exit_code,
         )
-    except WorkersLostError as error:
+    except (WorkersError, Preempted) as error:  # it knows what came first
         write_json(folder / "summary.json", ending(config, error))
         raise
-
-
-def check_devices(config: TrainConfig) -> None:
-    """Each process needs a GPU of its own, unless all are to use the CPU.
-
-    Raises:
-        ConfigError: there are not as many.
-    """
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return
-    if config.device not in ("auto", "cuda"):
-        raise ConfigError(f"device={config.device} is one device, not devices={config.devices}")
-    if config.devices > torch.cuda.device_count():
-        raise ConfigError(f"devices={config.devices}: this machine has {torch.cuda.device_count()}")
 
 
 def worker(config: TrainConfig, folder: Path, job_logging: Any) -> None:
     """One of the processes that `start` launches."""
     configure_log(OmegaConf.create(job_logging))
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.devices))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.devices))
     run(config, folder)
 
 
@@ -117,8 +113,8 @@ def run(config: TrainConfig, folder: Path) -> None:
         if not ranks.is_first:
             logging.getLogger().setLevel(logging.WARNING)
         check_from_scratch(config.model)
-        check_one_folder(folder, ranks)
-        checkpoint = checkpoint_to_resume(config, folder)
+        checkpoint = checkpoint_to_resume(config.resume, folder, to_plain(config))
+        check_one_folder(folder, checkpoint, ranks)
         if ranks.is_first:
             OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
         try:
@@ -127,15 +123,15 @@ def run(config: TrainConfig, folder: Path) -> None:
             summary = {"status": "done", **identity(config), **result}
         except BaseException as error:
             summary = ending(config, error)
-            if summary["status"] == "preempted":
+            if isinstance(error, Preempted):
                 log.info("%s: saved; the same command goes on", error)
-            elif entry.exit_code(error) is None:
-                log.exception("failed")
             raise
         finally:
             if ranks.is_first:
                 write_json(folder / "summary.json", summary)
             kill_workers()
+            if summary["status"] == "preempted":
+                ranks.barrier()  # the first to end may be the end of all
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -145,9 +141,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 def ending(config: TrainConfig, error: BaseException) -> dict[str, Any]:
     """The summary of a run that an error ended."""
-    if entry.exit_code(error) == EXIT_CODE:
+    if isinstance(error, Preempted):
         return {"status": "preempted", **identity(config), "signal": str(error)}
-    return {"status": "failed", **identity(config), "error": f"{type(error).__name__}: {error}"}
+    kind = error.kind if isinstance(error, WorkersError) else type(error).__name__
+    return {"status": "failed", **identity(config), "error": f"{kind}: {error}"}
 
 
 def train(
@@ -163,6 +160,7 @@ def train(
         Preempted: a stop was requested, and the state is saved.
     """
     device, metric = build_device(config.device, ranks), build_metric(config.metric)
+    schedule = config.schedule
     use_deterministic_algorithms(config.deterministic)
     with ranks.one_of_machine_first():  # the others find generated images
         train_set, val_set = build_data(config)
@@ -172,27 +170,25 @@ def train(
         trainer.restore(checkpoint)
         log.info("resumed after epoch %d and %d steps", trainer.epoch, trainer.position)
 
-    epochs, patience = config.schedule.epochs, config.schedule.patience
-    num_steps = epochs * trainer.sampler.num_steps
+    num_steps = schedule.epochs * trainer.sampler.num_steps
     record = Record(
         folder if ranks.is_first else None, num_steps=num_steps, first_step=trainer.step
     )
     try:
-        while trainer.epoch < epochs and not stops_early(trainer, patience):
+        while trainer.epoch < schedule.epochs and not stops_early(trainer, schedule.patience):
             trainer.train_epoch(record, stop)
             epoch, is_best = trainer.epoch + 1, False
-            if epoch % config.schedule.evaluate_every == 0 or epoch == epochs:
-                is_best = trainer.note(validate(trainer, val_set, metric, config, stop))
-                record.validation(trainer.step, epoch, trainer.validation["metrics"])
-                samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
-                record.images(trainer.step, draw(trainer.model, samples, val_set.classes, device))
+            if epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs:
+                is_best = evaluate(trainer, val_set, metric, config, record, stop)
             trainer.finish_epoch()
             is_nth = config.keep_every is not None and epoch % config.keep_every == 0
             trainer.save(is_best=is_best, is_nth=is_nth)
+        if not trainer.validation:  # of a run that is to be shorter than it already is
+            evaluate(trainer, val_set, metric, config, record, stop)
         record.hparams(flat(to_plain(config)), trainer.validation["metrics"])
     except Preempted:
+        kill_workers()  # they were told to leave as well, and would disturb a long save
         trainer.save()
-        ranks.barrier()  # who starts the processes may end all when one has ended
         raise
     finally:
         record.close()
@@ -206,14 +202,48 @@ def train(
     }
 
 
-def check_one_folder(folder: Path, ranks: Ranks) -> None:
-    """Processes that torchrun started have each composed the name of their run folder.
+def evaluate(
+    trainer: Trainer,
+    val_set: DetectionDataset,
+    metric: str,
+    config: TrainConfig,
+    record: Record,
+    stop: StopRequest,
+) -> bool:
+    """Validate and record; return whether it is the best so far."""
+    model, device = trainer.evaluated_model, trainer.device
+    validation = validate(
+        model,
+        val_set,
+        metric,
+        ranks=trainer.ranks,
+        device=device,
+        precision=trainer.optimization.precision,
+        num_workers=config.data.num_workers,
+        stop=stop,
+    )
+    record.validation(trainer.step, trainer.epoch + 1, validation["metrics"])
+    if trainer.ranks.is_first:
+        samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
+        record.images(trainer.step, draw(model, samples, val_set.classes, device))
+    return trainer.note(validation)
+
+
+def check_one_folder(folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
+    """The processes must have one run folder, in name and in content.
 
     Raises:
-        ConfigError: it is not the same, as it holds the time.
+        ConfigError: they do not: torchrun's have each composed a name, which holds the time.
+        CheckpointError: they have found different checkpoints.
     """
     if len(set(ranks.all_gather(str(folder)))) > 1:
         raise ConfigError("the processes have different run folders: give hydra.run.dir=FOLDER")
+    steps = ranks.all_gather(None if checkpoint is None else checkpoint["step"])
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"{folder}: the processes find checkpoints of the steps {steps}: all machines must "
+            "share the folder"
+        )
 
 
 def describe(
@@ -225,7 +255,15 @@ def describe(
     warn_of_shared_images(train_set, val_set)
     parameters, ranks = num_parameters(trainer.model) / 1e6, trainer.ranks.num_ranks
     log.info("%.2f M parameters on %s, %d process(es)", parameters, trainer.device, ranks)
+    if trainer.sampler.num_batches > 1 and has_batch_norm(trainer.model):
+        size = trainer.sampler.batch_size // trainer.sampler.num_batches
+        log.warning("batch norm sees %d images at a time, not the whole batch", size)
     log.info("run folder %s", folder)
+
+
+def has_batch_norm(model: torch.nn.Module) -> bool:
+    """Whether there are statistics of a batch, other than synchronised ones."""
+    return any(type(module) is torch.nn.BatchNorm2d for module in model.modules())
 
 
 def stops_early(trainer: Trainer, patience: int | None) -> bool:
@@ -236,52 +274,6 @@ def stops_early(trainer: Trainer, patience: int | None) -> bool:
     return True
 
 
-def checkpoint_to_resume(config: TrainConfig, folder: Path) -> Checkpoint | None:
-    """`auto`: the run folder's own newest, if there is one; `none`; or the path of another.
-
-    Raises:
-        CheckpointError: it cannot be read, or is another run's.
-    """
-    if config.resume == "none":
-        return None
-    if config.resume == "auto":
-        found = load_newest(folder / "checkpoints")
-    else:
-        found = Path(config.resume), load_checkpoint(Path(config.resume))
-    if found is None:
-        return None
-    path, checkpoint = found
-    check_same_run(checkpoint["config"], to_plain(config), str(path))
-    return checkpoint
-
-
-def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
-    """A run goes on with the configuration that it began with, or it would be neither's result.
-
-    Raises:
-        CheckpointError: something else changed than how long, where and how talkative it is.
-    """
-    free = {"device", "devices", "max_restarts", "data.num_workers", "schedule.num_parts"}
-    free |= {"log_every", "checkpoint_every", "keep_every", "resume", "profile_steps"}
-    free |= {"schedule.epochs", "schedule.evaluate_every", "schedule.patience", "max_skipped_steps"}
-    before, now = flat(before), flat(now)
-    for key in sorted((before.keys() | now.keys()) - free):
-        if before.get(key) != now.get(key):
-            raise CheckpointError(
-                f"{path} was trained with {key}={before.get(key)}, not {now.get(key)}: "
-                "take another run folder, or resume=none"
-            )
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
-    items: dict[str, Any] = {}
-    for key, value in config.items():
-        nested = isinstance(value, dict)
-        items |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return items
-
-
 def warn_of_shared_images(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
     """Say so where a network is validated on what it was trained on."""
     shared = {r.path for r in train_set.records} & {r.path for r in val_set.records}
@@ -290,44 +282,6 @@ def warn_of_shared_images(train_set: DetectionDataset, val_set: DetectionDataset
             "%d of %d validation images are training images too, such as %s",
             *(len(shared), len(val_set), min(shared)),
         )
-
-
-def validate(
-    trainer: Trainer, val_set: DetectionDataset, metric: str, config: TrainConfig, stop: StopRequest
-) -> dict[str, Any]:
-    """Detect and score; what summary.json says of it, on every rank.
-
-    Each rank takes every n-th image, and the first one scores what all of them found.
-
-    Raises:
-        Preempted: a rank was told to leave.
-    """
-    model, ranks = trainer.evaluated_model, trainer.ranks
-    ranks.broadcast_buffers(model)
-    own = Subset(val_set, range(ranks.rank, len(val_set), ranks.num_ranks))
-    batches = eval_loader(own, num_workers=config.data.num_workers)
-    found, seconds = detect(
-        model,
-        stop.before(batches),
-        device=trainer.device,
-        precision=trainer.optimization.precision,
-    )
-    stop.raise_for(ranks)
-    parts, total_seconds = ranks.gather(found), sum(ranks.all_gather(seconds))
-    result: dict[str, Any] = {}
-    if ranks.is_first:
-        where = (divmod(index, ranks.num_ranks) for index in range(len(val_set)))
-        in_order = [parts[rank][number] for number, rank in where]
-        metrics = score(metric, val_set.ground_truth(), to_coco(in_order, val_set.category_ids))
-        log.info(
-            "epoch %d, %d images, %s:\n%s", trainer.epoch + 1, len(val_set), metric, metrics.table()
-        )
-        result = {
-            "metrics": metrics.summary,
-            "per_class": metrics.per_class,
-            "seconds_per_image": total_seconds / len(val_set),
-        }
-    return ranks.broadcast(result)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def check_from_scratch(model: ModelConfig) -> None:
     if model.weights is None and (model.norm == "frozen_batch" or model.trainable_layers < 5):
         raise ConfigError(
             "model.weights=null trains from scratch: it needs model.trainable_layers=5 and "
-            f"model.norm=batch or group, not {model.trainable_layers} and {model.norm}"
+            f"model.norm=batch, sync_batch or group, not {model.trainable_layers} and {model.norm}"
         )
 
 
@@ -267,8 +267,11 @@ def build_device(device: str, ranks: Ranks = ALONE) -> torch.device:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and ranks.num_ranks > 1:
-        device = f"cuda:{ranks.local_rank}"
+    if ranks.num_ranks > 1 and device.startswith("cuda"):
+        if device != "cuda":
+            raise ConfigError(f"device={device} is one device, not one for each process")
+        # A scheduler may show each process its own GPU alone.
+        device = f"cuda:{ranks.local_rank if torch.cuda.device_count() > 1 else 0}"
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -277,6 +280,20 @@ def build_device(device: str, ranks: Ranks = ALONE) -> torch.device:
     if found.type == "cuda":
         torch.cuda.set_device(found)
     return found
+
+
+def check_devices(device: str, devices: int) -> None:
+    """Each of several processes needs a GPU of its own, unless all are to use the CPU.
+
+    Raises:
+        ConfigError: there are not as many.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return
+    if device not in ("auto", "cuda"):
+        raise ConfigError(f"device={device} is one device, not devices={devices}")
+    if devices > torch.cuda.device_count():
+        raise ConfigError(f"devices={devices}: this machine has {torch.cuda.device_count()}")
 
 
 def build_precision(precision: str) -> torch.dtype:
@@ -359,6 +376,7 @@ def build_trainer(
         device=device,
         precision=precision,
         clip_norm=schedule.clip_norm,
+        ema=average,
         num_parts=schedule.num_parts,
     )
     batches = train_loader(
@@ -369,7 +387,6 @@ def build_trainer(
     )
     return Trainer(
         model=model,
-        ema=average,
         optimization=optimization,
         batches=batches,
         sampler=sampler,

@@ -18,6 +18,7 @@ from detector.training.loop import StepError
 from detector.training.preemption import EXIT_CODE, Preempted
 
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
+STOPPED = (EXIT_CODE, 130)  # codes of a run that was told to leave, and of a hasty Ctrl-C
 USER_ERRORS = (DatasetError, EvaluationError, WeightsError, CheckpointError, StepError)
 
 
@@ -33,12 +34,12 @@ def one_line_errors() -> Iterator[None]:
     """Exit with an error's code, and with one line of it, where it has a code."""
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         if code is None:
             raise
         if code != EXIT_CODE:
-            print("error: " + one_line(error), file=sys.stderr)
+            print("error: " + (one_line(error) or "interrupted"), file=sys.stderr)
         sys.exit(code)
 
 

@@ -39,7 +39,7 @@ def write_table(folder: Path) -> str:
             ]
         )
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    temporary = folder / "ablation.md.tmp"
+    temporary = folder / f"ablation.md.{os.getpid()}.tmp"  # runs may end at the same time
     temporary.write_text(table + "\n")
     os.replace(temporary, folder / "ablation.md")
     return table

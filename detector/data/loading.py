@@ -19,7 +19,7 @@ from detector.data.dataset import DatasetError, DetectionDataset, Sample
 from detector.data.transforms import TrainTransform, sample_seed
 
 TIME_LIMIT = 600.0  # seconds for a batch, beyond which its worker is stuck
-GRACE = 20  # seconds that a worker goes on when it is told to leave
+GRACE = 300  # seconds that a worker goes on when it is told to leave
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # by which a job is told to leave
 
 Key = tuple[int, int]  # (epoch, index)
@@ -60,6 +60,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     Attributes:
         num_steps: of a whole epoch.
+        num_batches: of a step, over all ranks and parts.
 
     Raises:
         DatasetError: there are fewer images than a step takes.
@@ -91,6 +92,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self.seed = seed
         self.group_by_aspect = group_by_aspect
         self.num_parts = num_parts
+        self.num_batches = num_parts * num_ranks
         self.rank = rank
         self.num_ranks = num_ranks
         self.epoch = 0

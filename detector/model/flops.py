@@ -19,7 +19,7 @@ def forward_flops(model: FasterRCNN, height: int, width: int) -> int:
     training = model.training
     device = next(model.parameters()).device
     model.eval()
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         model([torch.zeros(3, height, width, device=device)])
     model.train(training)
     return counter.get_total_flops()

@@ -70,7 +70,7 @@ def load_file(detector: nn.Module, path: Path) -> None:
         raise WeightsError(f"model.weights={path}: no such file") from error
     except Exception as error:  # torch.load and safetensors raise many kinds on a broken file
         raise WeightsError(f"model.weights={path} cannot be read: {error}") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
+    state = trained_weights(content) if isinstance(content, dict) else None
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"model.weights={path} holds no state dict")
     for old, new in OLD_NAMES.items():
@@ -80,6 +80,22 @@ def load_file(detector: nn.Module, path: Path) -> None:
     else:
         body = detector.get_submodule("backbone.body")
         load_into(body, state, str(path), may_be_left=("fc.",))
+
+
+def trained_weights(checkpoint: dict[str, Any]) -> StateDict:
+    """The model's state dict in a checkpoint: of the average, where there is one. A state dict is
+    taken for its own checkpoint.
+    """
+    average = checkpoint.get("ema")
+    if average is None:
+        state: StateDict = checkpoint.get("model", checkpoint)
+        return state
+    prefix = "module."  # of torch.optim.swa_utils.AveragedModel
+    return {
+        name.removeprefix(prefix): value
+        for name, value in average.items()
+        if name.startswith(prefix)
+    }
 
 
 def without_other_classes(detector: nn.Module, state: StateDict, path: Path) -> StateDict:

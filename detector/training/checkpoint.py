@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from detector.training.durable import named_digests, publish, publish_copy, sha256, sidecar, staged
 
@@ -141,20 +140,6 @@ def _load(path: Path) -> Any:
             log.warning("%s has no %s beside it: not checked", path, sidecar(path).name)
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def trained_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state dict of the model that was evaluated: the average, where there is one."""
-    average = checkpoint["ema"]
-    if average is None:
-        model: dict[str, Tensor] = checkpoint["model"]
-        return model
-    prefix = "module."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in average.items()
-        if name.startswith(prefix)
-    }
 
 
 def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:

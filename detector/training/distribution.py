@@ -125,9 +125,7 @@ def joined() -> Iterator[Ranks]:
     if ranks.num_ranks == 1:
         yield ranks
         return
-    # What is no tensor of a GPU goes through gloo, which waits without a watchdog.
+    # What is no tensor of a GPU goes through gloo.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield ranks
-    finally:
-        dist.destroy_process_group()
+    yield ranks
+    dist.destroy_process_group()  # not after an error: it ends the process, and all others with it

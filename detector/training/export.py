@@ -14,12 +14,8 @@ import safetensors.torch
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    trained_weights,
-)
+from detector.model.weights import trained_weights
+from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from detector.training.durable import write_synced
 
 CARD = """\

@@ -27,15 +27,17 @@ log = logging.getLogger(__name__)
 
 
 class WorkersError(RuntimeError):
-    """The workers ended with an error that would come again. `exit_code` is theirs."""
+    """The workers ended before their work: with an error that would come again, or too often.
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    Attributes:
+        kind: the name of their error's class, or `WorkersError`.
+        exit_code: theirs.
+    """
+
+    def __init__(self, message: str, kind: str = "WorkersError", exit_code: int = 1) -> None:
         super().__init__(message)
+        self.kind = kind
         self.exit_code = exit_code
-
-
-class WorkersLostError(WorkersError):
-    """They ended without a word."""
 
 
 def launch(
@@ -54,8 +56,7 @@ def launch(
 
     Raises:
         Preempted: they were told to leave, and have.
-        WorkersError: they failed with such an error.
-        WorkersLostError: they failed too often, or before they knew that they were told to leave.
+        WorkersError: they failed with such an error, or too often.
     """
     # With the store of the rendezvous, a restart may hang: pytorch issue 135712.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -63,27 +64,27 @@ def launch(
     with tempfile.TemporaryDirectory() as folder, _signals_passed_on() as received:
         ending = Path(folder) / "ending.json"
         for restart in range(max_restarts + 1):
-            workers = elastic_launch(_launch_config(num_ranks), _worker)
+            workers = elastic_launch(_launch_config(num_ranks, folder), _worker)
             try:
-                workers(ending, exit_code, function, arguments)
+                workers(ending, restart, exit_code, function, arguments)
             except ChildFailedError as error:
                 rank, failure = error.get_first_failure()
                 if ending.exists():
                     break
-                reason = f"rank {rank} ended with exit code {failure.exitcode}"
                 if received:
-                    raise WorkersLostError(received[0].name, EXIT_CODE) from error
+                    raise Preempted(received[0].name) from error
+                reason = f"rank {rank} ended with exit code {failure.exitcode}"
                 if restart == max_restarts:
-                    raise WorkersLostError(f"{reason}; restarted {restart} times", 1) from error
+                    raise WorkersError(f"{reason}; restarted {restart} times") from error
                 log.warning("%s: restart %d of %d", reason, restart + 1, max_restarts)
             else:
                 break
         if ending.exists():
-            code, message = json.loads(ending.read_text())
-            raise Preempted(message) if code == EXIT_CODE else WorkersError(message, code)
+            code, kind, message = json.loads(ending.read_text())
+            raise (Preempted(message) if code == EXIT_CODE else WorkersError(message, kind, code))
 
 
-def _launch_config(num_ranks: int) -> LaunchConfig:
+def _launch_config(num_ranks: int, folder: str) -> LaunchConfig:
     """One machine; a restart is ours, which knows what it would not mend."""
     return LaunchConfig(
         min_nodes=1,
@@ -93,24 +94,29 @@ def _launch_config(num_ranks: int) -> LaunchConfig:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        local_addr="localhost",
         signals_to_handle="SIGHUP,SIGQUIT",  # the others are passed on
     )
 
 
 def _worker(
     ending: Path,
+    restart: int,
     exit_code: Callable[[BaseException], int | None],
     function: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
-    """In each new process. The first to end for good says how."""
+    """In each new process. The first to end for good says how; the others fail for lack of it."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restart)
     try:
         function(*arguments)
     except BaseException as error:
         code = exit_code(error)
         if code is not None:
-            _write_once(ending, json.dumps([code, str(error)]))
+            _write_once(ending, json.dumps([code, type(error).__name__, str(error)]))
+        elif not ending.exists():
+            log.exception("failed")
         if code != EXIT_CODE:
             raise
 
@@ -127,14 +133,21 @@ def _write_once(path: Path, text: str) -> None:
 
 @contextmanager
 def _signals_passed_on() -> Iterator[list[signal.Signals]]:
-    """While it is entered, the workers get the signals that this process gets; they are listed."""
+    """While it is entered, the workers get the signals that this process gets; they are listed.
+
+    Raises:
+        Preempted: out of whatever is done, by a signal while there are none.
+    """
     received: list[signal.Signals] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         # A terminal sends SIGINT to the workers itself, and they take a second one as haste.
         sent = signal.SIGTERM if number == signal.SIGINT else number
         received.append(signal.Signals(number))
-        for worker in multiprocessing.active_children():
+        workers = multiprocessing.active_children()
+        if not workers:
+            raise Preempted(received[0].name)
+        for worker in workers:
             if worker.pid is not None:
                 os.kill(worker.pid, sent)
 

@@ -1,9 +1,10 @@
 """One epoch of optimization.
 
-The images of a step are the same for any number of processes and parts, and the randomness of an
-image (its augmentation, which of its anchors and proposals the losses look at) follows from
-(seed, epoch, index). What else there may be follows from (seed, epoch); within an epoch a resumed
-run takes up the generators where they were.
+The images of a step are the same for any number of processes and parts: its losses are means over
+theirs, only batch norm sees one of them at a time. The randomness of an image (its augmentation,
+which of its anchors and proposals the losses look at) follows from (seed, epoch, index). What else
+there may be follows from (seed, epoch); within an epoch a resumed run takes up the generators where
+they were.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
@@ -83,6 +85,7 @@ class Optimization:
         scaler: of float16's losses; disabled for other precisions.
         precision: bfloat16 and float16 compute the forward under autocast; weights stay float32.
         clip_norm: the gradient's largest norm; None: it is not clipped.
+        ema: averages the weights after each step, but for one that is left out.
         num_parts: batches whose gradients make one step.
     """
 
@@ -92,6 +95,7 @@ class Optimization:
     device: torch.device
     precision: torch.dtype
     clip_norm: float | None = None
+    ema: AveragedModel | None = None
     num_parts: int = 1
 
 
@@ -128,7 +132,8 @@ def train_epoch(
         with _memory_errors_named(samples):
             losses = _backward(model, parts, optimization)
         norm = _gradient_norm(model, optimization)
-        # The one synchronisation of a step: with the other ranks, and with the device.
+        # With the other ranks and with the device: the one synchronisation of a step, to which
+        # float16 adds those of its scaler.
         told = torch.full_like(norm, stop.signal is not None)
         report = torch.stack([told, norm.detach(), *losses.values()])
         told_to_stop, norm_value, *means = ranks.mean(report).tolist()
@@ -144,7 +149,7 @@ def train_epoch(
             on_not_finite(error)
             is_finite = False
         lr = optimization.optimizer.param_groups[0]["lr"]
-        _step(optimization, is_finite=is_finite)
+        _step(model, optimization, is_finite=is_finite)
         on_step({"loss": sum(means), **values, "lr": lr})
         if told_to_stop:
             stop.raise_for(ranks)
@@ -173,10 +178,12 @@ def _gradient_norm(model: nn.Module, optimization: Optimization) -> Tensor:
     return nn.utils.clip_grad_norm_(model.parameters(), optimization.clip_norm or math.inf)
 
 
-def _step(optimization: Optimization, *, is_finite: bool) -> None:
+def _step(model: nn.Module, optimization: Optimization, *, is_finite: bool) -> None:
     """Move the weights, unless the gradients are not finite; the schedule goes on in any case."""
     if is_finite:
         optimization.optimizer.step()
+        if optimization.ema is not None:
+            optimization.ema.update_parameters(model)
     if optimization.scaler.is_enabled():
         optimization.scaler.update()
     optimization.lr_schedule.step()

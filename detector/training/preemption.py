@@ -5,6 +5,7 @@ machine away, people press Ctrl-C.
 """
 
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
 from typing import TypeVar
@@ -22,7 +23,7 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """While it is entered, a signal is noted instead of obeyed, but for a second Ctrl-C.
+    """While it is entered, a signal is noted instead of obeyed, but for a later second Ctrl-C.
 
     Attributes:
         signal: the first that this process got.
@@ -30,6 +31,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._noted = 0.0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -46,12 +48,18 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        # The end of a launcher and a terminal may each send one of what is one Ctrl-C.
+        is_second = self.signal is not None and time.monotonic() - self._noted > 1
+        if is_second and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = self.signal or signal.Signals(number)
+        if self.signal is None:
+            self.signal, self._noted = signal.Signals(number), time.monotonic()
 
     def before(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, until this process is told to leave: then there are no more."""
+        """The items, until this process is told to leave: then there are no more.
+
+        `raise_for` then tells this end from the other.
+        """
         iterator = iter(items)
         while self.signal is None:
             try:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -125,7 +126,11 @@ class Record:
     def _write(self, line: dict[str, Any]) -> None:
         assert self.folder is not None
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            finite = {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in line.items()
+            }
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
 
 
 def write_json(path: Path, content: Any) -> None:

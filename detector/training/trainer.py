@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
@@ -38,7 +37,6 @@ class Trainer:
     """Trains epoch by epoch and keeps checkpoints.
 
     Args:
-        ema: averages the weights after each step; None: there is none.
         batches, sampler: the training batches, and the sampler within that orders them by epoch.
         speed: what counts images and seconds.
         max_skipped: steps of a run that may be left out because they are not finite.
@@ -61,7 +59,6 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        ema: AveragedModel | None,
         optimization: Optimization,
         batches: DataLoader[Sample],
         sampler: EpochBatchSampler,
@@ -77,7 +74,7 @@ class Trainer:
     ) -> None:
         self.model = model
         self.parallel = ranks.parallel(model, optimization.device)
-        self.ema = ema
+        self.ema = optimization.ema
         self.optimization = optimization
         self.device = optimization.device
         self.batches = batches
@@ -125,8 +122,6 @@ class Trainer:
         def on_step(scalars: dict[str, float]) -> None:
             self.step += 1
             self.position += 1
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
             self.speed.step()
             record.advance()
             profile()

@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from runs import (
     EPOCHS,
+    LIMIT,
     RUN,
     STEPS,
     Runs,
@@ -28,7 +28,6 @@ from runs import (
 from torch import nn
 from torch.amp import GradScaler
 
-import train
 from detector.build import (
     build_data,
     build_lr_schedule,
@@ -40,11 +39,13 @@ from detector.config import typed_train
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
 from detector.entry import exit_code
+from detector.training import launch as launching
 from detector.training.checkpoint import load_checkpoint
 from detector.training.distribution import joined
-from detector.training.launch import WorkersError, WorkersLostError, launch
+from detector.training.launch import WorkersError, launch
 from detector.training.loop import Optimization, train_epoch
-from detector.training.preemption import EXIT_CODE, StopRequest
+from detector.training.preemption import EXIT_CODE, Preempted, StopRequest
+from detector.training.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -186,14 +187,16 @@ def validate_oracle(path: Path) -> None:
     with joined() as ranks:
         with ranks.one_of_machine_first():
             _, val_set = build_data(config)
-        trainer = SimpleNamespace(
-            evaluated_model=Oracle(val_set),
+        found = validate(
+            Oracle(val_set),
+            val_set,
+            "coco",
             ranks=ranks,
             device=torch.device("cpu"),
-            optimization=SimpleNamespace(precision=torch.float32),
-            epoch=0,
+            precision=torch.float32,
+            num_workers=0,
+            stop=StopRequest(),
         )
-        found = train.validate(trainer, val_set, "coco", config, StopRequest())
         everywhere = ranks.gather(found)
         if ranks.is_first:
             assert all(result == found for result in everywhere)
@@ -285,16 +288,19 @@ def workers_of(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("trial", range(5))
 def test_a_killed_rank_is_replaced(runs: Runs, unbroken: Path, tmp_path: Path, trial: int) -> None:
+    """Its run goes on from its own checkpoint, even if it was told to begin anew."""
     rng = random.Random(trial)
     folder = tmp_path / "run"
-    pid = runs.start(folder, "devices=2", f"data.num_workers={trial % 2}")
-    await_step(folder, rng.randint(1, EPOCHS * STEPS - 1))
+    resume = "none" if trial == 4 else "auto"
+    pid = runs.start(folder, "devices=2", f"data.num_workers={trial % 2}", f"resume={resume}")
+    await_step(folder, rng.randint(3, EPOCHS * STEPS - 1))
     time.sleep(rng.random() * 0.1)
     victims = workers_of(pid)
     assert len(victims) == 2
     os.kill(rng.choice(victims), signal.SIGKILL)
     assert runs.wait(pid) == 0, output(folder)
     assert "restart 1 of 3" in output(folder) and "restart 2" not in output(folder)
+    assert "resumed after epoch" in output(folder)
     assert_same_run(folder, unbroken)
 
 
@@ -334,6 +340,33 @@ def stop(code: int) -> None:
 
 
 def test_ranks_that_are_lost_too_often() -> None:
-    with pytest.raises(WorkersLostError, match="exit code 7; restarted 1 times") as caught:
+    with pytest.raises(WorkersError, match="exit code 7; restarted 1 times") as caught:
         launch(stop, 7, num_ranks=2, max_restarts=1, exit_code=exit_code)
-    assert isinstance(caught.value, WorkersError) and caught.value.exit_code == 1
+    assert caught.value.exit_code == 1
+
+
+def test_a_signal_before_there_are_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = launching._launch_config
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return original(*arguments)
+
+    monkeypatch.setattr(launching, "_launch_config", interrupted)
+    with pytest.raises(Preempted, match="SIGUSR1"):
+        launch(stop, 7, num_ranks=2, max_restarts=1, exit_code=exit_code)
+
+
+def test_a_sweep_that_is_told_to_leave_begins_no_other_arm(runs: Runs, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    arms = [f"hydra.sweep.dir={jobs}", "devices=2", "seed=0,1", "schedule.epochs=50"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *RUN, *arms],
+        env=runs.environment,
+        stdout=subprocess.DEVNULL,
+    )
+    await_step(jobs / "0", 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LIMIT) == EXIT_CODE
+    assert summary(jobs / "0")["status"] == "preempted" and not (jobs / "1").exists()
+    assert "preempted" in (jobs / "ablation.md").read_text()
