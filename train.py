@@ -255,7 +255,7 @@ def describe(
     warn_of_shared_images(train_set, val_set)
     parameters, ranks = num_parameters(trainer.model) / 1e6, trainer.ranks.num_ranks
     log.info("%.2f M parameters on %s, %d process(es)", parameters, trainer.device, ranks)
-    if trainer.sampler.num_batches > 1 and has_batch_norm(trainer.model):
+    if trainer.ranks.is_first and trainer.sampler.num_batches > 1 and has_batch_norm(trainer.model):
         size = trainer.sampler.batch_size // trainer.sampler.num_batches
         log.warning("batch norm sees %d images at a time, not the whole batch", size)
     log.info("run folder %s", folder)

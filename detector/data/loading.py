@@ -7,6 +7,7 @@ their number, nor their age, nor a resume changes a sample.
 import multiprocessing
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,9 @@ from detector.data.transforms import TrainTransform, sample_seed
 TIME_LIMIT = 600.0  # seconds for a batch, beyond which its worker is stuck
 GRACE = 300  # seconds that a worker goes on when it is told to leave
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # by which a job is told to leave
+
+# The default of most systems; a process that was spawned would spawn, which takes seconds.
+START = "fork" if sys.platform == "linux" else None
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -210,6 +214,7 @@ def train_loader(
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=worker_init,
+        multiprocessing_context=START if num_workers else None,
         persistent_workers=num_workers > 0,
         timeout=time_limit if num_workers else 0,
         pin_memory=pin_memory,
@@ -227,5 +232,6 @@ def eval_loader(dataset: Dataset[Sample], *, num_workers: int) -> DataLoader[Sam
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=worker_init,
+        multiprocessing_context=START if num_workers else None,
         generator=torch.Generator(),
     )
