@@ -1,5 +1,6 @@
 """Every shipped configuration composes, has the right types and builds."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,50 @@ def test_offsets_learn_at_a_rate_of_their_own() -> None:
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == (0.005 if ".conv_offset." in name else 0.02), name
+
+
+@pytest.mark.parametrize("norm, trainable_layers", [("batch", 5), ("group", 5), ("group", 2)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_each_parameter_learns_by(norm: str, trainable_layers: int, optimizer: str) -> None:
+    config = train_config(
+        *("model.backbone=resnet10", f"model.norm={norm}", f"schedule.optimizer={optimizer}"),
+        *(f"model.trainable_layers={trainable_layers}", "deform.offset_lr_multiplier=0.25"),
+        *("schedule.lr=0.02", "schedule.batch_size=8", "schedule.lr_batch_size=16"),
+        *("schedule.weight_decay=0.5", "schedule.norm_weight_decay=0.125"),
+    )
+    model = build_model(config.model, config.deform, config.data.transform, 3)
+    groups = build_optimizer(
+        model, config.schedule, config.deform.offset_lr_multiplier
+    ).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    assert len(found) == sum(len(group["params"]) for group in groups)  # none twice
+    # Half the batch: 0.02 * 8 / 16 = 0.01, and a quarter of that.
+    expected = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if ".conv_offset." in name:
+            expected[name] = (0.0025, 0.5)
+        elif re.search(r"\.bn\d\.|\.downsample\.1\.", name):
+            expected[name] = (0.01, 0.125)
+        else:
+            expected[name] = (0.01, 0.5)
+    assert found == expected and len(set(expected.values())) == 3
+
+
+def test_frozen_norms_have_no_group() -> None:
+    config = train_config("model=resnet18_fpn", "model.weights=null", "deform=none")
+    model = build_model(config.model, config.deform, config.data.transform, 3)
+    (group,) = build_optimizer(model, config.schedule, 1.0).param_groups
+    assert group["weight_decay"] == config.schedule.weight_decay
+    learning = [p for p in model.parameters() if p.requires_grad]
+    assert len(learning) < len(list(model.parameters()))
+    assert {id(p) for p in group["params"]} == {id(p) for p in learning}
 
 
 def test_a_configuration_survives_its_plain_form() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import runpy
 import sys
@@ -9,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 import evaluate
 import train
 from detector import entry
+from detector.model.weights import trained_weights
+from detector.training import loop, validation
+from detector.training.checkpoint import load_checkpoint
+from detector.training.export import export
 
 TINY = [
     "model.backbone=resnet10",
@@ -260,6 +266,219 @@ def test_real_images_from_the_command_line(
     assert summary["metrics"] == pytest.approx(metrics["metrics"], abs=1e-6)
     assert set(summary["per_class"]) >= {"fish", "jellyfish", "penguin", "stingray"}
     assert read_json(scored / "detections.json")
+
+
+# ---- what may be switched on ----------------------------------------------------------------
+
+
+def lines_of(run: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, module, name: str, note) -> None:
+    """Let a function of a module note something of its arguments and result at each call."""
+    function = getattr(module, name)
+
+    def noting(*args, **kwargs):
+        result = function(*args, **kwargs)
+        note(args, result)
+        return result
+
+    monkeypatch.setattr(module, name, noting)
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_the_average_is_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[dict[str, torch.Tensor]] = []
+    for module, name in ((validation, "detect"), (train, "draw"), (evaluate, "detect")):
+        noted(monkeypatch, module, name, lambda args, _: used.append(state_of(args[0])))
+    run, broken, scored = tmp_path / "run", tmp_path / "broken", tmp_path / "scored"
+    plan = [*TINY, "schedule.ema_decay=0.75", "schedule.decay=step", "limit_train_batches=1"]
+    plan += ["keep_every=1", "schedule.evaluate_every=9"]
+    assert command(train.main, run, *plan, "schedule.epochs=3", monkeypatch=monkeypatch) == 0
+
+    paths = [run / "checkpoints" / f"step_{step}.pt" for step in (1, 2, 3)]
+    first, second, third = (load_checkpoint(path)["model"] for path in paths)
+    last = load_checkpoint(run / "checkpoints" / "last.pt")
+    average = trained_weights(last)
+    # The average is the first weights, then 3/4 of itself and 1/4 of the next ones.
+    name = "backbone.body.layer1.0.conv1.weight"
+    expected = 0.5625 * first[name].double() + 0.1875 * second[name] + 0.25 * third[name]
+    torch.testing.assert_close(average[name].double(), expected, rtol=1e-6, atol=1e-8)
+    assert not torch.equal(average[name], last["model"][name])
+
+    checkpoint = f"checkpoint={run / 'checkpoints' / 'last.pt'}"
+    assert command(evaluate.main, scored, checkpoint, monkeypatch=monkeypatch) == 0
+    assert len(used) == 3
+    for state in used:
+        assert_equal(state, average)
+    export(run / "checkpoints" / "last.pt", tmp_path / "export")
+    assert_equal(safetensors.torch.load_file(tmp_path / "export" / "model.safetensors"), average)
+
+    for epochs in (1, 3):
+        change = f"schedule.epochs={epochs}"
+        assert command(train.main, broken, *plan, change, monkeypatch=monkeypatch) == 0
+    assert_equal(load_checkpoint(broken / "checkpoints" / "last.pt")["ema"], last["ema"])
+
+
+def test_a_step_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, calls = loop.compute_losses, []
+
+    def poisoned(model, samples, *args):
+        calls.append([sample["image_id"] for sample in samples])
+        losses = compute(model, samples, *args)
+        return {
+            name: value * (math.nan if len(calls) == 2 else 1) for name, value in losses.items()
+        }
+
+    monkeypatch.setattr(loop, "compute_losses", poisoned)
+    plan = [*TINY, "schedule.epochs=1", "max_skipped_steps=1"]
+    assert command(train.main, tmp_path, *plan, monkeypatch=monkeypatch) == 0
+    assert read_json(tmp_path / "summary.json")["skipped_steps"] == 1
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["skipped"] == 1
+    losses = [line["loss"] for line in lines_of(tmp_path, "train")]
+    assert losses[1] is None and losses[0] > 0 and losses[2] > 0
+    (line,) = (x for x in (tmp_path / "train.log").read_text().splitlines() if "left out (1" in x)
+    assert f"image ids {', '.join(map(str, calls[1]))}" in line
+
+
+def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([0.1, 0.3, 0.2, 0.3, 0.25])
+
+    def validate(*args, **kwargs) -> dict:
+        return {"metrics": {"AP": next(found)}, "per_class": {}, "seconds_per_image": 0.1}
+
+    monkeypatch.setattr(train, "validate", validate)
+    plan = [*TINY, "limit_train_batches=1", "schedule.epochs=9", "schedule.decay=step"]
+    for _ in range(2):  # 0.3 in epoch 2 is not exceeded in 3 and 4; started again it says the same
+        stops = [*plan, "schedule.patience=2"]
+        assert command(train.main, tmp_path, *stops, monkeypatch=monkeypatch) == 0
+        summary = read_json(tmp_path / "summary.json")
+        assert (summary["status"], summary["epochs"]) == ("done", 4)
+        assert summary["metrics"] == {"AP": 0.3}
+    assert load_checkpoint(tmp_path / "checkpoints" / "best.pt")["epoch"] == 2
+    log = (tmp_path / "train.log").read_text()
+    assert log.count("no better evaluation in the last 2: the run ends") == 2
+    more = [*plan, "schedule.patience=3"]  # it goes on where it stopped
+    assert command(train.main, tmp_path, *more, monkeypatch=monkeypatch) == 0
+    assert read_json(tmp_path / "summary.json")["epochs"] == 5
+    assert [line["AP"] for line in lines_of(tmp_path, "val")] == [0.1, 0.3, 0.2, 0.3, 0.25]
+
+
+def test_fewer_epochs_than_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = [*TINY, "limit_train_batches=1", "schedule.evaluate_every=9", "schedule.decay=step"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "train_epoch", stop_after(2))
+        longer = [*plan, "schedule.epochs=3"]
+        assert command(train.main, tmp_path, *longer, monkeypatch=monkeypatch) == 130
+    assert command(train.main, tmp_path, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
+    summary = read_json(tmp_path / "summary.json")
+    assert summary["epochs"] == 2 and len(summary["metrics"]) == 12
+
+
+def image_ids(monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], list[int]]:
+    """Of the images that are trained on, and of those that are evaluated, once they are."""
+    trained: set[int] = set()
+    evaluated: list[int] = []
+    noted(
+        *(monkeypatch, loop, "compute_losses"),
+        lambda args, _: trained.update(sample["image_id"] for sample in args[1]),
+    )
+    noted(
+        *(monkeypatch, validation, "detect"),
+        lambda _, result: evaluated.extend(found.image_id for found in result[0]),
+    )
+    return trained, evaluated
+
+
+def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, evaluated = image_ids(monkeypatch)
+    plan = [*TINY, "schedule.epochs=2", "schedule.evaluate_every=2"]
+    plan += ["limit_train_batches=2", "limit_val_batches=3"]
+    assert command(train.main, tmp_path, *plan, monkeypatch=monkeypatch) == 0
+    steps = [(line["epoch"], line["step"]) for line in lines_of(tmp_path, "train")]
+    assert steps == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert evaluated == [1, 2, 3]
+    assert len(trained) > 8  # of 12: the two epochs have other images
+
+
+def test_overfitting_some_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, evaluated = image_ids(monkeypatch)
+    plan = [*TINY, "schedule.epochs=2", "schedule.evaluate_every=2", "overfit=4"]
+    assert command(train.main, tmp_path, *plan, monkeypatch=monkeypatch) == 0
+    assert [line["step"] for line in lines_of(tmp_path, "train")] == [1, 2]
+    assert trained == {1, 2, 3, 4} and evaluated == [1, 2, 3, 4]
+    log = (tmp_path / "train.log").read_text()
+    assert "4 of 4 validation images are training images too" in log
+
+
+def losses_of(run: Path) -> list[float]:
+    return [line["loss"] for line in lines_of(run, "train")]
+
+
+def test_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = [*TINY, "schedule.decay=step", "limit_train_batches=1", "schedule.evaluate_every=9"]
+    for run, precision, epochs in (
+        *(("exact", "float32", 2), ("whole", "float16", 2)),
+        *(("broken", "float16", 1), ("broken", "float16", 2)),
+    ):
+        how = [*plan, f"precision={precision}", f"schedule.epochs={epochs}"]
+        assert command(train.main, tmp_path / run, *how, monkeypatch=monkeypatch) == 0
+    exact, rounded = losses_of(tmp_path / "exact"), losses_of(tmp_path / "whole")
+    # Rounding swaps a few proposals of untrained weights.
+    assert rounded == pytest.approx(exact, rel=0.05) and rounded != exact
+    whole, broken = (
+        load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "broken")
+    )
+    assert_equal(whole["model"], broken["model"])
+    assert whole["scaler"] == broken["scaler"] and whole["scaler"]["scale"] >= 1
+    assert {value.dtype for value in whole["model"].values()} == {torch.float32, torch.int64}
+
+
+def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    seen: list[bool] = []
+    noted(
+        *(monkeypatch, loop, "compute_losses"),
+        lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    plan = [*TINY, "schedule.epochs=1", "limit_train_batches=2"]
+    try:
+        for run, wanted in (("a", "true"), ("b", "true"), ("c", "false")):
+            how = [*plan, f"deterministic={wanted}"]
+            assert command(train.main, tmp_path / run, *how, monkeypatch=monkeypatch) == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [True] * 4 + [False] * 2
+    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without an evaluation, for which it would compile once more.
+    monkeypatch.setattr(train, "validate", lambda *args: {"metrics": {"AP": 0.0}})
+    monkeypatch.setattr(train, "draw", lambda *args: [])
+    plan = [*TINY, "schedule.epochs=1", "limit_train_batches=2"]
+    for compiled in ("false", "true"):
+        how = [*plan, f"compile={compiled}"]
+        assert command(train.main, tmp_path / compiled, *how, monkeypatch=monkeypatch) == 0
+    assert losses_of(tmp_path / "true") == pytest.approx(losses_of(tmp_path / "false"), rel=1e-3)
+    plain, compiled = (
+        load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("false", "true")
+    )
+    assert plain["model"].keys() == compiled["model"].keys()
+    checkpoint = f"checkpoint={tmp_path / 'true' / 'checkpoints' / 'last.pt'}"
+    scored = tmp_path / "scored"  # by a model that is not compiled
+    assert command(evaluate.main, scored, checkpoint, monkeypatch=monkeypatch) == 0
 
 
 # ---- errors: one line that names the culprit, exit code 2 for the configuration's, else 1 -------

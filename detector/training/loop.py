@@ -9,6 +9,7 @@ they were.
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -184,9 +185,12 @@ def _step(model: nn.Module, optimization: Optimization, *, is_finite: bool) -> N
         optimization.optimizer.step()
         if optimization.ema is not None:
             optimization.ema.update_parameters(model)
-    if optimization.scaler.is_enabled():
-        optimization.scaler.update()
-    optimization.lr_schedule.step()
+    scaler = optimization.scaler
+    if scaler.is_enabled():  # a norm may overflow where no gradient does, which it looks at
+        scaler.update(None if is_finite else scaler.get_scale() * scaler.get_backoff_factor())
+    with warnings.catch_warnings():  # of a schedule that goes on before the first step was taken
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        optimization.lr_schedule.step()
 
 
 def compute_losses(
@@ -218,9 +222,9 @@ def _check_finite(
     scaler: GradScaler,
 ) -> None:
     """A norm that float16's factor made infinite is no error: the factor is about to shrink."""
-    may_overflow = scaler.is_enabled() and scaler.get_scale() > MIN_SCALE
-    if all(map(math.isfinite, losses.values())) and (math.isfinite(norm) or may_overflow):
-        return
+    if all(map(math.isfinite, losses.values())):
+        if math.isfinite(norm) or (scaler.is_enabled() and scaler.get_scale() > MIN_SCALE):
+            return
     values = {**losses, "gradient norm": norm}
     parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     ids = ranks.all_gather([sample["image_id"] for sample in samples])

@@ -1,6 +1,7 @@
 """One epoch of optimization, on a model so small that its steps are computed by hand."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from detector.training.loop import (
     seed_epoch,
     train_epoch,
 )
+from detector.training.preemption import Preempted, StopRequest
 from detector.training.schedule import lr_schedule
 
 CPU = torch.device("cpu")
@@ -49,19 +51,27 @@ class Linear(nn.Module):
         return {"loss_a": self.factor * self.weight * mean, "loss_b": 0 * self.weight + 1.0}
 
 
-def epoch(model: nn.Module, batches: list[list[Sample]], on_not_finite=None, **changes) -> list:
+def epoch(
+    model: nn.Module, batches: list[list[Sample]], on_not_finite=None, stop=None, **changes
+) -> list:
     optimizer = SGD(model.parameters(), lr=0.5)
     schedule = lr_schedule(optimizer, warmup_steps=0, num_steps=9, milestones=[1], gamma=0.1)
     steps: list[dict[str, float]] = []
-    optimization = Optimization(
-        optimizer=optimizer,
-        lr_schedule=schedule,
-        scaler=GradScaler("cpu", enabled=False),
-        device=CPU,
-        precision=torch.float32,
-        **changes,
+    how = {
+        "optimizer": optimizer,
+        "lr_schedule": schedule,
+        "scaler": GradScaler("cpu", enabled=False),
+        "device": CPU,
+        "precision": torch.float32,
+    }
+    train_epoch(
+        model,
+        batches,
+        Optimization(**(how | changes)),
+        on_step=steps.append,
+        on_not_finite=on_not_finite,
+        stop=stop,
     )
-    train_epoch(model, batches, optimization, on_step=steps.append, on_not_finite=on_not_finite)
     return steps
 
 
@@ -81,6 +91,18 @@ def test_clipping() -> None:
     assert model.weight.item() == pytest.approx(2 - 0.5 * 0.5, abs=1e-5)
 
 
+def test_the_parts_of_a_step_are_one_batch() -> None:
+    # Images of 0.2 and 0.4: d loss / d weight = 0.3 in the first step, of rate 0.5; then 0.2, 0.05.
+    images = [sample(1, red=51), sample(2, red=102), sample(3), sample(4)]
+    in_parts, at_once = Linear(), Linear()
+    steps = epoch(in_parts, [[image] for image in images], num_parts=2)
+    expected = epoch(at_once, [images[:2], images[2:]])
+    assert [step["loss"] for step in steps] == pytest.approx([2 * 0.3 + 1, 1.85 * 0.2 + 1])
+    assert steps == [pytest.approx(step) for step in expected] and steps[0]["loss_b"] == 1
+    assert in_parts.weight.item() == pytest.approx(2 - 0.5 * 0.3 - 0.05 * 0.2)
+    assert in_parts.weight.item() == pytest.approx(at_once.weight.item(), rel=1e-6)
+
+
 def test_crowds_are_no_targets() -> None:
     model = Linear()
     compute_losses(model, [sample(1)], CPU, torch.float32)
@@ -96,11 +118,14 @@ def test_a_loss_that_is_not_finite_names_its_parts(factor: float) -> None:
     assert model.weight.item() == 2
 
 
-def test_a_gradient_that_is_not_finite_stops_as_well() -> None:
-    class Root(Linear):
-        def forward(self, images, targets):
-            return {"loss_a": (self.weight - 2).sqrt()}  # 0, with an infinite derivative
+class Root(Linear):
+    """A loss of 0 with an infinite derivative."""
 
+    def forward(self, images, targets):
+        return {"loss_a": (self.weight - 2).sqrt()}
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well() -> None:
     model = Root()
     with pytest.raises(NonFiniteError, match="gradient norm inf"):
         epoch(model, [[sample(1)]])
@@ -136,19 +161,23 @@ class Poisoned(Linear):
         self.step, self.where, self.value = step, where, value
         self.steps = 0
         self.before = 0.0
+        self.register_buffer("seen", torch.zeros(()))  # as a batch norm's statistics
 
     def forward(self, images, targets):
         self.steps += 1
-        if self.steps < self.step:
+        self.seen += 1
+        if self.steps != self.step:
             return super().forward(images, targets)
         self.before = self.weight.item()
         if self.where == "input":
             images = [image * self.value for image in images]
         losses = super().forward(images, targets)
-        if self.where == "loss":
-            losses["loss_b"] = losses["loss_b"] * self.value
+        if self.where == "loss":  # the gradients stay finite
+            losses["loss_b"] = losses["loss_b"].detach() * self.value
         if self.where == "gradient":
-            self.weight.register_hook(lambda gradient: gradient * self.value)
+            zero = self.weight - self.weight.detach()
+            zero.register_hook(lambda gradient: gradient * self.value)
+            losses["loss_b"] = losses["loss_b"] + zero
         return losses
 
 
@@ -161,6 +190,85 @@ def test_poison_is_found_in_its_step(trial: int) -> None:
         epoch(model, [[sample(100 + number)] for number in range(1, 11)])
     assert model.steps == step and model.weight.item() == model.before
     assert caught.value.samples[0]["image_id"] == 100 + step
+
+
+@pytest.mark.parametrize("where", ["input", "loss", "gradient"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_left_out(where: str, value: float) -> None:
+    # The first of three: the schedule goes on to 0.05, the other two train, with gradients of 0.2.
+    model, errors = Poisoned(1, where, value), []
+    steps = epoch(model, [[sample(number)] for number in (7, 8, 9)], errors.append)
+    assert model.weight.item() == pytest.approx(2 - 2 * 0.05 * 0.2)
+    assert model.steps == 3 and model.seen.item() == 2
+    assert [step["lr"] for step in steps] == pytest.approx([0.5, 0.05, 0.05])
+    assert [math.isfinite(step["loss"]) for step in steps] == [where == "gradient", True, True]
+    (error,) = errors
+    assert isinstance(error, NonFiniteError) and "image ids 7" in str(error)
+    assert error.samples[0]["image_id"] == 7
+
+
+def test_nothing_is_left_of_a_step_that_is_left_out() -> None:
+    model = Poisoned(2, "loss", math.nan)  # its gradient, 0.2, is finite
+    epoch(model, [[sample(1)], [sample(2)]], on_not_finite=lambda error: None)
+    assert model.weight.item() == model.before == pytest.approx(2 - 0.5 * 0.2)
+
+
+class Half(Linear):
+    """The same loss in float16, which knows no number above 65504."""
+
+    def forward(self, images, targets):
+        mean = torch.stack([image.mean() for image in images]).mean()
+        return {"loss_a": (self.weight.half() * mean.half()).float()}
+
+
+def test_an_overflow_of_float16_halves_the_scale() -> None:
+    # The factor is the gradient that the loss hands down: 2^16 overflows, 2^15 does not.
+    model, scaler = Half(), GradScaler("cpu", init_scale=2.0**16)
+    steps = epoch(model, [[sample(1)], [sample(2)]], precision=torch.float16, scaler=scaler)
+    assert [step["loss"] for step in steps] == pytest.approx([0.4, 0.4], rel=1e-3)
+    assert scaler.get_scale() == 2.0**15
+    assert model.weight.item() == pytest.approx(2 - 0.05 * 0.2, rel=1e-5)
+
+
+def test_the_factor_of_float16_is_not_in_the_step() -> None:
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    model = Linear(factor=100.0)  # gradient 20, clipped to 0.5
+    steps = epoch(model, [[sample(1)]], clip_norm=0.5, precision=torch.float16, scaler=scaler)
+    assert steps[0]["loss"] == pytest.approx(2 * 20 + 1)
+    assert model.weight.item() == pytest.approx(2 - 0.5 * 0.5, abs=1e-5)
+
+
+def test_float16_that_overflows_without_a_factor_is_an_error() -> None:
+    model, scaler = Root(), GradScaler("cpu", init_scale=4.0)  # then 2, then 1
+    batches = [[sample(number)] for number in range(1, 6)]
+    with pytest.raises(NonFiniteError, match="gradient norm inf; image ids 3"):
+        epoch(model, batches, precision=torch.float16, scaler=scaler)
+    assert scaler.get_scale() == 1 and model.weight.item() == 2
+
+
+def test_a_loss_of_float16_is_an_error_at_any_factor() -> None:
+    scaler = GradScaler("cpu", init_scale=4.0)
+    with pytest.raises(NonFiniteError, match="loss_b nan"):
+        epoch(
+            *(Poisoned(1, "loss", math.nan), [[sample(1)]]),
+            precision=torch.float16,
+            scaler=scaler,
+        )
+
+
+def test_a_request_to_leave_is_met_after_the_step() -> None:
+    stop = StopRequest()
+
+    class Interrupted(Linear):
+        def forward(self, images, targets):
+            if images[0].max() > 0.3:  # the second image
+                stop.signal = signal.SIGTERM
+            return super().forward(images, targets)
+
+    model = Interrupted()
+    with pytest.raises(Preempted, match="^SIGTERM$"):
+        epoch(model, [[sample(1)], [sample(2, red=102)], [sample(3)]], stop=stop)
+    assert model.weight.item() == pytest.approx(2 - 0.5 * 0.2 - 0.05 * 0.4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,101 @@
+"""What TensorBoard and a terminal show of a run."""
+
+import io
+import json
+import os
+import pty
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from detector.training.record import Record
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+def scalar(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events(folder).Scalars(tag)]
+
+
+def test_scalars(tmp_path: Path) -> None:
+    record = Record(tmp_path, num_steps=4, first_step=0)
+    for step, loss in ((1, 0.5), (2, 0.25)):
+        speed = {"images/s": 8.0 * step, "data wait": 0.5, "TFLOP/s": 0.125}
+        record.training(step, 1, {"loss": loss}, speed)
+    record.close()
+    assert scalar(tmp_path, "train/loss") == [(1, 0.5), (2, 0.25)]
+    assert scalar(tmp_path, "speed/images per s") == [(1, 8.0), (2, 16.0)]
+    assert scalar(tmp_path, "speed/data wait") == [(1, 0.5), (2, 0.5)]
+    assert scalar(tmp_path, "speed/TFLOP per s") == [(1, 0.125), (2, 0.125)]
+
+
+def test_a_loss_that_is_not_finite_is_json(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not in JSON")
+
+    record = Record(tmp_path, num_steps=4, first_step=0)
+    record.training(1, 1, {"loss": float("nan"), "loss_a": float("inf"), "lr": 0.5}, {})
+    record.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert (line["loss"], line["loss_a"], line["lr"]) == (None, None, 0.5)
+
+
+def test_the_table_of_runs(tmp_path: Path) -> None:
+    record = Record(tmp_path, num_steps=4, first_step=0)
+    config = {"schedule.lr": 0.5, "compile": True, "deform.version": "v2"}
+    record.hparams(config | {"overfit": None, "milestones": [8, 11]}, {"AP": 0.25, "APs": None})
+    record.close()
+    contents = events(tmp_path).PluginTagToContent("hparams")
+    parts = {tag: HParamsPluginData.FromString(content) for tag, content in contents.items()}
+    shown = parts["_hparams_/session_start_info"].session_start_info.hparams
+    assert shown["schedule.lr"].number_value == 0.5
+    assert shown["compile"].number_value == 1  # torch's way to write it
+    assert shown["deform.version"].string_value == "v2"
+    assert shown["overfit"].string_value == "None"
+    assert shown["milestones"].string_value == "[8, 11]"
+    metrics = parts["_hparams_/experiment"].experiment.metric_infos
+    assert [metric.name.tag for metric in metrics] == ["val/AP"]  # as `validation` calls it
+
+
+def test_no_bar_where_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    record = Record(tmp_path, num_steps=4, first_step=1)
+    record.advance()
+    record.close()
+    assert sys.stderr.getvalue() == ""
+
+
+def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    termios.tcsetwinsize(theirs, (24, 80))
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        record = Record(tmp_path, num_steps=4, first_step=1)
+        time.sleep(0.15)  # it is drawn ten times a second
+        record.advance()
+        record.close()
+        shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "1/4" in shown and "2/4" in shown and "step" in shown
+
+
+def test_other_processes_record_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = Record(None, num_steps=4, first_step=0)
+    record.advance()
+    record.training(1, 1, {"loss": 0.5}, {"images/s": 8.0})
+    record.validation(1, 1, {"AP": 0.25})
+    record.images(1, [])
+    record.hparams({}, {})
+    record.close()
+    assert list(tmp_path.iterdir()) == []
