@@ -212,7 +212,7 @@ def evaluate(
 ) -> bool:
     """Validate and record; return whether it is the best so far."""
     model, device = trainer.evaluated_model, trainer.device
-    validation = validate(
+    validation, curves = validate(
         model,
         val_set,
         metric,
@@ -223,6 +223,7 @@ def evaluate(
         stop=stop,
     )
     record.validation(trainer.step, trainer.epoch + 1, validation["metrics"])
+    record.curves(trainer.step, curves)
     if trainer.ranks.is_first:
         samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
         record.images(trainer.step, draw(model, samples, val_set.classes, device))

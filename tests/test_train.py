@@ -354,8 +354,8 @@ def test_a_step_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([0.1, 0.3, 0.2, 0.3, 0.25])
 
-    def validate(*args, **kwargs) -> dict:
-        return {"metrics": {"AP": next(found)}, "per_class": {}, "seconds_per_image": 0.1}
+    def validate(*args, **kwargs) -> tuple[dict, dict]:
+        return {"metrics": {"AP": next(found)}, "per_class": {}, "seconds_per_image": 0.1}, {}
 
     monkeypatch.setattr(train, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.epochs=9", "schedule.decay=step"]

@@ -5,6 +5,7 @@ scores a nan, writes into what it is given and prints. The numbers here are its 
 """
 
 import io
+from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,19 @@ SUMMARY_NAMES = tuple("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".spli
 
 
 @dataclass(frozen=True)
+class Curve:
+    """Precision over recall of one class, at an IoU of 0.5 and 100 detections an image.
+
+    Attributes:
+        precision: float64 (101,), the highest at a recall of 0, 0.01 ... 1 or above.
+        num_objects: that are to be found.
+    """
+
+    precision: np.ndarray
+    num_objects: int
+
+
+@dataclass(frozen=True)
 class CocoMetrics:
     """What https://cocodataset.org/#detection-eval defines; None where no object is to be found.
 
@@ -33,10 +47,12 @@ class CocoMetrics:
             objects of an area up to 32^2, up to 96^2, and above. AR1, AR10 and AR100 allow that
             many detections in an image, per class; everything else allows 100.
         per_class: class name -> {"AP": ..., "AP50": ...}, each 0..1 or None, in the order of ids.
+        curves: class name -> its curve, of the classes with an object to be found.
     """
 
     summary: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
+    curves: dict[str, Curve]
 
 
 def coco_metrics(ground_truth: GroundTruth, detections: list[Detection]) -> CocoMetrics:
@@ -61,7 +77,10 @@ def coco_metrics(ground_truth: GroundTruth, detections: list[Detection]) -> Coco
         name: None if value == -1 else float(value)
         for name, value in zip(SUMMARY_NAMES, evaluator.stats, strict=True)
     }
-    return CocoMetrics(summary, _per_class(ground_truth, evaluator.eval["precision"]))
+    precisions = evaluator.eval["precision"]
+    return CocoMetrics(
+        summary, _per_class(ground_truth, precisions), _curves(ground_truth, precisions)
+    )
 
 
 def _as_annotations(detections: list[Detection]) -> list[dict[str, Any]]:
@@ -102,6 +121,20 @@ def _per_class(
     return {
         category["name"]: {"AP": _mean(of_class), "AP50": _mean(of_class[0])}
         for category, of_class in zip(classes, of_classes, strict=True)
+    }
+
+
+def _curves(ground_truth: GroundTruth, precisions: np.ndarray) -> dict[str, Curve]:
+    counts = Counter(
+        annotation["category_id"]
+        for annotation in ground_truth["annotations"]
+        if not annotation["iscrowd"]
+    )
+    classes = sorted(ground_truth["categories"], key=lambda category: category["id"])
+    return {
+        category["name"]: Curve(precision, counts[category["id"]])
+        for category, precision in zip(classes, precisions[0, :, :, 0, -1].T, strict=True)
+        if (precision >= 0).all()
     }
 
 

@@ -1,8 +1,8 @@
 """The metrics that a configuration can name: coco, voc07 and voc12."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from detector.evaluation.coco import coco_metrics
+from detector.evaluation.coco import Curve, coco_metrics
 from detector.evaluation.results import Detection, EvaluationError, GroundTruth
 from detector.evaluation.voc import voc_metrics
 
@@ -16,10 +16,12 @@ class Metrics:
     Attributes:
         summary: over all classes; the first is what runs are compared by (`AP` or `mAP`).
         per_class: class name -> its numbers.
+        curves: class name -> precision over recall; COCO's alone.
     """
 
     summary: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
+    curves: dict[str, Curve] = field(default_factory=dict)
 
     def table(self) -> str:
         """A markdown table: all classes first, then each."""
@@ -41,7 +43,7 @@ def score(metric: str, ground_truth: GroundTruth, detections: list[Detection]) -
     match metric:
         case "coco":
             coco = coco_metrics(ground_truth, detections)
-            return Metrics(coco.summary, coco.per_class)
+            return Metrics(coco.summary, coco.per_class, coco.curves)
         case "voc07" | "voc12":
             voc = voc_metrics(ground_truth, detections, rule=metric)
             return Metrics(voc.summary, voc.per_class)

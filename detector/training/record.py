@@ -11,12 +11,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+
+from detector.evaluation.coco import Curve
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +87,21 @@ class Record:
             if value is not None:
                 self.writer.add_scalar(f"val/{name}", value, step)
         self.writer.flush()
+
+    def curves(self, step: int, curves: dict[str, Curve]) -> None:
+        """Precision over recall of each class."""
+        if self.folder is None:
+            return
+        for name, curve in curves.items():
+            # TensorBoard wants rising thresholds, hence falling recalls.
+            recall, precision = np.linspace(1, 0, 101), curve.precision[::-1]
+            found = recall * curve.num_objects
+            wrong = found * (1 - precision) / np.maximum(precision, 1e-12)
+            missed = curve.num_objects - found
+            counts = (found, wrong, np.zeros(101), missed, precision, recall)
+            self.writer.add_pr_curve_raw(
+                f"val/{name}", *counts, global_step=step, num_thresholds=101
+            )
 
     def images(self, step: int, pictures: list[Tensor]) -> None:
         """Pictures uint8 (3, H, W), with boxes drawn on them."""

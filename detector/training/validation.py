@@ -9,6 +9,7 @@ from torch.utils.data import Subset
 
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import eval_loader
+from detector.evaluation.coco import Curve
 from detector.evaluation.inference import detect, to_coco
 from detector.evaluation.metrics import score
 from detector.training.distribution import Ranks
@@ -27,8 +28,9 @@ def validate(
     precision: torch.dtype,
     num_workers: int,
     stop: StopRequest,
-) -> dict[str, Any]:
-    """What summary.json says of the model, on every rank: the numbers that one rank would find.
+) -> tuple[dict[str, Any], dict[str, Curve]]:
+    """What summary.json says of the model, on every rank: the numbers that one rank would find. On
+    the first, the curves of the classes as well.
 
     Each rank takes every n-th image. One that is told to leave stops at once; the others learn of
     it at the end of their share.
@@ -43,14 +45,16 @@ def validate(
     stop.raise_for(ranks)
     shares, total_seconds = ranks.gather(found), sum(ranks.all_gather(seconds))
     result: dict[str, Any] = {}
+    curves: dict[str, Curve] = {}
     if ranks.is_first:
         places = (divmod(index, ranks.num_ranks) for index in range(len(val_set)))
         in_order = [shares[rank][number] for number, rank in places]
         metrics = score(metric, val_set.ground_truth(), to_coco(in_order, val_set.category_ids))
         log.info("%d images, %s:\n%s", len(val_set), metric, metrics.table())
+        curves = metrics.curves
         result = {
             "metrics": metrics.summary,
             "per_class": metrics.per_class,
             "seconds_per_image": total_seconds / len(val_set),
         }
-    return ranks.broadcast(result)
+    return ranks.broadcast(result), curves

@@ -175,3 +175,12 @@ def test_inputs_stay_as_they_are_and_nothing_is_printed(capsys: pytest.CaptureFi
 def test_nan_score_refused() -> None:
     with pytest.raises(EvaluationError, match=r"detections\[0\]: score: .* got nan"):
         coco_metrics(ground_truth_of([box(0, 10)]), [box(0, 10, score=float("nan"))])
+
+
+def test_curves() -> None:
+    """Two of three objects found, first, a wrong one and second: precisions 1 and 2/3 at 1/3, 2/3."""
+    ground_truth = ground_truth_of([box(0, 10), box(50, 10), box(100, 10)])
+    detections = [box(0, 10, score=0.9), box(200, 10, score=0.8), box(50, 10, score=0.7)]
+    (curve,) = coco_metrics(ground_truth, detections).curves.values()
+    assert curve.num_objects == 3
+    assert curve.precision == pytest.approx([1.0] * 34 + [2 / 3] * 33 + [0.0] * 34)

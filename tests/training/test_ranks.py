@@ -187,7 +187,7 @@ def validate_oracle(path: Path) -> None:
     with joined() as ranks:
         with ranks.one_of_machine_first():
             _, val_set = build_data(config)
-        found = validate(
+        found, _ = validate(
             Oracle(val_set),
             val_set,
             "coco",

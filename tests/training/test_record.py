@@ -9,10 +9,13 @@ import termios
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.util import tensor_util
 
+from detector.evaluation.coco import Curve
 from detector.training.record import Record
 
 
@@ -36,6 +39,23 @@ def test_scalars(tmp_path: Path) -> None:
     assert scalar(tmp_path, "speed/images per s") == [(1, 8.0), (2, 16.0)]
     assert scalar(tmp_path, "speed/data wait") == [(1, 0.5), (2, 0.5)]
     assert scalar(tmp_path, "speed/TFLOP per s") == [(1, 0.125), (2, 0.125)]
+
+
+def test_curves(tmp_path: Path) -> None:
+    """8 objects: at a recall of 0.5 there are 4, and at a precision of 0.8 one more that is wrong."""
+    precision = np.where(np.arange(101) <= 50, 0.8, 0.0)
+    record = Record(tmp_path, num_steps=4, first_step=0)
+    record.curves(3, {"fish": Curve(precision, num_objects=8)})
+    record.close()
+    (event,) = events(tmp_path).Tensors("val/fish")
+    assert event.step == 3
+    found, wrong, _, missed, shown, recall = tensor_util.make_ndarray(event.tensor_proto)
+    assert recall[50] == pytest.approx(0.5) and shown[50] == pytest.approx(0.8)
+    assert (found[50], wrong[50], missed[50]) == pytest.approx((4, 1, 4))
+    assert (
+        recall[0] == 1 and shown[0] == 0 and recall[100] == 0 and shown[100] == pytest.approx(0.8)
+    )
+    assert "val/fish" in events(tmp_path).PluginTagToContent("pr_curves")
 
 
 def test_a_loss_that_is_not_finite_is_json(tmp_path: Path) -> None:
