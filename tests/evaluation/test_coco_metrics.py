@@ -178,7 +178,7 @@ def test_nan_score_refused() -> None:
 
 
 def test_curves() -> None:
-    """Two of three objects found, first, a wrong one and second: precisions 1 and 2/3 at 1/3, 2/3."""
+    """Two of three objects are found and something wrong between: 1 of 1, 1 of 2, 2 of 3."""
     ground_truth = ground_truth_of([box(0, 10), box(50, 10), box(100, 10)])
     detections = [box(0, 10, score=0.9), box(200, 10, score=0.8), box(50, 10, score=0.7)]
     (curve,) = coco_metrics(ground_truth, detections).curves.values()

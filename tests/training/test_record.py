@@ -42,7 +42,7 @@ def test_scalars(tmp_path: Path) -> None:
 
 
 def test_curves(tmp_path: Path) -> None:
-    """8 objects: at a recall of 0.5 there are 4, and at a precision of 0.8 one more that is wrong."""
+    """Of 8 objects 4 are found at a recall of 0.5, with one more, wrong, at a precision of 0.8."""
     precision = np.where(np.arange(101) <= 50, 0.8, 0.0)
     record = Record(tmp_path, num_steps=4, first_step=0)
     record.curves(3, {"fish": Curve(precision, num_objects=8)})
