@@ -304,7 +304,7 @@ def test_a_killed_rank_is_replaced(runs: Runs, unbroken: Path, tmp_path: Path, t
     assert_same_run(folder, unbroken)
 
 
-@pytest.mark.parametrize("whom", ["one rank", "the other rank", "the launcher", "all of them"])
+@pytest.mark.parametrize("whom", ["rank 0", "rank 1", "a rank", "the launcher", "all of them"])
 def test_all_ranks_leave_together(runs: Runs, unbroken: Path, tmp_path: Path, whom: str) -> None:
     rng = random.Random(whom)
     folder = tmp_path / "run"
@@ -316,7 +316,8 @@ def test_all_ranks_leave_together(runs: Runs, unbroken: Path, tmp_path: Path, wh
     if whom == "all of them":
         os.killpg(pid, signal.SIGTERM)
     else:
-        os.kill({"one rank": ranks[0], "the other rank": ranks[1]}.get(whom, pid), signal.SIGTERM)
+        of_name = {"rank 0": ranks[0], "rank 1": ranks[1], "a rank": rng.choice(ranks)}
+        os.kill(of_name.get(whom, pid), signal.SIGTERM)
     assert runs.wait(pid) == EXIT_CODE, output(folder)
     assert summary(folder)["status"] == "preempted" and summary(folder)["signal"] == "SIGTERM"
     saved = load_checkpoint(folder / "checkpoints" / "last.pt")
