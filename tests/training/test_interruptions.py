@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,6 @@ from runs import EPOCHS, STEPS, Runs, assert_same_run, await_step, losses, outpu
 
 from detector.training.checkpoint import load_checkpoint
 from detector.training.preemption import EXIT_CODE
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    runs = Runs(tmp_path_factory.mktemp("cache"))
-    yield runs
-    runs.close()
 
 
 @pytest.fixture(scope="module")

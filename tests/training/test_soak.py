@@ -1,7 +1,6 @@
 """A long run keeps to the memory and the files that it had when it was warm."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +20,6 @@ SMALL = [
     "schedule.epochs=10",
     "checkpoint_every=25",
 ]
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Iterator[Runs]:
-    runs = Runs(tmp_path / "cache")
-    yield runs
-    runs.close()
 
 
 def memory_and_files(pid: int) -> tuple[int, int]:

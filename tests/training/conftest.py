@@ -1,0 +1,14 @@
+"""What starts training in other processes."""
+
+from collections.abc import Iterator
+
+import pytest
+from runs import Runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Their generated images are kept between the tests of a module."""
+    runs = Runs(tmp_path_factory.mktemp("cache"))
+    yield runs
+    runs.close()
