@@ -14,6 +14,11 @@
 #include "../deform_conv.h"
 #include "passes.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10 has another, whose message says less
+#include <torch/headeronly/util/shim_utils.h>
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace deform_conv {
 namespace {
 
