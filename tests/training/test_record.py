@@ -101,12 +101,14 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         record = Record(tmp_path, num_steps=4, first_step=1)
-        time.sleep(0.15)  # it is drawn ten times a second
-        record.advance()
+        for _ in range(3):
+            time.sleep(0.15)  # it is drawn at most ten times a second
+            record.advance()
         record.close()
         shown = os.read(ours, 10_000).decode()
     os.close(ours)
-    assert "1/4" in shown and "2/4" in shown and "step" in shown
+    assert "1/4" in shown and "step" in shown
+    assert any(f"{step}/4" in shown for step in (2, 3, 4))
 
 
 def test_other_processes_record_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
