@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,6 +110,7 @@ def _worker(
 ) -> None:
     """In each new process. The first to end for good says how; the others fail for lack of it."""
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restart)
+    launcher = os.getppid()
     try:
         function(*arguments)
     except BaseException as error:
@@ -119,6 +121,8 @@ def _worker(
             log.exception("failed")
         if code != EXIT_CODE:
             raise
+    if os.getppid() != launcher:  # it was killed: nobody takes the result, for which torch waits
+        sys.exit(EXIT_CODE)
 
 
 def _write_once(path: Path, text: str) -> None:

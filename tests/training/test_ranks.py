@@ -318,6 +318,23 @@ def test_all_ranks_leave_together(runs: Runs, unbroken: Path, tmp_path: Path, wh
     assert_same_run(folder, unbroken)
 
 
+def test_a_launcher_that_is_killed(runs: Runs, unbroken: Path, tmp_path: Path) -> None:
+    """Its ranks save and end by themselves."""
+    folder = tmp_path / "run"
+    pid = runs.start(folder, "devices=2")
+    await_step(folder, 3)
+    ranks = workers_of(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert runs.wait(pid) == -signal.SIGKILL
+    deadline = time.monotonic() + LIMIT
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline, output(folder)
+        time.sleep(0.1)
+    assert summary(folder)["status"] == "preempted"
+    assert runs.wait(runs.start(folder, "devices=2")) == 0, output(folder)
+    assert_same_run(folder, unbroken)
+
+
 def test_an_error_that_would_come_again_ends_them_all(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     overrides = ["devices=2", "schedule.batch_size=30"]
