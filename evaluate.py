@@ -1,7 +1,8 @@
-"""Scores a checkpoint, or a results file that anything may have made.
+"""Scores a checkpoint, or results files that anything may have made.
 
     python evaluate.py checkpoint=PATH [data=...] [metric=coco|voc07|voc12]
     python evaluate.py detections=RESULTS.json data.annotations=GT.json [metric=...]
+    python evaluate.py detections=A.json compare_with=B.json data.annotations=GT.json [metric=...]
 
 Prints a table and writes metrics.json, and for a checkpoint detections.json, into its run folder.
 configs/evaluate.yaml says what else there is.
@@ -26,7 +27,10 @@ from detector.config import ConfigError, EvaluateConfig, typed, typed_data, type
 from detector.data.loading import eval_loader
 from detector.evaluation.inference import detect, to_coco
 from detector.evaluation.metrics import score
+from detector.evaluation.paired import compare
 from detector.evaluation.results import (
+    Detection,
+    GroundTruth,
     check_detections,
     read_detections,
     read_ground_truth,
@@ -57,7 +61,14 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     if (config.checkpoint is None) == (config.detections is None):
         raise ConfigError("give either checkpoint=PATH or detections=RESULTS.json")
-    result = from_checkpoint(config) if config.checkpoint is not None else from_results(config)
+    if config.checkpoint is not None and config.compare_with is not None:
+        raise ConfigError("compare_with=B.json needs detections=A.json, not a checkpoint")
+    if config.checkpoint is not None:
+        result = from_checkpoint(config)
+    elif config.compare_with is not None:
+        result = from_two_results(config)
+    else:
+        result = from_results(config)
     write_json(Path(config.output) / "metrics.json", result)
     log.info("written to %s", config.output)
     return result
@@ -65,16 +76,52 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 def from_results(config: EvaluateConfig) -> dict[str, Any]:
     """Score a results file against a COCO-format ground truth."""
+    metric = build_metric(config.metric or "coco")
+    ground_truth, detections = read_results(config, str(config.detections))
+    metrics = score(
+        metric,
+        ground_truth,
+        detections,
+        class_agnostic=config.class_agnostic,
+        backend=config.backend,
+        pixel_inclusive=config.pixel_inclusive,
+    )
+    log.info("%s, %s:\n%s", config.detections, metric, metrics.table())
+    return {"metrics": metrics.summary, "per_class": metrics.per_class}
+
+
+def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
+    """How much better the first results file is than the second, and how sure that is."""
+    metric = build_metric(config.metric or "coco")
+    ground_truth, first = read_results(config, str(config.detections))
+    _, second = read_results(config, str(config.compare_with))
+    comparison = compare(
+        ground_truth,
+        first,
+        second,
+        metric=metric,
+        num_resamples=config.resamples,
+        seed=config.seed,
+        class_agnostic=config.class_agnostic,
+        pixel_inclusive=config.pixel_inclusive,
+    )
+    names = f"first: {config.detections}, second: {config.compare_with}"
+    log.info("%s, %s:\n%s", names, metric, comparison.table())
+    return {
+        "metrics": {name: number and number.first for name, number in comparison.numbers.items()},
+        "comparison": comparison.as_json(),
+    }
+
+
+def read_results(config: EvaluateConfig, detections: str) -> tuple[GroundTruth, list[Detection]]:
+    """The ground truth, and a results file that belongs to it."""
     annotations = config.data["annotations"]
     if annotations is None:
         raise ConfigError("detections=... needs data.annotations=GT.json")
-    metric = build_metric(config.metric or "coco")
     ground_truth = read_ground_truth(Path(annotations))
-    detections = read_detections(Path(str(config.detections)))
-    check_detections(ground_truth, detections, source=str(config.detections))
-    metrics = score(metric, ground_truth, detections)
-    log.info("%s, %s:\n%s", config.detections, metric, metrics.table())
-    return {"metrics": metrics.summary, "per_class": metrics.per_class}
+    found = read_detections(Path(detections))
+    check_detections(ground_truth, found, source=detections)
+    return ground_truth, found
 
 
 def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
@@ -96,7 +143,14 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     found, seconds = detect(model.to(device), batches, device=device, precision=precision)
     detections = to_coco(found, val_set.category_ids)
     write_detections(Path(config.output) / "detections.json", detections)
-    metrics = score(metric, val_set.ground_truth(), detections)
+    metrics = score(
+        metric,
+        val_set.ground_truth(),
+        detections,
+        class_agnostic=config.class_agnostic,
+        backend=config.backend,
+        pixel_inclusive=config.pixel_inclusive,
+    )
     log.info("%s, %d images, %s:\n%s", path, len(val_set), metric, metrics.table())
     return {
         "metrics": metrics.summary,

@@ -182,12 +182,18 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """One evaluation, of a checkpoint or of a results file."""
+    """One evaluation, of a checkpoint, of a results file, or of two results files side by side."""
 
     checkpoint: str | None
     detections: str | None
+    compare_with: str | None
     data: Any
     metric: str | None
+    class_agnostic: bool
+    backend: str
+    pixel_inclusive: bool
+    resamples: int
+    seed: int
     device: str
     precision: str | None
     output: str
@@ -285,3 +291,15 @@ def config_hash(config: TrainConfig) -> str:
     """Twelve hexadecimal digits that name the configuration."""
     text = json.dumps(to_plain(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass
+class PredictConfig:
+    """What to detect in, by which checkpoint."""
+
+    checkpoint: str
+    images: str
+    min_score: float
+    device: str
+    precision: str | None
+    output: str

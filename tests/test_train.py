@@ -104,7 +104,7 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     voc = tmp_path / "voc"
     assert command(evaluate.main, voc, *results, "metric=voc07", monkeypatch=monkeypatch) == 0
-    assert read_json(voc / "metrics.json")["metrics"].keys() == {"mAP", "AP50"}
+    assert read_json(voc / "metrics.json")["metrics"].keys() == {"mAP", "AP50", "AP70"}
 
     other = tmp_path / "other"  # another data set: the training images, as if they were new ones
     folder = annotations.parents[1]

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from detector.data.dataset import DatasetError, DetectionDataset
-from detector.data.folder import Folder
-from detector.data.records import ImageEntry, ObjectEntry, build_dataset
+from detector.data.dataset import DetectionDataset
+from detector.data.errors import DatasetError, file_error, shown
+from detector.data.folder import Folder, read_file
+from detector.data.records import MAX_LENGTH, ImageEntry, ObjectEntry, build_dataset
 
 Json = dict[str, Any]
 T = TypeVar("T", int, str, list[Any])
@@ -58,10 +59,11 @@ def read_coco(*, images: Path, annotations: Path) -> DetectionDataset:
 
 
 def _load(file: Path) -> Json:
+    encoded = read_file(file)
     try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{file}: cannot be read as JSON ({error})") from error
+        content = json.loads(encoded)
+    except (ValueError, RecursionError) as error:
+        raise file_error(file, f"cannot be read as JSON ({error})") from error
     if type(content) is not dict:
         raise DatasetError(f"{file}: holds {reprlib.repr(content)}, expected a JSON object")
     return content
@@ -75,7 +77,9 @@ def _categories(content: Json, file: Path) -> dict[int, str]:
         if category_id in names:
             raise DatasetError(f"{place}: an earlier category has the same id")
         if name in names.values():
-            raise DatasetError(f"{place}: an earlier category has the same name {name!r}")
+            raise DatasetError(
+                f"{place}: an earlier category has the same name {shown(repr(name))}"
+            )
         names[category_id] = name
     return dict(sorted(names.items()))
 
@@ -87,8 +91,8 @@ def _images(content: Json, file: Path, folder: Folder) -> list[ImageEntry]:
         if image_id in entries:
             raise DatasetError(f"{place}: an earlier image has the same id")
         path = folder.locate(_field(entry, "file_name", str, place), where=place)
-        if not folder.holds(path):
-            raise DatasetError(f"{place}: image file {path} does not exist")
+        if not folder.holds(path, where=place):
+            raise DatasetError(f"{place}: image file {shown(path)} does not exist")
         height, width = _length(entry, "height", place), _length(entry, "width", place)
         entries[image_id] = ImageEntry(image_id, path, height, width)
     return list(entries.values())
@@ -136,7 +140,7 @@ def _entries(
 
 
 def _place(file: Path, key: str, index: int, entry: Json) -> str:
-    return f"{file}: {key}[{index}] (id {entry.get('id')!r})"
+    return f"{file}: {key}[{index}] (id {reprlib.repr(entry.get('id'))})"
 
 
 def _field(entry: Json, key: str, kind: type[T], place: str) -> T:
@@ -150,8 +154,8 @@ def _field(entry: Json, key: str, kind: type[T], place: str) -> T:
 
 def _length(entry: Json, key: str, place: str) -> int:
     length = _field(entry, key, int, place)
-    if length < 1:
-        raise DatasetError(f"{place}: {key!r} is {length}, expected at least 1 pixel")
+    if not 1 <= length <= MAX_LENGTH:
+        raise DatasetError(f"{place}: {key!r} is {length}, expected 1 to {MAX_LENGTH} pixels")
     return length
 
 
@@ -176,7 +180,7 @@ def _area(entry: Json, place: str) -> float | None:
     if "area" not in entry:
         return None
     area = entry["area"]
-    if not (_is_number(area) and 0 <= area < float("inf")):
+    if not (_is_number(area) and 0 <= area < 2**63):
         raise DatasetError(f"{place}: 'area' is {reprlib.repr(area)}, expected square pixels")
     return float(area)
 

@@ -20,13 +20,11 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-
-class DatasetError(ValueError):
-    """Data that cannot be used as it is. The message names the file and the image or annotation."""
+from detector.data.errors import DatasetError
+from detector.data.images import read_image
 
 
 class Sample(TypedDict):
@@ -96,8 +94,12 @@ class DetectionDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
+        try:
+            image = read_image(record.path, size=(record.height, record.width))
+        except DatasetError as error:
+            raise DatasetError(f"{error}; image id {record.image_id}") from error
         return Sample(
-            image=_decode(record),
+            image=image,
             boxes=torch.from_numpy(record.boxes.astype(np.float32)),
             labels=torch.from_numpy(record.labels.copy()),
             area=torch.from_numpy(record.area.astype(np.float32)),
@@ -157,18 +159,3 @@ class DetectionDataset(Dataset[Sample]):
             for category_id, name in zip(self.category_ids, self.classes, strict=True)
         ]
         return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _decode(record: Record) -> Tensor:
-    """uint8 (3, H, W), RGB. Pillow refuses what is truncated or broken, where OpenCV is silent."""
-    try:
-        with Image.open(record.path) as file:
-            pixels = np.array(file.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{record.path}: cannot be decoded ({error})") from error
-    if pixels.shape[:2] != (record.height, record.width):
-        raise DatasetError(
-            f"{record.path}: the file is {pixels.shape[1]}x{pixels.shape[0]} pixels, "
-            f"its annotation says {record.width}x{record.height}"
-        )
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

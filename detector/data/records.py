@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detector.data.dataset import DatasetError, DetectionDataset, Record
+from detector.data.dataset import DetectionDataset, Record
+from detector.data.errors import DatasetError
 
 TOLERANCE = 1.0  # pixels
+MAX_LENGTH = 2**31 - 1  # pixels of a side of an image, as PNG has it
 
 
 class ImageEntry(NamedTuple):

@@ -6,15 +6,19 @@ classes; `difficult` objects are crowds.
 """
 
 from pathlib import Path
-from typing import NamedTuple
-from xml.etree.ElementTree import Element, ParseError
+from typing import Any, NamedTuple
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
-from defusedxml.ElementTree import parse
+from defusedxml.ElementTree import XMLParser
 
-from detector.data.dataset import DatasetError, DetectionDataset
-from detector.data.folder import Folder
-from detector.data.records import ImageEntry, ObjectEntry, build_dataset
+from detector.data.dataset import DetectionDataset
+from detector.data.errors import DatasetError, file_error, shown
+from detector.data.folder import Folder, read_file
+from detector.data.records import MAX_LENGTH, ImageEntry, ObjectEntry, build_dataset
 
+MAX_BYTES = 2**20  # of an XML file: one of an image with a thousand objects has a quarter of that
+MAX_ELEMENTS = 50_000  # of an XML file: of four thousand objects
+MAX_DEPTH = 32  # of elements within each other: the devkit has 4
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
@@ -97,29 +101,54 @@ def _sources(root: Path, image_set: str) -> list[_Source]:
 
 def _devkit_sources(root: Path, list_file: Path) -> list[_Source]:
     """The images that a file of `ImageSets/Main` lists: an id a line, maybe with a flag behind."""
+    encoded = read_file(list_file)
     try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{list_file}: cannot be read ({error})") from error
+        lines = encoded.decode("utf-8").splitlines()
+    except ValueError as error:
+        raise file_error(list_file, f"cannot be read ({error})") from error
     annotations, images = Folder(root / "Annotations"), Folder(root / "JPEGImages")
-    sources: dict[str, _Source] = {}
+    sources: dict[Path, _Source] = {}
     for name in (line.split()[0] for line in lines if line.strip()):
-        xml = annotations.locate(f"{name}.xml", where=f"{list_file}: {name}")
-        if not annotations.holds(xml):
-            raise DatasetError(f"{list_file}: {name}: annotation file {xml} does not exist")
-        if name in sources:
-            raise DatasetError(f"{list_file}: {name} is listed twice")
-        sources[name] = _Source(xml, images)
+        place = f"{list_file}: {shown(name)}"
+        xml = annotations.locate(f"{name}.xml", where=place)
+        if not annotations.holds(xml, where=place):
+            raise DatasetError(f"{place}: annotation file {shown(xml)} does not exist")
+        if xml in sources:
+            raise DatasetError(f"{place} is listed twice")
+        sources[xml] = _Source(xml, images)
     if not sources:
         raise DatasetError(f"{list_file}: lists no images")
     return list(sources.values())
 
 
+class _SmallTree(TreeBuilder):
+    """Elements to a limit in number and depth: a megabyte of nothing else would take seconds."""
+
+    number = 0
+    depth = 0
+
+    def start(self, tag: Any, attrs: Any, /) -> Element:
+        self.number += 1
+        self.depth += 1
+        if self.number > MAX_ELEMENTS:
+            raise ValueError(f"over {MAX_ELEMENTS} elements")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"over {MAX_DEPTH} elements within each other")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> Element:
+        self.depth -= 1
+        return super().end(tag)
+
+
 def _parse(xml: Path) -> Element:
+    encoded = read_file(xml, max_bytes=MAX_BYTES)
     try:
-        tree: Element = parse(xml).getroot()
-    except (OSError, ParseError, ValueError, LookupError) as error:
-        raise DatasetError(f"{xml}: cannot be read as XML ({error})") from error
+        parser = XMLParser(target=_SmallTree())
+        parser.feed(encoded)
+        tree: Element = parser.close()
+    except (ParseError, ValueError, LookupError) as error:
+        raise file_error(xml, f"cannot be read as XML ({error})") from error
     return tree
 
 
@@ -127,28 +156,28 @@ def _parse(xml: Path) -> Element:
 
 
 def _image(source: _Source, tree: Element, image_id: int) -> ImageEntry:
-    height, width = (_length(tree, key, str(source.xml)) for key in ("size/height", "size/width"))
+    height, width = (_length(tree, key, shown(source.xml)) for key in ("size/height", "size/width"))
     return ImageEntry(image_id, _image_path(source, tree), height, width)
 
 
 def _image_path(source: _Source, tree: Element) -> Path:
     """The file that `<filename>` names; if there is none, one named as the XML file is."""
-    place = str(source.xml)
+    place = shown(source.xml)
     named = source.images.locate(_text(tree, "filename", place), where=place)
     namesakes = [source.images.root / (source.xml.stem + suffix) for suffix in SUFFIXES]
     for path in (named, *namesakes):
-        if source.images.holds(path):
+        if source.images.holds(path, where=place):
             return path
     raise DatasetError(
-        f"{place}: image file {named} does not exist, "
-        f"nor is there {source.xml.stem}{{{','.join(SUFFIXES)}}}"
+        f"{place}: image file {shown(named)} does not exist, "
+        f"nor is there {shown(source.xml.stem)}{{{','.join(SUFFIXES)}}}"
     )
 
 
 def _objects(tree: Element, xml: Path, *, image_index: int) -> list[_Object]:
     objects = []
     for number, element in enumerate(tree.findall("object"), start=1):
-        place = f"{xml}: object {number}"
+        place = f"{shown(xml)}: object {number}"
         name, difficult = _text(element, "name", place), _flag(element, "difficult", place)
         xmin, ymin, xmax, ymax = (
             _number(element, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax")
@@ -170,7 +199,8 @@ def _checked(classes: tuple[str, ...], found: list[_Object]) -> tuple[str, ...]:
     for thing in found:
         if thing.class_name not in classes:
             raise DatasetError(
-                f"{thing.place}: class {thing.class_name!r} is not among {', '.join(classes)}"
+                f"{thing.place}: class {shown(repr(thing.class_name))} is not among "
+                f"{', '.join(classes)}"
             )
     return classes
 
@@ -187,18 +217,20 @@ def _number(element: Element, key: str, place: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise DatasetError(f"{place}: <{key}> is {text!r}, expected a number") from None
+        raise DatasetError(f"{place}: <{key}> is {shown(repr(text))}, expected a number") from None
 
 
 def _length(element: Element, key: str, place: str) -> int:
     length = _number(element, key, place)
-    if not (length >= 1 and length.is_integer()):
-        raise DatasetError(f"{place}: <{key}> is {length:g}, expected a whole number of pixels")
+    if not (1 <= length <= MAX_LENGTH and length.is_integer()):
+        raise DatasetError(
+            f"{place}: <{key}> is {length:g}, expected a whole number of 1 to {MAX_LENGTH} pixels"
+        )
     return int(length)
 
 
 def _flag(element: Element, key: str, place: str) -> bool:
     text = (element.findtext(key) or "0").strip()
     if text not in ("0", "1"):
-        raise DatasetError(f"{place}: <{key}> is {text!r}, expected 0 or 1")
+        raise DatasetError(f"{place}: <{key}> is {shown(repr(text))}, expected 0 or 1")
     return text == "1"

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from detector.evaluation.matches import ClassMatches
 from detector.evaluation.results import (
     Detection,
     GroundTruth,
@@ -74,27 +75,66 @@ def voc_metrics(
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule: expected one of {get_args(Rule)}, got {rule!r}")
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold: expected 0 < threshold <= 1, got {iou_threshold}")
+    name = f"AP{100 * iou_threshold:g}"
+    matches = voc_matches(
+        ground_truth, detections, iou_thresholds=(iou_threshold,), pixel_inclusive=pixel_inclusive
+    )
+    per_class = {
+        class_name: {name: _average_precision(of_class, rule)}
+        for class_name, of_class in matches.items()
+    }
+    aps = [ap for of_class in per_class.values() for ap in of_class.values() if ap is not None]
+    mean = float(np.mean(aps)) if aps else None
+    return VocMetrics(rule, iou_threshold, {"mAP": mean, name: mean}, per_class)
+
+
+def voc_matches(
+    ground_truth: GroundTruth,
+    detections: list[Detection],
+    *,
+    iou_thresholds: tuple[float, ...],
+    pixel_inclusive: bool = False,
+) -> dict[str, ClassMatches]:
+    """Match `detections` with `ground_truth` as `voc_metrics` says: class name -> matches.
+
+    Classes and images are in the order of their ids. No ties are kept together: a detection and
+    its copies are neighbours.
+
+    Raises:
+        EvaluationError, ValueError: as `voc_metrics`.
+    """
+    for iou_threshold in iou_thresholds:
+        if not 0 < iou_threshold <= 1:
+            raise ValueError(f"iou_threshold: expected 0 < threshold <= 1, got {iou_threshold}")
     ground_truth = normalise_ground_truth(ground_truth)
     check_detections(ground_truth, detections)
     gt_classes, gt_images, gt_boxes = _columns(ground_truth["annotations"], pixel_inclusive)
     difficult = np.array([entry["iscrowd"] for entry in ground_truth["annotations"]], dtype=bool)
     by_score = sorted(detections, key=lambda detection: -detection["score"])  # stable
     classes, images, boxes = _columns(by_score, pixel_inclusive)
+    image_ids = np.sort([image["id"] for image in ground_truth["images"]]).astype(np.int64)
+    places, gt_places = (np.searchsorted(image_ids, ids) for ids in (images, gt_images))
 
-    name = f"AP{100 * iou_threshold:g}"
     per_class = {}
     for category in sorted(ground_truth["categories"], key=lambda category: category["id"]):
         ours, theirs = classes == category["id"], gt_classes == category["id"]
         pairs = _pairs_within_images(images[ours], gt_images[theirs])
-        matches = _matches(pairs, boxes[ours], gt_boxes[theirs], iou_threshold)
-        ap = _average_precision(matches, difficult[theirs], rule)
-        per_class[category["name"]] = {name: ap}
-
-    aps = [ap for of_class in per_class.values() for ap in of_class.values() if ap is not None]
-    mean = float(np.mean(aps)) if aps else None
-    return VocMetrics(rule, iou_threshold, {"mAP": mean, name: mean}, per_class)
+        ious = _ious(boxes[ours][pairs[0]], gt_boxes[theirs][pairs[1]])
+        judged = [
+            _right_and_wrong(
+                _matches(pairs, ious, int(ours.sum()), iou_threshold), difficult[theirs]
+            )
+            for iou_threshold in iou_thresholds
+        ]
+        to_be_found = gt_places[theirs & ~difficult]
+        per_class[category["name"]] = ClassMatches(
+            images=places[ours],
+            right=np.stack([right for right, _ in judged]),
+            wrong=np.stack([wrong for _, wrong in judged]),
+            ties=np.arange(ours.sum()),
+            num_objects=np.bincount(to_be_found, minlength=len(image_ids)),
+        )
+    return per_class
 
 
 def _columns(
@@ -123,18 +163,17 @@ def _pairs_within_images(
 
 def _matches(
     pairs: tuple[np.ndarray, np.ndarray],
-    boxes: np.ndarray,
-    gt_boxes: np.ndarray,
+    ious: np.ndarray,
+    num_detections: int,
     iou_threshold: float,
 ) -> np.ndarray:
     """Return the object (D,) that each detection matches, as an index below G, or -1 for none."""
     detections, objects = pairs
-    ious = _ious(boxes[detections], gt_boxes[objects])
     best_first = np.lexsort((objects, -ious, detections))  # the earlier object where IoUs are equal
     _, first = np.unique(detections[best_first], return_index=True)
     best = best_first[first]  # one pair for each detection whose image has objects
     best = best[ious[best] >= iou_threshold]
-    matches = np.full(len(boxes), -1)
+    matches = np.full(num_detections, -1)
     matches[detections[best]] = objects[best]
     return matches
 
@@ -152,17 +191,21 @@ def _ious(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
     return ious
 
 
-def _average_precision(matches: np.ndarray, difficult: np.ndarray, rule: Rule) -> float | None:
-    """Return the average precision of a class from `_matches` (D,) and its objects' flags (G,)."""
-    num_objects = int(np.count_nonzero(~difficult))
-    if num_objects == 0:
-        return None
-    is_ignored = np.append(difficult, False)[matches]  # the last flag is that of -1, no match
-    matches = matches[~is_ignored]
+def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_matches` (D,) makes of each detection (D,), from its objects' flags (G,)."""
+    counts = ~np.append(difficult, False)[matches]  # the last flag is that of -1, no match
     right = np.zeros(len(matches), dtype=bool)
     right[np.unique(matches, return_index=True)[1]] = True  # the first to match an object
-    right &= matches >= 0
+    right &= counts & (matches >= 0)
+    return right, counts & ~right
 
+
+def _average_precision(matches: ClassMatches, rule: Rule) -> float | None:
+    """Return the average precision of a class at one IoU threshold."""
+    num_objects = int(matches.num_objects.sum())
+    if num_objects == 0:
+        return None
+    right = matches.right[0][matches.right[0] | matches.wrong[0]]
     num_right = np.cumsum(right)
     precisions = num_right / np.arange(1, len(right) + 1)
     envelope = np.maximum.accumulate(precisions[::-1])[::-1]  # the best at this recall or above

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,10 @@ FAULTS = [  # (where, key, value; words of the message)
     (["images", 1], "file_name", "/etc/passwd", ["id 5", "/etc/passwd", "leads out"]),
     (["images", 1], "width", REMOVED, ["id 5", "'width'", "missing"]),
     (["images", 1], "width", 30.5, ["id 5", "'width'", "30.5", "integer"]),
+    (["images", 1], "file_name", "x" * 300 + "/a", ["id 5", "xxx cannot be listed"]),
+    (["images", 1], "file_name", "a\n.png", ["id 5", r"a\n.png", "not exist"]),
     (["images", 1], "width", 0, ["id 5", "'width'", "0"]),
+    (["images", 1], "width", 2**31, ["id 5", "'width'", "2147483648", "2147483647"]),
     (["images", 1], "height", REMOVED, ["id 5", "'height'", "missing"]),
     (["images", 1], "height", True, ["id 5", "'height'", "True", "integer"]),
     (["categories", 1], "id", REMOVED, ["categories[1]", "'id'", "missing"]),
@@ -179,6 +183,7 @@ FAULTS = [  # (where, key, value; words of the message)
     (["annotations", 1], "area", "big", ["id 8", "'area'", "'big'"]),
     (["annotations", 1], "area", math.nan, ["id 8", "'area'", "nan"]),
     (["annotations", 1], "area", -1, ["id 8", "'area'", "-1"]),
+    (["annotations", 1], "area", 1e39, ["id 8", "'area'", "1e+39"]),
     (["annotations", 1], "iscrowd", 2, ["id 8", "'iscrowd'", "2"]),
     (["annotations", 1], "iscrowd", "1", ["id 8", "'iscrowd'", "'1'"]),
 ]
@@ -263,6 +268,25 @@ def test_real_data_against_pycocotools(shared_data: Path, split: str) -> None:
         names = [expected.cats[a["category_id"]]["name"] for a in annotations]
         assert [dataset.classes[label - 1] for label in record.labels] == names
         assert record.area.tolist() == [a["area"] for a in annotations]
+
+
+def test_links_to_nothing_and_pipes(folder: Path) -> None:
+    """Beside the images they trouble nobody; named, they are no files."""
+    (folder / "images" / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "images" / "pipe.png")
+    assert len(read(folder, CONTENT)) == 3
+    for name in ("loop.png", "pipe.png"):
+        content = copy.deepcopy(CONTENT)
+        content["images"][1]["file_name"] = name
+        with pytest.raises(DatasetError, match=rf"gt\.json.*id 5.*{name} does not exist"):
+            read(folder, content)
+
+
+def test_image_that_cannot_be_decoded_is_named_with_its_id(folder: Path) -> None:
+    dataset = read(folder, CONTENT)
+    (folder / "images" / "a.png").write_text("<html>")
+    with pytest.raises(DatasetError, match=r"images/a\.png: cannot be decoded.*; image id 5$"):
+        dataset[1]
 
 
 def test_ground_truth_reads_back(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """The VOC reader: hand-made files, and the COCO reader on the same real images."""
 
 import json
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from detector.data.coco import read_coco
 from detector.data.dataset import DatasetError, DetectionDataset
+from detector.data.transforms import TrainTransform, sample_seed
 from detector.data.voc import read_voc
 
 DOG = "<object><name>dog</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>4.5</ymax></bndbox></object>"  # noqa: E501
@@ -122,9 +125,14 @@ FAULTS = [
     ("\0", ["a.xml", "XML"]),
     ('<?xml version="1.0" encoding="nonsense"?><annotation/>', ["a.xml", "XML"]),
     ('<!DOCTYPE d [<!ENTITY e "x">]><annotation>&e;</annotation>', ["a.xml", "XML", "Entit"]),
+    ("<a>" * 33 + "</a>" * 33, ["a.xml", "XML", "over 32 elements"]),
+    ("<a>" * 32 + "<b/>" + "</a>" * 32, ["a.xml", "XML", "over 32 elements"]),
+    ("<a>" + "<b/>" * 50_000 + "</a>", ["a.xml", "XML", "over 50000 elements"]),
+    ("<a>" + "<b/>" * 49_999 + "</a>", ["a.xml", "<size/height>", "missing"]),
     ("<annotation/>", ["a.xml", "<size/height>", "missing"]),
     (xml(width=""), ["a.xml", "<size/width>", "missing"]),
     (xml(width="0"), ["a.xml", "<size/width>", "0"]),
+    (xml(width="1e300"), ["a.xml", "<size/width>", "1e+300", "2147483647"]),
     (xml(height="50.5"), ["a.xml", "<size/height>", "50.5"]),
     (xml(height="tall"), ["a.xml", "<size/height>", "'tall'", "number"]),
     (xml(filename=""), ["a.xml", "<filename>", "missing"]),
@@ -164,6 +172,7 @@ def test_missing_image_is_named(tmp_path: Path) -> None:
         ("\n", ["train.txt", "no images"]),
         ("a\nb\n", ["train.txt", "b", "Annotations/b.xml does not exist"]),
         ("a 1\na -1\n", ["train.txt", "a", "twice"]),
+        ("a\n./a\n", ["train.txt", "./a", "twice"]),
         ("../ImageSets/a\n", ["train.txt", "../ImageSets/a", "leads out"]),
     ],
 )
@@ -239,37 +248,103 @@ def test_real_voc_boxes_are_the_whole_pixels_of_the_coco_boxes(
     )  # noqa: E501
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_converted_coco_gives_the_same_samples(
-    shared_data: Path, tmp_path: Path, split: str
+def assert_same_samples(voc: DetectionDataset, coco: DetectionDataset) -> None:
+    """Image for image, which are in another order: as they are and augmented, to the last bit."""
+    transform = TrainTransform(
+        min_sizes=[96, 128, 160],
+        max_size=200,
+        flip_probability=0.5,
+        brightness=0.2,
+        contrast=0.2,
+        saturation=0.2,
+        hue=0.05,
+    )
+    assert len(voc) == len(coco) and voc.classes == coco.classes
+    index_of = {record.path.name: index for index, record in enumerate(coco.records)}
+    assert len(index_of) == len(coco)
+    for index, record in enumerate(voc.records):
+        twin = index_of[record.path.name]
+        if index % 4:  # one in four is decoded and augmented
+            np.testing.assert_array_equal(record.labels, coco.records[twin].labels)
+            boxes = coco.records[twin].boxes.astype(np.float32)
+            np.testing.assert_array_equal(record.boxes.astype(np.float32), boxes)
+            continue
+        sample, expected = voc[index], coco[twin]
+        seed = sample_seed(0, 1, index)
+        for one, other in (
+            (sample, expected),
+            (transform(sample, seed=seed), transform(expected, seed=seed)),
+        ):
+            for key in ("image", "boxes", "labels", "iscrowd"):
+                assert one[key].dtype == other[key].dtype
+                assert torch.equal(one[key], other[key]), (key, record.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("aquarium_mini", "val"), ("aquarium", "train"), ("aquarium", "valid")]
+)
+def test_coco_converted_to_voc_gives_the_same_samples(
+    shared_data: Path, tmp_path: Path, name: str, split: str
 ) -> None:
-    folder = shared_data / "aquarium_mini"
+    folder = shared_data / name
     file = folder / "annotations" / f"instances_{split}.json"
     coco = read_coco(images=folder / split, annotations=file)
     content = json.loads(file.read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
+    objects = defaultdict(list)
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        box = [repr(edge) for edge in (x + 1, y + 1, x + w, y + h)]
+        objects[annotation["image_id"]].append(box_xml(names[annotation["category_id"]], box))
     for image in content["images"]:
-        objects = []
-        for annotation in content["annotations"]:
-            if annotation["image_id"] == image["id"]:
-                x, y, w, h = annotation["bbox"]
-                box = [repr(edge) for edge in (x + 1, y + 1, x + w, y + h)]
-                objects.append(box_xml(names[annotation["category_id"]], box))
         text = xml(
-            *objects,
+            *objects[image["id"]],
             filename=image["file_name"],
             width=str(image["width"]),
             height=str(image["height"]),
         )
         (tmp_path / image["file_name"]).with_suffix(".xml").write_text(text)
         (tmp_path / image["file_name"]).symlink_to(folder / split / image["file_name"])
-
     voc = read_voc(roots=[tmp_path], image_set=split, classes=coco.classes)
-    order = sorted(range(len(coco)), key=lambda i: coco.records[i].path.with_suffix(".xml").name)
-    assert len(voc) == len(coco) and voc.classes == coco.classes
-    for index, twin in enumerate(order):
-        sample, expected = voc[index], coco[twin]
-        assert voc.records[index].path.name == coco.records[twin].path.name
-        for key in ("image", "boxes", "labels", "iscrowd"):
-            assert sample[key].dtype == expected[key].dtype
-            assert torch.equal(sample[key], expected[key]), (key, voc.records[index].path)
+    assert_same_samples(voc, coco)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_voc_converted_to_coco_gives_the_same_samples(
+    shared_data: Path, tmp_path: Path, split: str
+) -> None:
+    """The data set's own XML files; its JSON file has the boxes before they became whole pixels."""
+    images, xmls = shared_data / "aquarium" / split, shared_data / "aquarium" / "Annotations_voc"
+    for part, target in (("JPEGImages", images), ("Annotations", xmls / split)):
+        (tmp_path / part).symlink_to(target)
+    files = sorted((xmls / split).glob("*.xml"))
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(
+        "".join(f"{file.stem}\n" for file in files)
+    )
+    voc = read(tmp_path)
+    content: dict = {"images": [], "annotations": []}
+    content["categories"] = [{"id": 10 + i, "name": name} for i, name in enumerate(voc.classes)]
+    for image_id, file in enumerate(reversed(files)):
+        text = file.read_text()
+
+        def values(tag: str, text: str = text) -> list[str]:
+            return re.findall(f"<{tag}>(.*?)</{tag}>", text)
+
+        width, height = (int(values(tag)[0]) for tag in ("width", "height"))
+        content["images"].append(
+            {"id": image_id, "file_name": values("filename")[0], "width": width, "height": height}
+        )
+        corners = [map(int, values(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")]
+        for name, x1, y1, x2, y2 in zip(values("name"), *corners, strict=True):
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": 10 + voc.classes.index(name),
+                    "bbox": [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1],
+                }
+            )
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    coco = read_coco(images=tmp_path / "JPEGImages", annotations=tmp_path / "gt.json")
+    assert_same_samples(voc, coco)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,22 @@ def random_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
 
 
 def plain_pycocotools(
-    folder: Path, ground_truth: dict, detections: list[dict], category: int | None = None
+    folder: Path,
+    ground_truth: dict,
+    detections: list[dict],
+    category: int | None = None,
+    class_agnostic: bool = False,
 ) -> np.ndarray:
     gt_path, dt_path = folder / "gt.json", folder / "dt.json"
     gt_path.write_text(json.dumps(ground_truth))
     dt_path.write_text(json.dumps(detections))
     coco = COCO(str(gt_path))
+    if not coco.imgs or not detections:  # which loadRes cannot take
+        return np.full(12, 0.0 if any(not a["iscrowd"] for a in coco.anns.values()) else -1.0)
     evaluator = COCOeval(coco, coco.loadRes(str(dt_path)), "bbox")
     if category is not None:
         evaluator.params.catIds = [category]
+    evaluator.params.useCats = int(not class_agnostic)
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
@@ -82,6 +90,51 @@ def test_equal_to_plain_pycocotools(tmp_path: Path, seed: int) -> None:
         aps = as_pycocotools(metrics.per_class[name].values())
         # numpy may add the same numbers in another order
         assert aps == pytest.approx(stats[:2].tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_class_agnostic(tmp_path: Path, seed: int) -> None:
+    ground_truth, detections = random_set(seed)
+    metrics = coco_metrics(ground_truth, detections, class_agnostic=True)
+    stats = plain_pycocotools(tmp_path, ground_truth, detections, class_agnostic=True)
+    assert as_pycocotools(metrics.summary.values()) == stats.tolist()
+    assert (metrics.per_class, metrics.curves) == ({}, {})
+    assert metrics.summary != coco_metrics(ground_truth, detections).summary
+
+
+def test_the_class_does_not_matter_where_all_are_one() -> None:
+    ground_truth, detections = ground_truth_of([box(0, 10)]), [box(0, 10, category=4, score=0.5)]
+    assert coco_metrics(ground_truth, detections).summary["AP"] == 0
+    agnostic = coco_metrics(ground_truth, detections, class_agnostic=True)
+    assert agnostic.summary["AP"] == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("num_sets", [50, pytest.param(500, marks=pytest.mark.slow)])
+def test_fast_backend_is_equal(num_sets: int) -> None:
+    pytest.importorskip("faster_coco_eval", reason="the extra fast-eval is not installed")
+    for seed in range(num_sets):
+        ground_truth, detections = random_set(seed)
+        if seed % 25 == 0:
+            detections = []
+        exact, fast = (
+            coco_metrics(ground_truth, detections, backend=backend, class_agnostic=seed % 5 == 0)
+            for backend in ("pycocotools", "fast")
+        )
+        assert fast.summary == pytest.approx(exact.summary, abs=1e-12), seed
+        assert fast.per_class.keys() == exact.per_class.keys()
+        for name, numbers in exact.per_class.items():
+            assert fast.per_class[name] == pytest.approx(numbers, abs=1e-12), seed
+        for name, curve in exact.curves.items():
+            assert fast.curves[name].precision == pytest.approx(curve.precision, abs=1e-12), seed
+
+
+def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ground_truth = ground_truth_of([box(0, 10)])
+    with pytest.raises(EvaluationError, match="backend=quick is none of pycocotools, fast"):
+        coco_metrics(ground_truth, [], backend="quick")
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # importing it raises ImportError
+    with pytest.raises(EvaluationError, match=r"pip install -e '\.\[fast-eval\]'"):
+        coco_metrics(ground_truth, [], backend="fast")
 
 
 def test_more_detections_than_are_counted(tmp_path: Path) -> None:

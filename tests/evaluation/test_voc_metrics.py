@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detector.evaluation.metrics import score
 from detector.evaluation.results import EvaluationError
 from detector.evaluation.voc import voc_metrics
 
@@ -149,6 +150,21 @@ def test_equal_to_the_definition(rule: Any, threshold: str, pixel_inclusive: boo
         assert metrics.summary == pytest.approx({"mAP": mean, name: mean}, abs=1e-12)
         num_interesting += any(0 < ap < 1 for ap in present)
     assert num_interesting > 50
+
+
+@pytest.mark.parametrize("pixel_inclusive", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_tables_have_both_thresholds(rule: str, pixel_inclusive: bool) -> None:
+    for seed in range(30):
+        ground_truth, detections = random_set(seed)
+        metrics = score(rule, ground_truth, detections, pixel_inclusive=pixel_inclusive)
+        for name, threshold in (("AP50", Fraction(1, 2)), ("AP70", Fraction(7, 10))):
+            expected = slow_aps(ground_truth, detections, rule, threshold, int(pixel_inclusive))
+            aps = {class_name: values[name] for class_name, values in metrics.per_class.items()}
+            assert aps == pytest.approx(expected, abs=1e-12), seed
+        assert metrics.summary["mAP"] == metrics.summary["AP50"]
+        assert list(metrics.summary) == ["mAP", "AP50", "AP70"]
+    assert "| class | mAP | AP50 | AP70 |" in metrics.table()
 
 
 # ---- By hand ----

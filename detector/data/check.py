@@ -1,0 +1,348 @@
+"""What is in a data set and what is wrong with it, before hours of training on it.
+
+An error is what training or evaluation would stop at, a warning what it would go on with. What
+the readers refuse a file for is theirs to say; here is what can be said of records that were read
+(`annotation_problems`) and of their image files (`file_problems`).
+"""
+
+import hashlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from detector.data.dataset import DatasetError, DetectionDataset, Record
+from detector.data.loading import START, worker_errors_named, worker_init
+
+SMALL, LARGE = 32.0**2, 96.0**2  # square pixels: COCO's bounds of small, medium and large
+TINY = 4.0  # pixels after the resize: the step of the finest features
+LISTED = 10  # problems of a kind in a table; the JSON has all
+ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+CHUNK = 32  # files that a worker looks at before it reports
+
+Splits = Mapping[str, DetectionDataset]
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, and where."""
+
+    severity: str  # "error" or "warning"
+    split: str
+    kind: str
+    detail: str
+    file: str | None = None
+    image_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The data sets that could be read, by split, and all that is wrong."""
+
+    splits: Splits
+    problems: list[Problem]
+
+    def count(self, severity: str) -> int:
+        """Problems of a severity."""
+        return sum(problem.severity == severity for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts by split, every problem, and how many of them are errors and warnings."""
+        return {
+            "splits": {split: counts(dataset) for split, dataset in self.splits.items()},
+            "problems": [problem._asdict() for problem in self.problems],
+            "errors": self.count("error"),
+            "warnings": self.count("warning"),
+        }
+
+    def to_markdown(self) -> str:
+        """Tables of the counts and of the problems, errors first, and a line that sums up."""
+        parts = [*_count_tables(self.splits), *_problem_tables(self.problems)]
+        sum_up = f"{self.count('error')} errors, {self.count('warning')} warnings"
+        return "\n\n".join([*parts, sum_up])
+
+
+def refusal(split: str, error: DatasetError) -> Problem:
+    """A split that its reader refuses; the message names the file and the object."""
+    return Problem("error", split, "cannot be read", str(error))
+
+
+# ---- What is there ------------------------------------------------------------------------------
+
+
+def counts(dataset: DetectionDataset) -> dict[str, Any]:
+    """Images, objects and classes by number, sizes in pixels as [min, median, max], or None."""
+    records = dataset.records
+    boxes = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in records)])
+    area = np.concatenate([np.zeros(0), *(record.area for record in records)])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return {
+        "images": len(records),
+        "images without objects": sum(len(record.boxes) == 0 for record in records),
+        "image width": _spread([record.width for record in records]),
+        "image height": _spread([record.height for record in records]),
+        "objects": len(boxes),
+        "crowd or difficult": sum(int(record.iscrowd.sum()) for record in records),
+        "object width": _spread(sides[:, 0]),
+        "object height": _spread(sides[:, 1]),
+        "small objects": int((area < SMALL).sum()),
+        "medium objects": int(((area >= SMALL) & (area < LARGE)).sum()),
+        "large objects": int((area >= LARGE).sum()),
+        "classes": dict(zip(dataset.classes, _objects_by_class(dataset).tolist(), strict=True)),
+    }
+
+
+def _objects_by_class(dataset: DetectionDataset) -> np.ndarray:
+    """Objects (K,) of each class, crowds included."""
+    labels = [np.zeros(0, dtype=np.int64), *(record.labels for record in dataset.records)]
+    return np.bincount(np.concatenate(labels) - 1, minlength=len(dataset.classes))
+
+
+def _spread(values: Any) -> list[float] | None:
+    if len(values) == 0:
+        return None
+    return [float(np.min(values)), float(np.median(values)), float(np.max(values))]
+
+
+# ---- What the annotations say -------------------------------------------------------------------
+
+
+def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list[Problem]:
+    """What is odd about the annotations; no image file is opened.
+
+    Args:
+        min_size, max_size: pixels of the shorter side after the resize, unless the longer side
+            would exceed the latter.
+    """
+    problems = []
+    for split, dataset in splits.items():
+        for reason, number in dataset.num_dropped.items():
+            if number:
+                detail = f"{number} objects left out: {reason}"
+                problems.append(Problem("warning", split, "objects left out", detail))
+        if dataset.num_clipped:
+            detail = f"{dataset.num_clipped} boxes stuck out of their image and are clipped"
+            problems.append(Problem("warning", split, "boxes clipped", detail))
+        for name, number in zip(dataset.classes, _objects_by_class(dataset), strict=True):
+            if number == 0:
+                problems.append(Problem("warning", split, "class without objects", name))
+        for record in dataset.records:
+            for kind, detail in _oddities(record, min_size=min_size, max_size=max_size):
+                problems.append(_of_image("warning", split, kind, detail, record))
+    return problems
+
+
+def _oddities(record: Record, *, min_size: int, max_size: int) -> Iterator[tuple[str, str]]:
+    """Kind and detail of what is odd about one image's objects."""
+    if len(record.boxes) == 0:
+        yield "image without objects", "no object"
+    objects = zip(record.labels.tolist(), record.boxes.tolist(), strict=True)
+    times = Counter((label, *box) for label, box in objects)
+    for (_, *box), number in times.items():
+        if number > 1:
+            yield "duplicate box", f"box {box} (xyxy) is there {number} times with one class"
+    shorter, longer = sorted((record.height, record.width))
+    scale = min(min_size / shorter, max_size / longer)
+    sides = (record.boxes[:, 2:] - record.boxes[:, :2]) * scale
+    tiny = sides[~record.iscrowd].min(axis=1, initial=np.inf) < TINY
+    if tiny.any():
+        yield "tiny object", f"{tiny.sum()} less than {TINY:g} pixels wide or high once resized"
+
+
+def _of_image(severity: str, split: str, kind: str, detail: str, record: Record) -> Problem:
+    return Problem(severity, split, kind, detail, str(record.path), record.image_id)
+
+
+# ---- What the image files say -------------------------------------------------------------------
+
+
+class _Look(NamedTuple):
+    """What one image file gave away."""
+
+    size: tuple[int, int] | None  # (h, w) of its header, which says nothing of EXIF
+    orientation: int
+    refusal: str | None  # why the dataset would not load it
+    digest: bytes | None
+
+
+class _Files(Dataset[_Look]):
+    """The image files of a dataset, looked at one by one.
+
+    Whether a file can be used is for the dataset to say, by loading it. That is spared where the
+    header is that of an upright JPEG or PNG of the annotated size.
+    """
+
+    def __init__(self, dataset: DetectionDataset, *, decode: bool, hashed: frozenset[int]) -> None:
+        self.dataset = dataset
+        self.decode = decode
+        self.hashed = hashed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _Look:
+        record, refusal, digest = self.dataset.records[index], None, None
+        size, orientation = _header(record.path)
+        if self.decode or size != (record.height, record.width) or orientation != 1:
+            try:
+                self.dataset[index]
+            except DatasetError as error:
+                refusal = str(error)
+        if index in self.hashed:
+            digest = _digest(record.path)
+        return _Look(size, orientation, refusal, digest)
+
+
+def file_problems(splits: Splits, *, decode: bool, num_workers: int) -> list[Problem]:
+    """What is wrong with the image files, and which are in more than one split.
+
+    Args:
+        decode: load every image; else only those of which the header leaves a doubt.
+        num_workers: processes that look; 0 for this one.
+
+    Raises:
+        LoadingError: a process died.
+    """
+    problems: list[Problem] = []
+    first: dict[bytes, tuple[str, Record]] = {}  # of each content: the split it is first in
+    hashed = _same_length(splits)
+    for split, dataset in splits.items():
+        files = _Files(dataset, decode=decode, hashed=hashed[split])
+        for record, look in zip(dataset.records, _looks(files, num_workers, split), strict=True):
+            problems += [
+                _of_image(severity, split, kind, detail, record)
+                for severity, kind, detail in _findings(record, look)
+            ]
+            if look.digest is not None:
+                other, twin = first.setdefault(look.digest, (split, record))
+                if other != split:
+                    detail = f"the same file as {twin.path} (id {twin.image_id}) of {other}"
+                    problems.append(_of_image("warning", split, "image shared", detail, record))
+    return problems
+
+
+def _findings(record: Record, look: _Look) -> Iterator[tuple[str, str, str]]:
+    """Severity, kind and detail of what one file gave away."""
+    if look.refusal is not None:
+        differs = look.size not in (None, (record.height, record.width))
+        kind = "size differs" if differs else "image unreadable"
+        yield "error", kind, look.refusal.removeprefix(f"{record.path}: ")
+    if look.orientation != 1:
+        yield "warning", "EXIF orientation", f"orientation {look.orientation}, not upright"
+
+
+def _looks(files: _Files, num_workers: int, split: str) -> Iterator[_Look]:
+    chunks: DataLoader[_Look] = DataLoader(
+        files,
+        batch_size=CHUNK,
+        collate_fn=list,
+        num_workers=num_workers,
+        worker_init_fn=worker_init,
+        multiprocessing_context=START if num_workers else None,
+    )
+    with worker_errors_named():
+        for chunk in tqdm(chunks, desc=f"images of {split}", leave=False, disable=None):
+            yield from chunk
+
+
+def _header(path: Path) -> tuple[tuple[int, int] | None, int]:
+    """Size (h, w) and EXIF orientation, or None and 1 where Pillow cannot tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("JPEG", "PNG")) as file:
+                # Asked of a PNG that has none before its pixels, Pillow would decode them.
+                turned = file.getexif().get(ORIENTATION, 1) if "exif" in file.info else 1
+                # What a broken tag holds may be anything; 0 is used for unknown.
+                orientation = turned if type(turned) is int and 1 <= turned <= 8 else 1
+                return (file.height, file.width), orientation
+    except Exception:  # of a broken file Pillow raises what it likes; the dataset will say more
+        return None, 1
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # reported as unreadable
+        return None
+
+
+def _same_length(splits: Splits) -> dict[str, frozenset[int]]:
+    """By split, the images whose file has the length of a file of another split."""
+    lengths = {
+        split: [_length(record.path) for record in dataset.records]
+        for split, dataset in splits.items()
+    }
+    splits_with = Counter(length for of_split in lengths.values() for length in set(of_split))
+    return {
+        split: frozenset(i for i, length in enumerate(of_split) if splits_with[length] > 1)
+        for split, of_split in lengths.items()
+    }
+
+
+def _length(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+# ---- Tables -------------------------------------------------------------------------------------
+
+
+def _count_tables(splits: Splits) -> list[str]:
+    if not splits:
+        return []
+    columns = [counts(dataset) for dataset in splits.values()]
+    by_class = [column.pop("classes") for column in columns]
+    rows = [[key, *(_cell(column[key]) for column in columns)] for key in columns[0]]
+    rows.append(["classes", *(str(len(names)) for names in by_class)])
+    names = dict.fromkeys(name for column in by_class for name in column)
+    classes = [[name, *(str(column.get(name, 0)) for column in by_class)] for name in names]
+    return [table(["", *splits], rows), table(["objects of class", *splits], classes)]
+
+
+def _problem_tables(problems: list[Problem]) -> list[str]:
+    """All problems summed up by kind, then the first of each kind one by one."""
+    if not problems:
+        return []
+    groups: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem[:3], []).append(problem)
+    rows = []
+    for (severity, split, kind), group in sorted(groups.items()):
+        for problem in group[:LISTED]:
+            place = "" if problem.image_id is None else str(problem.image_id)
+            rows.append([severity, split, kind, problem.file or "", place, problem.detail])
+        if len(group) > LISTED:
+            rows.append([severity, split, kind, "", "", f"... and {len(group) - LISTED} more"])
+    sums = [[*key, str(len(group))] for key, group in sorted(groups.items())]
+    return [
+        table(["severity", "split", "problem", "number"], sums),
+        table(["severity", "split", "problem", "file", "image id", "detail"], rows),
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " / ".join(f"{v:.6g}" for v in value) if isinstance(value, list) else str(value)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A markdown table; what would break a row, or a terminal, is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    line = " ".join(text.split()).replace("|", "\\|")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

@@ -1,0 +1,98 @@
+"""Where the time of a detection goes, and how large the detector is."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torchvision.models.detection import FasterRCNN
+
+from detector.data.dataset import Sample
+from detector.evaluation.inference import to_float
+from detector.model.flops import forward_flops
+
+WARM_UP = 3  # images that are not counted
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Means over the images, one at a time.
+
+    Attributes:
+        load_ms: reading and decoding, in this process alone, and copying to the device.
+        forward_ms: resizing, backbone, RPN (with its NMS) and box head.
+        post_ms: boxes and scores from the head's numbers, NMS per class, the image's own pixels.
+        num_images: that were measured.
+        num_parameters: of the model, frozen ones included.
+        gflops: of the largest input, as `forward_flops` counts them.
+    """
+
+    load_ms: float
+    forward_ms: float
+    post_ms: float
+    num_images: int
+    num_parameters: int
+    gflops: float
+
+
+@torch.no_grad()
+def measure(
+    model: FasterRCNN,
+    dataset: Dataset[Sample],
+    *,
+    device: torch.device,
+    precision: torch.dtype,
+    max_images: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+    """Time the model, which is on `device`, on the first images; it is left in evaluation mode.
+
+    Before each reading of the clock, CUDA is waited for. The first of the images are run before as
+    a warm-up as well.
+
+    Args:
+        precision: of autocast; float32 means none.
+        clock: seconds.
+
+    Raises:
+        ValueError: there is no image to measure.
+    """
+    num_images = min(max_images, len(dataset))  # type: ignore[arg-type]
+    if num_images < 1:
+        raise ValueError(f"expected an image to measure, got {num_images}")
+    model.eval()
+    half_way: list[float] = []
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return clock()
+
+    def after_heads(layer: nn.Module, inputs: object, output: object) -> None:
+        half_way.append(now())
+
+    seconds: list[tuple[float, float, float]] = []
+    warm_up = range(min(WARM_UP, num_images))
+    hook = model.roi_heads.box_predictor.register_forward_hook(after_heads)
+    try:
+        for index in [*warm_up, *range(num_images)]:
+            start = now()
+            image = to_float(dataset[index]["image"], device)
+            loaded = now()
+            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+                model([image])
+            seconds.append((loaded - start, half_way[-1] - loaded, now() - half_way[-1]))
+    finally:
+        hook.remove()
+    load_ms, forward_ms, post_ms = 1000 * np.mean(seconds[len(warm_up) :], axis=0)
+    return Timing(
+        load_ms=float(load_ms),
+        forward_ms=float(forward_ms),
+        post_ms=float(post_ms),
+        num_images=num_images,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        gflops=forward_flops(model, model.transform.min_size[-1], model.transform.max_size) / 1e9,
+    )

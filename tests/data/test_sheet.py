@@ -1,0 +1,83 @@
+"""The picture sheet: each image is where it belongs, with its boxes before and after."""
+
+import torch
+
+from detector.data.dataset import DetectionDataset, Sample
+from detector.data.loading import Augmented
+from detector.data.sheet import BACKGROUND, CELL, GAP, picture_sheet
+from detector.data.transforms import TrainTransform
+
+SIZE = CELL + GAP
+GREYS = [60, 120, 180]  # of the images, which tell them apart
+
+
+class Plain(DetectionDataset):
+    """Three grey images of 40x80 with one box in the left half, but for the second."""
+
+    def __init__(self) -> None:
+        self.classes = ("cat", "dog")
+
+    def __len__(self) -> int:
+        return len(GREYS)
+
+    def __getitem__(self, index: int) -> Sample:
+        boxes = torch.tensor([[8.0, 10.0, 24.0, 30.0]])[: 0 if index == 1 else 1]
+        return Sample(
+            image=torch.full((3, 40, 80), GREYS[index], dtype=torch.uint8),
+            boxes=boxes,
+            labels=torch.full((len(boxes),), 2),
+            area=torch.full((len(boxes),), 320.0),
+            iscrowd=torch.full((len(boxes),), index == 2),
+            image_id=index,
+        )
+
+
+def sheet_of(num_images: int, columns: int) -> torch.Tensor:
+    transform = TrainTransform(
+        min_sizes=[20],
+        max_size=999,
+        flip_probability=1.0,
+        brightness=0,
+        contrast=0,
+        saturation=0,
+        hue=0,
+    )
+    samples = Augmented(Plain(), transform=transform, seed=0)
+    return picture_sheet(samples, num_images=num_images, epoch=0, columns=columns)
+
+
+def cell(sheet: torch.Tensor, row: int, column: int) -> torch.Tensor:
+    return sheet[:, row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE]
+
+
+def drawn(picture: torch.Tensor, grey: int) -> tuple[list[int], list[int]]:
+    """Box (x1, y1, x2, y2) around what is not of the image's grey, and that box's colour."""
+    ys, xs = (picture[:, : CELL // 2, :CELL] != grey).any(dim=0).nonzero(as_tuple=True)
+    corner = picture[:, ys.max(), xs.max()].tolist()
+    return [xs.min().item(), ys.min().item(), xs.max().item(), ys.max().item()], corner
+
+
+def test_each_image_before_and_after() -> None:
+    sheet = sheet_of(num_images=9, columns=2)
+    assert sheet.dtype == torch.uint8
+    assert sheet.shape == (3, 2 * SIZE, 4 * SIZE)  # three pairs in two rows
+    # 40x80 is drawn as 160x320, four times as large: the box at 32, 40, 96, 120, and after a flip
+    # at 320 - 96 = 224, 40, 288, 120.
+    first, flipped = cell(sheet, 0, 0), cell(sheet, 0, 1)
+    box, color = drawn(first, GREYS[0])
+    assert box == [32, 40, 96, 120] and color != [255, 255, 255]
+    flipped_box, flipped_color = drawn(flipped, GREYS[0])
+    assert flipped_box == [224, 40, 288, 120] and flipped_color == color
+
+    assert (cell(sheet, 0, 2)[:, :160, :320] == GREYS[1]).all()  # no box
+    crowd, white = drawn(cell(sheet, 1, 0), GREYS[2])
+    assert crowd == [32, 40, 96, 120] and white == [255, 255, 255]
+    assert (cell(sheet, 1, 2) == BACKGROUND).all()  # nothing is left to show
+    assert (first[:, 160:] == BACKGROUND).all()
+
+
+def test_images_are_spread_over_the_data_set() -> None:
+    sheet = sheet_of(num_images=2, columns=1)
+    assert sheet.shape == (3, 2 * SIZE, 2 * SIZE)
+    assert cell(sheet, 0, 0)[0, 159, 319] == GREYS[0]
+    assert cell(sheet, 1, 0)[0, 159, 319] == GREYS[2]

@@ -1,0 +1,220 @@
+"""The paired bootstrap against the metrics of data sets whose images are there several times."""
+
+import copy
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_voc_metrics
+from hydra import compose, initialize_config_dir
+from test_coco_metrics import box, ground_truth_of, plain_pycocotools, random_set
+
+import evaluate
+from detector.config import EvaluateConfig, typed
+from detector.evaluation.coco import coco_matches, coco_metrics
+from detector.evaluation.metrics import match
+from detector.evaluation.paired import compare, draw_images, resampled
+from detector.evaluation.results import EvaluationError
+
+
+def repeated(
+    ground_truth: dict, detections: list[dict], counts: np.ndarray, in_place: bool = False
+) -> tuple[dict, list[dict]]:
+    """The i-th image counts[i] times, its copies' ids following each other; all ids are new.
+
+    Detections are listed image by image, or, `in_place`, each beside its copies.
+    """
+    ids = sorted(image["id"] for image in ground_truth["images"])
+    new_ids = np.split(np.arange(counts.sum()), np.cumsum(counts)[:-1])
+    copies = {image_id: new.tolist() for image_id, new in zip(ids, new_ids, strict=True)}
+
+    def of_copies(entries: list[dict]) -> list[dict]:
+        result = [
+            copy.deepcopy(entry) | {"image_id": new}
+            for entry in entries
+            for new in copies[entry["image_id"]]
+        ]
+        return result if in_place else sorted(result, key=lambda entry: entry["image_id"])
+
+    annotations = of_copies(ground_truth["annotations"])
+    return {
+        "images": [{"id": i} for i in range(int(counts.sum()))],
+        "annotations": [entry | {"id": i} for i, entry in enumerate(annotations, start=1)],
+        "categories": ground_truth["categories"],
+    }, of_copies(detections)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_coco_of_repeated_images(tmp_path: Path, class_agnostic: bool) -> None:
+    """Equal scores within an image and among images, crowds, absent classes, images left out."""
+    rng = np.random.default_rng(7)
+    num_interesting = 0
+    for seed in range(12):
+        ground_truth, detections = random_set(seed)
+        counts = rng.integers(0, 4, (5, 4))
+        counts[rng.integers(5), :] += 1  # no set without any image
+        matches = match("coco", ground_truth, detections, class_agnostic=class_agnostic)
+        aps = resampled("coco", matches, counts)
+        for column in range(counts.shape[1]):
+            stats = plain_pycocotools(
+                tmp_path,
+                *repeated(ground_truth, detections, counts[:, column]),
+                class_agnostic=class_agnostic,
+            )
+            found = np.nan_to_num([aps["AP"][column], aps["AP50"][column]], nan=-1)
+            assert found == pytest.approx(stats[:2], abs=1e-12), (seed, column)
+            num_interesting += 0 < stats[0] < 1
+    assert num_interesting > 40
+
+
+@pytest.mark.parametrize("rule", test_voc_metrics.RULES)
+@pytest.mark.parametrize("pixel_inclusive", [False, True])
+def test_voc_of_repeated_images(rule: str, pixel_inclusive: bool) -> None:
+    rng = np.random.default_rng(7)
+    num_interesting = 0
+    for seed in range(40):
+        ground_truth, detections = test_voc_metrics.random_set(seed)
+        counts = rng.integers(0, 4, (len(ground_truth["images"]), 4))
+        matches = match(rule, ground_truth, detections, pixel_inclusive=pixel_inclusive)
+        found = resampled(rule, matches, counts)
+        for name, threshold in (("mAP", Fraction(1, 2)), ("AP70", Fraction(7, 10))):
+            for column in range(counts.shape[1]):
+                aps = test_voc_metrics.slow_aps(
+                    *repeated(ground_truth, detections, counts[:, column], in_place=True),
+                    rule,
+                    threshold,
+                    int(pixel_inclusive),
+                )
+                present = [ap for ap in aps.values() if ap is not None]
+                mean = np.mean(present) if present else np.nan
+                assert found[name][column] == pytest.approx(mean, abs=1e-12, nan_ok=True)
+                num_interesting += bool(0 < mean < 1)
+    assert num_interesting > 50
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_whole_set_is_scored_to_the_last_bit(seed: int) -> None:
+    ground_truth, detections = random_set(seed)
+    for class_agnostic in (False, True):
+        matches = coco_matches(ground_truth, detections, class_agnostic=class_agnostic)
+        metrics = coco_metrics(ground_truth, detections, class_agnostic=class_agnostic)
+        assert matches.summary == {name: metrics.summary[name] for name in ("AP", "AP50")}
+
+
+def test_the_interval_is_that_of_scoring_every_resample(tmp_path: Path) -> None:
+    ground_truth, first = random_set(0)
+    second = [d | {"score": 1 - d["score"]} for d in first[::2]] + first[1::2]
+    comparison = compare(ground_truth, first, second, metric="coco", num_resamples=40, seed=3)
+    counts = draw_images(5, 40, np.random.default_rng(3))
+    stats = np.array(
+        [
+            [
+                plain_pycocotools(tmp_path, *repeated(ground_truth, side, column))[:2]
+                for side in (first, second)
+            ]
+            for column in counts.T
+        ]
+    )  # (B, 2 detectors, 2 numbers)
+    assert (stats >= 0).all()  # no resample without an object
+    whole = [plain_pycocotools(tmp_path, ground_truth, side)[:2] for side in (first, second)]
+    for i, name in enumerate(("AP", "AP50")):
+        difference = comparison.numbers[name]
+        assert difference is not None
+        assert [difference.first, difference.second] == [whole[0][i], whole[1][i]]
+        assert difference.difference == whole[0][i] - whole[1][i]
+        differences = stats[:, 0, i] - stats[:, 1, i]
+        # Of 40 sorted numbers, 2.5 % lies at 0.025 * 39 = 0.975, between the first and the second.
+        lowest, next_lowest = np.sort(differences)[:2]
+        assert difference.low == pytest.approx(0.025 * lowest + 0.975 * next_lowest, abs=1e-12)
+        highest, next_highest = np.sort(differences)[:-3:-1]
+        assert difference.high == pytest.approx(0.025 * highest + 0.975 * next_highest, abs=1e-12)
+        assert difference.low < difference.high
+        assert difference.share_above == (np.mean(differences > 0) + np.mean(differences == 0) / 2)
+
+
+def test_images_are_drawn_with_replacement_and_alike_for_one_seed() -> None:
+    counts = draw_images(50, 2000, np.random.default_rng(0))
+    assert (counts.sum(axis=0) == 50).all()
+    # Each count is binomial (50, 1/50): mean 1, variance 0.98, over 100 000 of them.
+    assert counts.mean() == 1 and counts.var() == pytest.approx(0.98, abs=0.02)
+    assert (counts == draw_images(50, 2000, np.random.default_rng(0))).all()
+
+
+@pytest.mark.parametrize("metric", ["coco", "voc07", "voc12"])
+def test_no_difference_from_itself(metric: str) -> None:
+    ground_truth, detections = random_set(1)
+    for number in compare(
+        ground_truth, detections, detections, metric=metric, num_resamples=20, seed=0
+    ).numbers.values():
+        assert number is not None and 0 < number.first < 1
+        assert (number.difference, number.low, number.high) == (0, 0, 0)
+        assert number.share_above == 0.5
+
+
+def test_nothing_detected_and_nothing_to_be_found() -> None:
+    ground_truth = ground_truth_of([box(0, 10)])
+    right = [box(0, 10, score=0.5)]
+    against_nothing = compare(ground_truth, right, [], metric="voc12", num_resamples=5, seed=0)
+    number = against_nothing.numbers["mAP"]
+    assert number is not None and number.difference == number.share_above == 1
+    assert [number.low, number.high] == pytest.approx([1, 1], abs=1e-12)
+    nothing = compare(ground_truth_of([]), right, [], metric="coco", num_resamples=5, seed=0)
+    assert nothing.numbers == {"AP": None, "AP50": None}
+    assert "| AP | - |" in nothing.table()
+
+
+def test_refusals() -> None:
+    sets: Any = (ground_truth_of([box(0, 10)]), [], [])
+    with pytest.raises(EvaluationError, match="resamples=0 must be at least 1"):
+        compare(*sets, metric="coco", num_resamples=0, seed=0)
+    with pytest.raises(EvaluationError, match="seed=-1 must be at least 0"):
+        compare(*sets, metric="coco", num_resamples=9, seed=-1)
+    with pytest.raises(EvaluationError, match="metric=voc is none of"):
+        compare(*sets, metric="voc", num_resamples=9, seed=0)
+    with pytest.raises(EvaluationError, match="resamples=1 are too few: none has an object"):
+        undrawn = int(np.flatnonzero(draw_images(50, 1, np.random.default_rng(0)) == 0)[0])
+        lonely = ground_truth_of([box(0, 10, image=undrawn)], 50)
+        compare(lonely, [], [], metric="voc12", num_resamples=1, seed=0)
+    with pytest.raises(EvaluationError, match="the ground truth has none"):
+        compare(ground_truth_of([], 0), [], [], metric="coco", num_resamples=9, seed=0)
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    """What evaluate.py writes."""
+    with initialize_config_dir(str(evaluate.CONFIGS), version_base="1.3"):
+        config = compose("evaluate", overrides=[*overrides, f"output={folder}"])
+    evaluate.run(typed(EvaluateConfig, config))
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_from_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ground_truth, first = random_set(0)
+    second = first[::2]
+    for name, content in (("gt", ground_truth), ("a", first), ("b", second)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    one = [f"data.annotations={tmp_path / 'gt.json'}", f"detections={tmp_path / 'a.json'}"]
+    two = [*one, f"compare_with={tmp_path / 'b.json'}", "resamples=30"]
+    caplog.set_level("INFO")
+    coco = run(tmp_path, *two)
+    expected = compare(ground_truth, first, second, metric="coco", num_resamples=30, seed=0)
+    assert coco["comparison"] == expected.as_json()
+    assert coco["metrics"]["AP"] == coco_metrics(ground_truth, first).summary["AP"]
+    assert expected.table() in caplog.text
+    assert run(tmp_path, *two, "seed=1")["comparison"] != coco["comparison"]
+    assert run(tmp_path, *two, "metric=voc07")["comparison"]["numbers"].keys() == {"mAP", "AP70"}
+
+    agnostic = coco_metrics(ground_truth, first, class_agnostic=True).summary
+    assert run(tmp_path, *one, "class_agnostic=true") == {"metrics": agnostic, "per_class": {}}
+    plain, pixels = (
+        run(tmp_path, *one, "metric=voc07", f"pixel_inclusive={flag}")["metrics"]
+        for flag in ("false", "true")
+    )
+    assert plain.keys() == {"mAP", "AP50", "AP70"} and plain != pixels
+    for option, metric in (("pixel_inclusive=true", "coco"), ("class_agnostic=true", "voc12")):
+        with pytest.raises(EvaluationError, match=f"{option} is for .* got metric={metric}"):
+            run(tmp_path, *one, option, f"metric={metric}")
+    with pytest.raises(EvaluationError, match="backend=fast is for metric=coco, got metric=voc12"):
+        run(tmp_path, *one, "backend=fast", "metric=voc12")
