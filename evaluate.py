@@ -9,6 +9,7 @@ configs/evaluate.yaml says what else there is.
 """
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from detector.evaluation.results import (
     read_ground_truth,
     write_detections,
 )
+from detector.evaluation.sizes import AtSizes
+from detector.evaluation.timing import measure
 from detector.model.weights import trained_weights
 from detector.training.checkpoint import load_checkpoint
 from detector.training.record import write_json
@@ -126,6 +129,8 @@ def read_results(config: EvaluateConfig, detections: str) -> tuple[GroundTruth, 
 
 def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     """Run a checkpoint over the validation images of its training, or of another data set."""
+    if config.min_sizes is not None and min(config.min_sizes, default=0) < 1:
+        raise ConfigError(f"min_sizes={config.min_sizes} must be sizes of at least 1 pixel")
     path = Path(str(config.checkpoint))
     checkpoint = load_checkpoint(path)
     trained = typed_train(OmegaConf.create(checkpoint["config"]))
@@ -140,7 +145,9 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     model = build_model(trained.model, trained.deform, trained.data.transform, len(classes))
     model.load_state_dict(trained_weights(checkpoint))
     batches = eval_loader(val_set, num_workers=data.num_workers)
-    found, seconds = detect(model.to(device), batches, device=device, precision=precision)
+    min_sizes = config.min_sizes or [trained.data.transform.min_size]
+    at_sizes = AtSizes(model.to(device), min_sizes=min_sizes, flip=config.flip)
+    found, seconds = detect(at_sizes, batches, device=device, precision=precision)
     detections = to_coco(found, val_set.category_ids)
     write_detections(Path(config.output) / "detections.json", detections)
     metrics = score(
@@ -152,11 +159,17 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
         pixel_inclusive=config.pixel_inclusive,
     )
     log.info("%s, %d images, %s:\n%s", path, len(val_set), metric, metrics.table())
-    return {
+    result: dict[str, Any] = {
         "metrics": metrics.summary,
         "per_class": metrics.per_class,
         "seconds_per_image": seconds / len(val_set),
     }
+    if config.timing_images:
+        count = config.timing_images
+        timing = measure(model, val_set, device=device, precision=precision, max_images=count)
+        log.info("one image of the model's own size: %s", timing.describe())
+        result["timing"] = asdict(timing)
+    return result
 
 
 if __name__ == "__main__":

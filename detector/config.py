@@ -194,6 +194,9 @@ class EvaluateConfig:
     pixel_inclusive: bool
     resamples: int
     seed: int
+    min_sizes: list[int] | None
+    flip: bool
+    timing_images: int
     device: str
     precision: str | None
     output: str

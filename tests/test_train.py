@@ -102,6 +102,14 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read_json(again / "metrics.json")["metrics"] == pytest.approx(
         metrics["metrics"], abs=1e-9
     )
+    sizes = tmp_path / "sizes"  # at two sizes and mirrored, and timed
+    options = [checkpoint, "min_sizes=[64,96]", "flip=true", "timing_images=2"]
+    assert command(evaluate.main, sizes, *options, monkeypatch=monkeypatch) == 0
+    timing = read_json(sizes / "metrics.json")["timing"]
+    assert timing["num_images"] == 2 and timing["forward_ms"] > 0 and timing["gflops"] > 0
+    assert read_json(sizes / "detections.json") != read_json(scored / "detections.json")
+    options = [checkpoint, "min_sizes=[0]"]
+    assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
     voc = tmp_path / "voc"
     assert command(evaluate.main, voc, *results, "metric=voc07", monkeypatch=monkeypatch) == 0
     assert read_json(voc / "metrics.json")["metrics"].keys() == {"mAP", "AP50", "AP70"}
@@ -300,7 +308,10 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 def test_the_average_is_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[dict[str, torch.Tensor]] = []
     for module, name in ((validation, "detect"), (train, "draw"), (evaluate, "detect")):
-        noted(monkeypatch, module, name, lambda args, _: used.append(state_of(args[0])))
+        noted(
+            *(monkeypatch, module, name),  # evaluate.py wraps the model
+            lambda args, _: used.append(state_of(getattr(args[0], "model", args[0]))),
+        )
     run, broken, scored = tmp_path / "run", tmp_path / "broken", tmp_path / "scored"
     plan = [*TINY, "schedule.ema_decay=0.75", "schedule.decay=step", "limit_train_batches=1"]
     plan += ["keep_every=1", "schedule.evaluate_every=9"]

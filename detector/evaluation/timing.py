@@ -37,6 +37,14 @@ class Timing:
     num_parameters: int
     gflops: float
 
+    def describe(self) -> str:
+        """One line."""
+        return (
+            f"load {self.load_ms:.1f} ms, forward {self.forward_ms:.1f} ms, post-processing "
+            f"{self.post_ms:.1f} ms; {self.num_parameters / 1e6:.2f} M parameters, "
+            f"{self.gflops:.1f} GFLOPs"
+        )
+
 
 @torch.no_grad()
 def measure(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detector.evaluation.test_time import AtSizes
+from detector.evaluation.sizes import AtSizes
 
 
 class Known(nn.Module):
