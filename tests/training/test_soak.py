@@ -46,10 +46,10 @@ def test_1000_steps(runs: Runs, tmp_path: Path) -> None:
         time.sleep(0.1)
     assert runs.wait(pid) == 0, output(folder)
     assert summary(folder)["status"] == "done"
-    # Images on their way from the worker are open files as well: how many is a matter of moments.
-    (memory, files), (late_memory, late_files) = (
-        map(max, zip(*m, strict=True)) for m in (warm, late)
-    )
+    memory, late_memory = (max(memory for memory, _ in seen) for seen in (warm, late))
+    # Images on their way from the worker are open files as well: the fewest that are seen vary by
+    # one or two, where a file that each epoch leaves open would be six more.
+    files, late_files = (min(files for _, files in seen) for seen in (warm, late))
     print(f"{memory / 2**20:.1f} MiB, {files} files; later {late_memory / 2**20:.1f}, {late_files}")
     assert late_memory < 1.05 * memory
-    assert late_files <= files
+    assert late_files <= files + 2
