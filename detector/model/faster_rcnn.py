@@ -14,12 +14,12 @@ The state dict of a plain ResNet-50 has the names of torchvision's `fasterrcnn_r
 
 from torch import nn
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
 
+from detector.model.boxes import Anchors, BoxPredictor, ProposalHead
 from detector.model.sampling import sample_by_image
 
 ROI_SIZE = 7
@@ -68,21 +68,22 @@ def faster_rcnn(
         in_channels_list=[body.fc.in_features // 8 * 2**level for level in range(4)],
         out_channels=fpn_channels,
     )
+    anchors = Anchors(
+        tuple((size,) for size in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
+    )
     model = FasterRCNN(
         backbone,
         min_size=min_size,
         max_size=max_size,
-        rpn_anchor_generator=AnchorGenerator(
-            tuple((size,) for size in anchor_sizes),
-            (tuple(aspect_ratios),) * len(anchor_sizes),
-        ),
+        rpn_anchor_generator=anchors,
         rpn_pre_nms_top_n_train=rpn_top_n_train,
         rpn_post_nms_top_n_train=rpn_top_n_train,
         rpn_pre_nms_top_n_test=rpn_top_n_test,
         rpn_post_nms_top_n_test=rpn_top_n_test,
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], ROI_SIZE, sampling_ratio=2),
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
-        box_predictor=FastRCNNPredictor(box_head_channels, num_classes + 1),
+        box_predictor=BoxPredictor(box_head_channels, num_classes + 1),
+        rpn_head=ProposalHead(fpn_channels, len(aspect_ratios)),
         box_score_thresh=score_threshold,
         box_detections_per_img=detections_per_image,
         _skip_resize=True,  # in training only
