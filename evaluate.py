@@ -23,6 +23,7 @@ from detector.build import (
     build_model,
     build_precision,
     build_val_set,
+    check_data,
 )
 from detector.config import ConfigError, EvaluateConfig, typed, typed_data, typed_train
 from detector.data.loading import eval_loader
@@ -140,7 +141,10 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     precision = build_precision(config.precision or trained.precision)
     metric = build_metric(config.metric or trained.metric)
     classes = tuple(checkpoint["classes"])
-    val_set = build_val_set(data, classes)
+    report = check_data({"val": build_val_set(data, classes)}, data)
+    for line in report.lines():
+        log.warning(line)
+    val_set = report.usable(data.on_error)["val"]
     trained.model.weights = None  # the checkpoint's follow
     model = build_model(trained.model, trained.deform, trained.data.transform, len(classes))
     model.load_state_dict(trained_weights(checkpoint))

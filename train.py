@@ -3,7 +3,8 @@
     python train.py [group=choice] [key=value]
 
 configs/train.yaml says what there is. The run folder then holds config.yaml, metrics.jsonl,
-summary.json, train.log, checkpoints/last.pt, previous.pt and best.pt, and TensorBoard events.
+summary.json, data_check.json, train.log, checkpoints/last.pt, previous.pt and best.pt, and
+TensorBoard events.
 """
 
 import logging
@@ -25,12 +26,16 @@ from detector.build import (
     build_device,
     build_metric,
     build_trainer,
+    build_transform,
+    check_data,
     check_devices,
     check_from_scratch,
 )
 from detector.config import ConfigError, TrainConfig, config_hash, to_plain, typed_train
+from detector.data.check import Report
 from detector.data.dataset import DetectionDataset
-from detector.data.loading import kill_workers
+from detector.data.loading import Augmented, kill_workers
+from detector.data.sheet import picture_sheet
 from detector.evaluation.pictures import draw
 from detector.training.checkpoint import Checkpoint, CheckpointError
 from detector.training.distribution import Ranks, joined, ranks_of_environment
@@ -44,7 +49,7 @@ from detector.training.validation import validate
 
 log = logging.getLogger("train")
 
-NUM_PICTURES = 4  # of the validation set, drawn into TensorBoard
+NUM_PICTURES = 4  # of either set, drawn into TensorBoard
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -162,10 +167,9 @@ def train(
     device, metric = build_device(config.device, ranks), build_metric(config.metric)
     schedule = config.schedule
     use_deterministic_algorithms(config.deterministic)
-    with ranks.one_of_machine_first():  # the others find generated images
-        train_set, val_set = build_data(config)
+    train_set, val_set = load_data(config, folder, ranks)
     trainer = build_trainer(config, train_set, device=device, ranks=ranks, folder=folder)
-    describe(train_set, val_set, trainer, folder)
+    describe(trainer, folder)
     if checkpoint is not None:
         trainer.restore(checkpoint)
         log.info("resumed after epoch %d and %d steps", trainer.epoch, trainer.position)
@@ -174,6 +178,10 @@ def train(
     record = Record(
         folder if ranks.is_first else None, num_steps=num_steps, first_step=trainer.step
     )
+    if trainer.step == 0 and ranks.is_first:
+        transform = build_transform(config.data.transform)
+        samples = Augmented(train_set, transform=transform, seed=config.seed)
+        record.sheet(picture_sheet(samples, num_images=NUM_PICTURES, epoch=0))
     try:
         while trainer.epoch < schedule.epochs and not stops_early(trainer, schedule.patience):
             trainer.train_epoch(record, stop)
@@ -200,6 +208,30 @@ def train(
         "images_per_second": trainer.num_images / trainer.seconds,
         "num_parameters": num_parameters(trainer.model),
     }
+
+
+def load_data(
+    config: TrainConfig, folder: Path, ranks: Ranks
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """The training and the validation set, checked by the first rank; data_check.json has it all.
+
+    Raises:
+        DatasetError: the data cannot be used, as far as data.on_error does not overlook it.
+    """
+    with ranks.one_of_machine_first():  # the others find generated images
+        splits = build_data(config)
+    problems = ranks.broadcast(check_data(splits, config.data).problems if ranks.is_first else [])
+    report = Report(splits, problems)
+    if ranks.is_first:
+        write_json(folder / "data_check.json", report.to_json())
+        for split, dataset in splits.items():
+            log.info("%s: %s", split, dataset.describe())
+        for line in report.lines():
+            log.warning(line)
+        if "val" not in splits:
+            log.warning("overfit: validation is on the training images")
+    usable = report.usable(config.data.on_error)
+    return usable["train"], usable.get("val", usable["train"])
 
 
 def evaluate(
@@ -247,13 +279,8 @@ def check_one_folder(folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) 
         )
 
 
-def describe(
-    train_set: DetectionDataset, val_set: DetectionDataset, trainer: Trainer, folder: Path
-) -> None:
-    """The first lines of the log."""
-    log.info("training: %s", train_set.describe())
-    log.info("validation: %s", val_set.describe())
-    warn_of_shared_images(train_set, val_set)
+def describe(trainer: Trainer, folder: Path) -> None:
+    """What is trained, and where."""
     parameters, ranks = num_parameters(trainer.model) / 1e6, trainer.ranks.num_ranks
     log.info("%.2f M parameters on %s, %d process(es)", parameters, trainer.device, ranks)
     if trainer.ranks.is_first and trainer.sampler.num_batches > 1 and has_batch_norm(trainer.model):
@@ -273,16 +300,6 @@ def stops_early(trainer: Trainer, patience: int | None) -> bool:
         return False
     log.info("no better evaluation in the last %d: the run ends", trainer.since_best)
     return True
-
-
-def warn_of_shared_images(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
-    """Say so where a network is validated on what it was trained on."""
-    shared = {r.path for r in train_set.records} & {r.path for r in val_set.records}
-    if shared:
-        log.warning(
-            "%d of %d validation images are training images too, such as %s",
-            *(len(shared), len(val_set), min(shared)),
-        )
 
 
 if __name__ == "__main__":

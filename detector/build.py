@@ -29,6 +29,7 @@ from detector.config import (
     VocSplit,
     to_plain,
 )
+from detector.data.check import Report, check
 from detector.data.coco import read_coco
 from detector.data.dataset import DatasetError, DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
@@ -106,24 +107,46 @@ def check_from_scratch(model: ModelConfig) -> None:
         )
 
 
-def build_data(config: TrainConfig) -> tuple[DetectionDataset, DetectionDataset]:
-    """What to train on and what to validate on, as far as the switches for debugging allow.
+def build_data(config: TrainConfig) -> dict[str, DetectionDataset]:
+    """`train` and `val`, as far as the switches for debugging allow: one of `overfit` is `train`
+    alone. None of their images has been looked at.
 
     Raises:
         DatasetError: the data cannot be used.
     """
     train_set = build_train_set(config.data)
     if config.overfit is not None:
-        train_set = train_set.first(config.overfit)
-        return train_set, train_set
+        return {"train": train_set.first(config.overfit)}
     val_set = build_val_set(config.data, train_set.classes)
     if config.limit_val_batches is not None:
         val_set = val_set.first(config.limit_val_batches)
-    return train_set, val_set
+    return {"train": train_set, "val": val_set}
+
+
+def check_data(
+    splits: dict[str, DetectionDataset], data: DataConfig, *, decode: bool = False
+) -> Report:
+    """What is in the data and what is wrong with it.
+
+    Args:
+        decode: every image, and not only where its header leaves a doubt. So it is done in any
+            case where data.on_error goes on without what is broken.
+
+    Raises:
+        LoadingError: a process that looks at files died.
+    """
+    return check(
+        splits,
+        min_size=data.transform.min_size,
+        max_size=data.transform.max_size,
+        decode=decode or data.on_error == "warn",
+        num_workers=data.num_workers,
+    )
 
 
 def build_train_set(data: DataConfig) -> DetectionDataset:
-    """The training images, before any transform.
+    """The training images, before any transform. Of what is wrong with single images and objects
+    there is a list, for `check_data`.
 
     Raises:
         DatasetError: the data cannot be used.
@@ -159,12 +182,14 @@ def build_val_set(data: DataConfig, classes: tuple[str, ...]) -> DetectionDatase
 
 
 def _coco(root: Path, split: CocoSplit) -> DetectionDataset:
-    return read_coco(images=root / split.images, annotations=root / split.annotations)
+    return read_coco(
+        images=root / split.images, annotations=root / split.annotations, on_error="warn"
+    )
 
 
 def _voc(split: VocSplit, classes: tuple[str, ...] | None) -> DetectionDataset:
     roots = [Path(root) for root in split.roots]
-    return read_voc(roots=roots, image_set=split.image_set, classes=classes)
+    return read_voc(roots=roots, image_set=split.image_set, classes=classes, on_error="warn")
 
 
 def _shapes(data: ShapesConfig, split: str) -> DetectionDataset:

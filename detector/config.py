@@ -85,6 +85,7 @@ class CocoConfig:
     transform: TransformConfig
     keep_empty: bool
     group_by_aspect: bool
+    on_error: str
     num_workers: int
 
 
@@ -108,6 +109,7 @@ class VocConfig:
     transform: TransformConfig
     keep_empty: bool
     group_by_aspect: bool
+    on_error: str
     num_workers: int
 
 
@@ -124,6 +126,7 @@ class ShapesConfig:
     transform: TransformConfig
     keep_empty: bool
     group_by_aspect: bool
+    on_error: str
     num_workers: int
 
 
@@ -222,17 +225,16 @@ def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
     """The `data` part, by its format.
 
     Raises:
-        ConfigError: as `typed`, or the format is unknown.
+        ConfigError: as `typed`, or the format is unknown, or what is to happen on an error.
     """
-    match config.get("format"):
-        case "coco":
-            return typed(CocoConfig, config, "data")
-        case "voc":
-            return typed(VocConfig, config, "data")
-        case "shapes":
-            return typed(ShapesConfig, config, "data")
-        case other:
-            raise ConfigError(f"data.format: {other} is none of coco, voc, shapes")
+    schemas = {"coco": CocoConfig, "voc": VocConfig, "shapes": ShapesConfig}
+    name = config.get("format")
+    if name not in schemas:
+        raise ConfigError(f"data.format: {name} is none of {', '.join(schemas)}")
+    data: DataConfig = typed(schemas[name], config, "data")
+    if data.on_error not in ("stop", "warn"):
+        raise ConfigError(f"data.on_error={data.on_error} is none of stop, warn")
+    return data
 
 
 def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:

@@ -82,8 +82,9 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "stages: c3-c5" in (run / "config.yaml").read_text()
     assert tensorboard_tags(run) == (
         {"train/loss", "train/lr", "val/AP", "val/AP50"},
-        {"val/image_0", "val/image_3"},
+        {"val/image_0", "val/image_3", "train/before and after augmentation"},
     )
+    assert read_json(run / "data_check.json")["splits"]["train"]["images"] == 12
 
     scored = tmp_path / "scored"
     checkpoint = f"checkpoint={run / 'checkpoints' / 'last.pt'}"
@@ -144,7 +145,7 @@ def tensorboard_tags(run: Path) -> tuple[set[str], set[str]]:
     tags = events.Tags()
     return (
         {"train/loss", "train/lr", "val/AP", "val/AP50"} & set(tags["scalars"]),
-        {"val/image_0", "val/image_3"} & set(tags["images"]),
+        {tag for tag in tags["images"] if tag not in ("val/image_1", "val/image_2")},
     )
 
 
@@ -429,7 +430,7 @@ def test_overfitting_some_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [line["step"] for line in lines_of(tmp_path, "train")] == [1, 2]
     assert trained == {1, 2, 3, 4} and evaluated == [1, 2, 3, 4]
     log = (tmp_path / "train.log").read_text()
-    assert "4 of 4 validation images are training images too" in log
+    assert "validation is on the training images" in log
 
 
 def losses_of(run: Path) -> list[float]:
@@ -536,6 +537,7 @@ def one_line(capsys: pytest.CaptureFixture) -> str:
         (["schedule.decay=linear"], ["schedule.decay=linear"]),
         (["data.transform.flip_probability=2"], ["data.transform", "flip_probability=2"]),
         (["data.num_train="], ["data.num_train"]),
+        (["data.on_error=skip"], ["data.on_error=skip"]),
         (["data.num_train=0"], ["data.num_train=0 must be at least 1"]),
         (["schedule.batch_size=0"], ["schedule.batch_size=0"]),
         (["deform.mask_start=7"], ["deform.mask_start=7"]),
@@ -585,6 +587,50 @@ def test_errors_of_the_data(
     line = one_line(capsys)
     assert all(culprit in line for culprit in culprits) and "Traceback" not in line, line
     assert read_json(run / "summary.json")["status"] == "failed"
+
+
+def test_broken_data_can_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    data = small_coco(tmp_path / "data")
+    content = read_json(tmp_path / "data" / "gt.json")
+    images = tmp_path / "data" / "images"
+    (fish,), image = content["annotations"], content["images"][0]
+    for number in (2, 3):
+        Image.fromarray(np.full((30, 40, 3), number, np.uint8)).save(images / f"{number}.png")
+        content["images"].append({**image, "id": number, "file_name": f"{number}.png"})
+        content["annotations"].append({**fish, "id": 5 + number, "image_id": number})
+    content["annotations"].append({**fish, "id": 9, "bbox": [90, 2, 10, 12]})
+    (tmp_path / "data" / "gt.json").write_text(json.dumps(content))
+    whole = (images / "2.png").read_bytes()
+    (images / "2.png").write_bytes(whole[:-20])  # its header is whole
+    plan = [*TINY[:4], "schedule.batch_size=2", "schedule.epochs=1", *data]
+    plan += [f"data.transform.{key}=64" for key in ("min_size", "max_size")]
+    plan += ["data.transform.train_min_sizes=[64]", "data.group_by_aspect=false"]
+
+    stopped, run, scored = (tmp_path / name for name in ("stopped", "run", "scored"))
+    assert command(train.main, stopped, *plan, monkeypatch=monkeypatch) == 1
+    assert "annotations[3] (id 9)" in one_line(capsys)
+    report = read_json(stopped / "data_check.json")
+    assert [p["kind"] for p in report["problems"]].count("box outside its image") == 2
+
+    trained, evaluated = image_ids(monkeypatch)
+    assert command(train.main, run, *plan, "data.on_error=warn", monkeypatch=monkeypatch) == 0
+    assert trained == {1, 3} and evaluated == [1, 3]
+    report = read_json(run / "data_check.json")
+    (broken,) = {p["file"] for p in report["problems"] if p["kind"] == "image unreadable"}
+    assert broken == str(images / "2.png") and report["errors"] == 4
+    log = (run / "train.log").read_text()
+    assert "train: 1 x image unreadable (error), such as" in log and "2.png" in log
+    assert "val: 3 x image shared (warning), such as" in log
+
+    checkpoint = f"checkpoint={run / 'checkpoints' / 'last.pt'}"
+    assert command(evaluate.main, scored, checkpoint, monkeypatch=monkeypatch) == 0
+    assert (
+        read_json(scored / "metrics.json")["metrics"] == read_json(run / "summary.json")["metrics"]
+    )
+    strict = [checkpoint, "data=coco", *data[1:2], *data[4:], "data.on_error=stop"]
+    assert command(evaluate.main, scored, *strict, monkeypatch=monkeypatch) == 1
 
 
 def test_a_missing_annotation_file(

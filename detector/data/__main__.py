@@ -21,10 +21,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from detector import entry
-from detector.build import build_train_set, build_transform, build_val_set
+from detector.build import build_train_set, build_transform, build_val_set, check_data
 from detector.config import ConfigError, DataConfig, typed, typed_train
 from detector.data.benchmark import benchmark, summary, to_markdown
-from detector.data.check import Problem, Report, annotation_problems, file_problems, refusal
+from detector.data.check import Problem, Report, refusal
 from detector.data.dataset import DatasetError, DetectionDataset
 from detector.data.loading import Augmented
 from detector.data.prepare import NAMES, prepare
@@ -72,15 +72,8 @@ def run_check(overrides: list[str], *, print_json: bool) -> int:
     """Report on both splits; 1 where there are errors."""
     data, _, command = configuration(overrides)
     splits, refusals = read(data)
-    transform = data.transform
-    report = Report(
-        splits,
-        [
-            *refusals,
-            *annotation_problems(splits, min_size=transform.min_size, max_size=transform.max_size),
-            *file_problems(splits, decode=command.decode, num_workers=data.num_workers),
-        ],
-    )
+    report = check_data(splits, data, decode=command.decode)
+    report = Report(splits, [*refusals, *report.problems])
     write_json(command.json, report.to_json())
     print(json.dumps(report.to_json(), indent=1) if print_json else report.to_markdown())
     return 1 if report.count("error") else 0

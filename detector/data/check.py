@@ -1,8 +1,9 @@
 """What is in a data set and what is wrong with it, before hours of training on it.
 
-An error is what training or evaluation would stop at, a warning what it would go on with. What
-the readers refuse a file for is theirs to say; here is what can be said of records that were read
-(`annotation_problems`) and of their image files (`file_problems`).
+An error is what training or evaluation would stop at, a warning what it would go on with. What is
+wrong with single images and objects their reader says (`DetectionDataset.faults`); here is what can
+be said of records that were read (`annotation_problems`) and of their image files
+(`file_problems`).
 """
 
 import hashlib
@@ -20,12 +21,13 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from detector.data.dataset import DatasetError, DetectionDataset, Record
+from detector.data.errors import shown
+from detector.data.images import KINDS, ORIENTATION
 from detector.data.loading import START, worker_errors_named, worker_init
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels: COCO's bounds of small, medium and large
 TINY = 4.0  # pixels after the resize: the step of the finest features
 LISTED = 10  # problems of a kind in a table; the JSON has all
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 CHUNK = 32  # files that a worker looks at before it reports
 
 Splits = Mapping[str, DetectionDataset]
@@ -53,6 +55,36 @@ class Report:
         """Problems of a severity."""
         return sum(problem.severity == severity for problem in self.problems)
 
+    def lines(self) -> list[str]:
+        """A line for each kind of problem, errors first: how often, and the first of them."""
+        return [
+            f"{split}: {len(group)} x {kind} ({severity}), such as {_named(group[0])}"
+            for (severity, split, kind), group in _by_kind(self.problems)
+        ]
+
+    def usable(self, on_error: str) -> dict[str, DetectionDataset]:
+        """The data sets without the images that have an error.
+
+        Args:
+            on_error: "stop" or "warn".
+
+        Raises:
+            DatasetError: there is an error, and it is to stop; or no image is left.
+        """
+        errors = [problem for problem in self.problems if problem.severity == "error"]
+        if errors and on_error == "stop":
+            others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+            raise DatasetError(f"{_named(errors[0])}{others}")
+        usable = {}
+        for split, dataset in self.splits.items():
+            # An error without a file is the reader's, which has left out what it is about.
+            usable[split] = dataset.without(
+                [e.image_id for e in errors if e.split == split and e.file is not None]
+            )
+            if not len(usable[split]):
+                raise DatasetError(f"{_named(errors[0])}; no image of {split} is left")
+        return usable
+
     def to_json(self) -> dict[str, Any]:
         """Counts by split, every problem, and how many of them are errors and warnings."""
         return {
@@ -67,6 +99,23 @@ class Report:
         parts = [*_count_tables(self.splits), *_problem_tables(self.problems)]
         sum_up = f"{self.count('error')} errors, {self.count('warning')} warnings"
         return "\n\n".join([*parts, sum_up])
+
+
+def check(
+    splits: Splits, *, min_size: int, max_size: int, decode: bool, num_workers: int
+) -> Report:
+    """Everything that is looked at; the arguments are those of the two parts.
+
+    Raises:
+        LoadingError: a process that looks at files died.
+    """
+    return Report(
+        splits,
+        [
+            *annotation_problems(splits, min_size=min_size, max_size=max_size),
+            *file_problems(splits, decode=decode, num_workers=num_workers),
+        ],
+    )
 
 
 def refusal(split: str, error: DatasetError) -> Problem:
@@ -115,7 +164,7 @@ def _spread(values: Any) -> list[float] | None:
 
 
 def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list[Problem]:
-    """What is odd about the annotations; no image file is opened.
+    """What the reader found, and what is odd about what it read; no image file is opened.
 
     Args:
         min_size, max_size: pixels of the shorter side after the resize, unless the longer side
@@ -123,37 +172,48 @@ def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list
     """
     problems = []
     for split, dataset in splits.items():
-        for reason, number in dataset.num_dropped.items():
-            if number:
-                detail = f"{number} objects left out: {reason}"
-                problems.append(Problem("warning", split, "objects left out", detail))
-        if dataset.num_clipped:
-            detail = f"{dataset.num_clipped} boxes stuck out of their image and are clipped"
-            problems.append(Problem("warning", split, "boxes clipped", detail))
+        problems += [
+            Problem(fault.severity, split, fault.kind, fault.detail, None, fault.image_id)
+            for fault in dataset.faults
+        ]
         for name, number in zip(dataset.classes, _objects_by_class(dataset), strict=True):
             if number == 0:
                 problems.append(Problem("warning", split, "class without objects", name))
-        for record in dataset.records:
-            for kind, detail in _oddities(record, min_size=min_size, max_size=max_size):
-                problems.append(_of_image("warning", split, kind, detail, record))
+        for index, kind, detail in _oddities(dataset.records, min_size, max_size):
+            problems.append(_of_image("warning", split, kind, detail, dataset.records[index]))
     return problems
 
 
-def _oddities(record: Record, *, min_size: int, max_size: int) -> Iterator[tuple[str, str]]:
-    """Kind and detail of what is odd about one image's objects."""
-    if len(record.boxes) == 0:
-        yield "image without objects", "no object"
-    objects = zip(record.labels.tolist(), record.boxes.tolist(), strict=True)
-    times = Counter((label, *box) for label, box in objects)
-    for (_, *box), number in times.items():
-        if number > 1:
-            yield "duplicate box", f"box {box} (xyxy) is there {number} times with one class"
-    shorter, longer = sorted((record.height, record.width))
-    scale = min(min_size / shorter, max_size / longer)
-    sides = (record.boxes[:, 2:] - record.boxes[:, :2]) * scale
-    tiny = sides[~record.iscrowd].min(axis=1, initial=np.inf) < TINY
-    if tiny.any():
-        yield "tiny object", f"{tiny.sum()} less than {TINY:g} pixels wide or high once resized"
+def _oddities(
+    records: list[Record], min_size: int, max_size: int
+) -> Iterator[tuple[int, str, str]]:
+    """Image, kind and detail of what is odd about the objects; of all N at once, for speed."""
+    numbers = np.array([len(record.boxes) for record in records])
+    for index in np.flatnonzero(numbers == 0).tolist():
+        yield index, "image without objects", "no object"
+    if not numbers.any():
+        return
+    image = np.repeat(np.arange(len(records)), numbers)  # (N,)
+    boxes = np.concatenate([record.boxes for record in records])
+    labels = np.concatenate([record.labels for record in records])
+
+    order = np.lexsort((*boxes.T, labels, image))
+    rows = np.column_stack([image, labels, boxes])[order]
+    starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)])
+    times = np.diff(np.r_[starts, len(rows)])
+    for start, number in zip(starts[times > 1].tolist(), times[times > 1].tolist(), strict=True):
+        box = rows[start, 2:].tolist()
+        detail = f"box {box} (xyxy) is there {number} times with one class"
+        yield int(rows[start, 0]), "duplicate box", detail
+
+    sizes = np.array([(record.height, record.width) for record in records])
+    scale = np.minimum(min_size / sizes.min(axis=1), max_size / sizes.max(axis=1))
+    shorter = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) * scale[image]
+    is_target = ~np.concatenate([record.iscrowd for record in records])
+    tiny = np.bincount(image[(shorter < TINY) & is_target], minlength=len(records))
+    for index in np.flatnonzero(tiny).tolist():
+        detail = f"{tiny[index]} less than {TINY:g} pixels wide or high once resized"
+        yield index, "tiny object", detail
 
 
 def _of_image(severity: str, split: str, kind: str, detail: str, record: Record) -> Problem:
@@ -176,7 +236,7 @@ class _Files(Dataset[_Look]):
     """The image files of a dataset, looked at one by one.
 
     Whether a file can be used is for the dataset to say, by loading it. That is spared where the
-    header is that of an upright JPEG or PNG of the annotated size.
+    header is that of an upright image of the annotated size.
     """
 
     def __init__(self, dataset: DetectionDataset, *, decode: bool, hashed: frozenset[int]) -> None:
@@ -233,7 +293,8 @@ def _findings(record: Record, look: _Look) -> Iterator[tuple[str, str, str]]:
     if look.refusal is not None:
         differs = look.size not in (None, (record.height, record.width))
         kind = "size differs" if differs else "image unreadable"
-        yield "error", kind, look.refusal.removeprefix(f"{record.path}: ")
+        reason = look.refusal.removesuffix(f"; image id {record.image_id}")
+        yield "error", kind, reason.removeprefix(f"{shown(record.path)}: ")
     if look.orientation != 1:
         yield "warning", "EXIF orientation", f"orientation {look.orientation}, not upright"
 
@@ -257,7 +318,7 @@ def _header(path: Path) -> tuple[tuple[int, int] | None, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("JPEG", "PNG")) as file:
+            with Image.open(path, formats=tuple(KINDS.values())) as file:
                 # Asked of a PNG that has none before its pixels, Pillow would decode them.
                 turned = file.getexif().get(ORIENTATION, 1) if "exif" in file.info else 1
                 # What a broken tag holds may be anything; 0 is used for unknown.
@@ -314,21 +375,34 @@ def _problem_tables(problems: list[Problem]) -> list[str]:
     """All problems summed up by kind, then the first of each kind one by one."""
     if not problems:
         return []
-    groups: dict[tuple[str, str, str], list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault(problem[:3], []).append(problem)
+    groups = _by_kind(problems)
     rows = []
-    for (severity, split, kind), group in sorted(groups.items()):
+    for (severity, split, kind), group in groups:
         for problem in group[:LISTED]:
             place = "" if problem.image_id is None else str(problem.image_id)
             rows.append([severity, split, kind, problem.file or "", place, problem.detail])
         if len(group) > LISTED:
             rows.append([severity, split, kind, "", "", f"... and {len(group) - LISTED} more"])
-    sums = [[*key, str(len(group))] for key, group in sorted(groups.items())]
+    sums = [[*key, str(len(group))] for key, group in groups]
     return [
         table(["severity", "split", "problem", "number"], sums),
         table(["severity", "split", "problem", "file", "image id", "detail"], rows),
     ]
+
+
+def _by_kind(problems: list[Problem]) -> list[tuple[tuple[str, str, str], list[Problem]]]:
+    """The problems of each (severity, split, kind), errors first."""
+    groups: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault(problem[:3], []).append(problem)
+    return sorted(groups.items())
+
+
+def _named(problem: Problem) -> str:
+    """A problem in one line, after the file that it is about."""
+    if problem.file is None:
+        return problem.detail
+    return f"{shown(problem.file)}: {problem.detail}; image id {problem.image_id}"
 
 
 def _cell(value: Any) -> str:

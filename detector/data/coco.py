@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from detector.data.dataset import DetectionDataset
-from detector.data.errors import DatasetError, file_error, shown
+from detector.data.errors import DatasetError, Faults, file_error, shown
 from detector.data.folder import Folder, read_file
 from detector.data.records import MAX_LENGTH, ImageEntry, ObjectEntry, build_dataset
 
@@ -21,7 +21,7 @@ T = TypeVar("T", int, str, list[Any])
 KINDS = {int: "a 64-bit integer", str: "a string", list: "a list"}
 
 
-def read_coco(*, images: Path, annotations: Path) -> DetectionDataset:
+def read_coco(*, images: Path, annotations: Path, on_error: str = "stop") -> DetectionDataset:
     """The images of a COCO-format file, in its order; none is decoded yet.
 
     `area` is the file's, or the box's where it has none; an object with `iscrowd` set is a
@@ -30,6 +30,8 @@ def read_coco(*, images: Path, annotations: Path) -> DetectionDataset:
     Args:
         images: the folder that the `file_name`s are relative to.
         annotations: the JSON file.
+        on_error: "stop" raises, "warn" leaves out and lists the image or object concerned, where
+            it is one.
 
     Raises:
         DatasetError: the file cannot be read; a key is missing or of a wrong type; an id or a
@@ -37,24 +39,28 @@ def read_coco(*, images: Path, annotations: Path) -> DetectionDataset:
             or outside the folder; a box is not finite or outside its image.
     """
     content = _load(annotations)
+    faults = Faults(on_error)
     categories = _categories(content, annotations)
-    entries = _images(content, annotations, Folder(images))
-    objects = _objects(
+    entries = _images(content, annotations, Folder(images), faults)
+    objects, indices = _objects(
         content,
         annotations,
-        image_index={entry.image_id: index for index, entry in enumerate(entries)},
+        image_index={image_id: index for index, image_id in enumerate(entries)},
         label={category_id: label for label, category_id in enumerate(categories, start=1)},
+        faults=faults,
     )
 
     def name(index: int) -> str:
-        return _place(annotations, "annotations", index, content["annotations"][index])
+        entry = content["annotations"][indices[index]]
+        return _place(annotations, "annotations", indices[index], entry)
 
     return build_dataset(
-        images=entries,
+        images=list(entries.values()),
         objects=objects,
         classes=tuple(categories.values()),
         category_ids=tuple(categories),
         name=name,
+        faults=faults,
     )
 
 
@@ -84,41 +90,81 @@ def _categories(content: Json, file: Path) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _images(content: Json, file: Path, folder: Folder) -> list[ImageEntry]:
+def _images(content: Json, file: Path, folder: Folder, faults: Faults) -> dict[int, ImageEntry]:
+    """The images by id."""
     entries: dict[int, ImageEntry] = {}
     for place, entry in _entries(content, "images", file):
-        image_id = _field(entry, "id", int, place)
-        if image_id in entries:
-            raise DatasetError(f"{place}: an earlier image has the same id")
-        path = folder.locate(_field(entry, "file_name", str, place), where=place)
-        if not folder.holds(path, where=place):
-            raise DatasetError(f"{place}: image file {shown(path)} does not exist")
-        height, width = _length(entry, "height", place), _length(entry, "width", place)
-        entries[image_id] = ImageEntry(image_id, path, height, width)
-    return list(entries.values())
+        try:
+            image = _image(entry, place, folder)
+            if image.image_id in entries:
+                raise DatasetError(f"{place}: an earlier image has the same id")
+        except DatasetError as error:
+            faults.error("image left out", error, _id(entry, "id"))
+        else:
+            entries[image.image_id] = image
+    if not entries:
+        raise DatasetError(f"{faults.found[0].detail}; none of the images can be used")
+    return entries
+
+
+def _image(entry: Json, place: str, folder: Folder) -> ImageEntry:
+    image_id = _field(entry, "id", int, place)
+    path = folder.locate(_field(entry, "file_name", str, place), where=place)
+    if not folder.holds(path, where=place):
+        raise DatasetError(f"{place}: image file {shown(path)} does not exist")
+    return ImageEntry(
+        image_id, path, _length(entry, "height", place), _length(entry, "width", place)
+    )
 
 
 def _objects(
-    content: Json, file: Path, *, image_index: dict[int, int], label: dict[int, int]
-) -> list[ObjectEntry]:
-    objects = []
-    for place, entry in _entries(content, "annotations", file, may_be_empty=True):
-        image_id = _field(entry, "image_id", int, place)
-        if image_id not in image_index:
-            raise DatasetError(f"{place}: image_id {image_id} is not among the images")
-        category_id = _field(entry, "category_id", int, place)
-        if category_id not in label:
-            raise DatasetError(f"{place}: category_id {category_id} is not among the categories")
-        objects.append(
-            ObjectEntry(
-                image_index=image_index[image_id],
-                box=_box(entry, place),
-                label=label[category_id],
-                area=_area(entry, place),
-                iscrowd=_flag(entry, "iscrowd", place),
-            )
-        )
-    return objects
+    content: Json,
+    file: Path,
+    *,
+    image_index: dict[int, int],
+    label: dict[int, int],
+    faults: Faults,
+) -> tuple[list[ObjectEntry], list[int]]:
+    """The objects, and where each stands in the file's list."""
+    left_out = {_id(entry, "id") for entry in content["images"]} - image_index.keys()
+    objects, indices, ids = [], [], set()
+    for index, (place, entry) in enumerate(
+        _entries(content, "annotations", file, may_be_empty=True)
+    ):
+        image_id = _id(entry, "image_id")
+        if image_id is not None and image_id in left_out:
+            continue  # with its image, which is a fault already
+        try:
+            objects.append(_object(entry, place, image_index=image_index, label=label))
+        except DatasetError as error:
+            faults.error("object left out", error, image_id)
+            continue
+        indices.append(index)
+        annotation_id = _id(entry, "id")
+        if not annotation_id or annotation_id in ids:
+            # Unused here. pycocotools takes 0 for no match, and mixes up two of one id.
+            what = "is there twice" if annotation_id in ids else "is 0 or no number"
+            faults.warning("annotation id", f"{place}: its id {what}", image_id)
+        ids.add(annotation_id)
+    return objects, indices
+
+
+def _object(
+    entry: Json, place: str, *, image_index: dict[int, int], label: dict[int, int]
+) -> ObjectEntry:
+    image_id = _field(entry, "image_id", int, place)
+    if image_id not in image_index:
+        raise DatasetError(f"{place}: image_id {image_id} is not among the images")
+    category_id = _field(entry, "category_id", int, place)
+    if category_id not in label:
+        raise DatasetError(f"{place}: category_id {category_id} is not among the categories")
+    return ObjectEntry(
+        image_index=image_index[image_id],
+        box=_box(entry, place),
+        label=label[category_id],
+        area=_area(entry, place),
+        iscrowd=_flag(entry, "iscrowd", place),
+    )
 
 
 # ---- Typed reading of JSON ----------------------------------------------------------------------
@@ -150,6 +196,12 @@ def _field(entry: Json, key: str, kind: type[T], place: str) -> T:
     if type(value) is not kind or (kind is int and not _is_number(value)):
         raise DatasetError(f"{place}: {key!r} is {reprlib.repr(value)}, expected {KINDS[kind]}")
     return value
+
+
+def _id(entry: Any, key: str) -> int | None:
+    """An id for a fault to name, if there is one."""
+    value = entry.get(key) if type(entry) is dict else None
+    return value if type(value) is int else None
 
 
 def _length(entry: Json, key: str, place: str) -> int:

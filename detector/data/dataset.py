@@ -14,6 +14,7 @@ a record into a sample:
 M: objects of the image (may be 0), K: classes.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.data.errors import DatasetError
+from detector.data.errors import DatasetError, Fault
 from detector.data.images import read_image
 
 
@@ -60,8 +61,7 @@ class DetectionDataset(Dataset[Sample]):
         records: one `Record` an image.
         classes: the K class names; label `l` means `classes[l - 1]`.
         category_ids: the K ids that these classes have in COCO-format files.
-        num_dropped: objects that the reader left out, by reason.
-        num_clipped: objects whose box stuck out of its image by a pixel or less and was clipped.
+        faults: what its reader left out, clipped or wondered at.
     """
 
     def __init__(
@@ -70,26 +70,32 @@ class DetectionDataset(Dataset[Sample]):
         records: list[Record],
         classes: tuple[str, ...],
         category_ids: tuple[int, ...],
-        num_dropped: dict[str, int],
-        num_clipped: int,
+        faults: Sequence[Fault] = (),
     ) -> None:
         self.records = records
         self.classes = classes
         self.category_ids = category_ids
-        self.num_dropped = num_dropped
-        self.num_clipped = num_clipped
+        self.faults = faults
 
     def __len__(self) -> int:
         return len(self.records)
 
     def first(self, number: int) -> "DetectionDataset":
-        """The data set of the first images alone; what was left out is still of all."""
+        """The data set of the first images alone."""
+        return self._of(self.records[:number])
+
+    def without(self, image_ids: Iterable[int | None]) -> "DetectionDataset":
+        """The data set without these images."""
+        unwanted = set(image_ids)
+        return self._of([record for record in self.records if record.image_id not in unwanted])
+
+    def _of(self, records: list[Record]) -> "DetectionDataset":
+        """Some of its images; the faults are still of all."""
         return DetectionDataset(
-            records=self.records[:number],
+            records=records,
             classes=self.classes,
             category_ids=self.category_ids,
-            num_dropped=self.num_dropped,
-            num_clipped=self.num_clipped,
+            faults=self.faults,
         )
 
     def __getitem__(self, index: int) -> Sample:
@@ -108,18 +114,15 @@ class DetectionDataset(Dataset[Sample]):
         )
 
     def describe(self) -> str:
-        """One line: how much there is, and what the reader left out or clipped."""
+        """One line: how much there is."""
         num_objects = sum(len(record.boxes) for record in self.records)
         num_crowds = sum(int(record.iscrowd.sum()) for record in self.records)
         num_empty = sum(len(record.boxes) == 0 for record in self.records)
-        left_out = [f"{count} left out ({why})" for why, count in self.num_dropped.items() if count]
         return ", ".join(
             [
                 f"{len(self)} images ({num_empty} without objects)",
                 f"{num_objects} objects ({num_crowds} crowd or difficult)",
                 f"{len(self.classes)} classes",
-                *left_out,
-                *([f"{self.num_clipped} boxes clipped to their image"] if self.num_clipped else []),
             ]
         )
 

@@ -2,19 +2,19 @@
 
 A box may stick out of its image by one pixel, as rounding and 0-based VOC files make it: it is
 clipped. A box further out belongs to another image or another resolution: an error. A box without
-area is left out. What was clipped and what was left out is counted.
+area is left out. Each of these is a fault of the data set.
 
 N: objects of the whole data set. Sizes are (h, w), boxes xyxy in pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from detector.data.dataset import DetectionDataset, Record
-from detector.data.errors import DatasetError
+from detector.data.errors import DatasetError, Faults
 
 TOLERANCE = 1.0  # pixels
 MAX_LENGTH = 2**31 - 1  # pixels of a side of an image, as PNG has it
@@ -46,30 +46,50 @@ def build_dataset(
     classes: tuple[str, ...],
     category_ids: tuple[int, ...],
     name: Callable[[int], str],
+    faults: Faults,
 ) -> DetectionDataset:
     """The dataset of these images, each with its objects in their order.
 
     Args:
-        name: file and object of an index into `objects`; opens the message of an error.
+        name: file and object of an index into `objects`; opens the message of a fault.
+        faults: those found before; what is found here is added.
 
     Raises:
-        DatasetError: a box is not finite, or reaches outside its image.
+        DatasetError: a box is not finite, or reaches outside its image, and that is to stop us.
     """
     image_index = np.array([entry.image_index for entry in objects], dtype=np.int64)
     boxes = np.array([entry.box for entry in objects], dtype=np.float64).reshape(-1, 4)
     sizes = np.array([(entry.height, entry.width) for entry in images], dtype=np.float64)
-    _refuse_unfit(boxes, sizes[image_index], name)
+    of_object = sizes[image_index]
+    fitted = _clip(boxes, of_object)
+    finite = np.isfinite(boxes).all(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinities, and of what is almost
+        inside = ~_reaches_outside(boxes, fitted)
+        moved = (fitted.astype(np.float32) != boxes.astype(np.float32)).any(axis=1)
+    has_area = _has_area(fitted.astype(np.float32))
 
-    fitted = _clip(boxes, sizes[image_index])
-    moved = (fitted.astype(np.float32) != boxes.astype(np.float32)).any(axis=1)
-    keep = _has_area(fitted.astype(np.float32))
-    records = _group(images, objects, fitted, np.flatnonzero(keep))
+    def told(indices: np.ndarray) -> Iterator[tuple[int, str, int]]:
+        for index in indices.tolist():
+            box = f"{name(index)}: box {boxes[index].tolist()} (xyxy)"
+            yield index, box, images[image_index[index]].image_id
+
+    for _, box, image_id in told(np.flatnonzero(~finite)):
+        faults.error("box not finite", DatasetError(f"{box} is not finite"), image_id)
+    for index, box, image_id in told(np.flatnonzero(finite & ~inside)):
+        height, width = of_object[index].astype(int)
+        message = f"{box} reaches outside its image, which is {width}x{height} pixels"
+        faults.error("box outside its image", DatasetError(message), image_id)
+    fit = finite & inside
+    for _, box, image_id in told(np.flatnonzero(fit & ~has_area)):
+        faults.warning("box without area", f"{box} has no area and is left out", image_id)
+    for _, box, image_id in told(np.flatnonzero(fit & has_area & moved)):
+        faults.warning("box clipped", f"{box} is clipped to its image", image_id)
+
     return DetectionDataset(
-        records=records,
+        records=_group(images, objects, fitted, np.flatnonzero(fit & has_area)),
         classes=classes,
         category_ids=category_ids,
-        num_dropped={"box without area": int((~keep).sum())},
-        num_clipped=int((moved & keep).sum()),
+        faults=tuple(faults.found),
     )
 
 
@@ -82,18 +102,11 @@ def _has_area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
 
 
-def _refuse_unfit(boxes: np.ndarray, sizes: np.ndarray, name: Callable[[int], str]) -> None:
-    for index in np.flatnonzero(~np.isfinite(boxes).all(axis=1)).tolist():
-        raise DatasetError(f"{name(index)}: box {boxes[index].tolist()} (xyxy) is not finite")
-    inside = _clip(boxes, sizes)
-    sticks_out = (np.abs(boxes - inside) > TOLERANCE).any(axis=1)
-    nothing_inside = _has_area(boxes) & ~_has_area(inside)
-    for index in np.flatnonzero(sticks_out | nothing_inside).tolist():
-        height, width = sizes[index].astype(int)
-        raise DatasetError(
-            f"{name(index)}: box {boxes[index].tolist()} (xyxy) reaches outside its image, "
-            f"which is {width}x{height} pixels"
-        )
+def _reaches_outside(boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
+    """Which (N,) stick out by more than the tolerance, or have an area, none of it in the image."""
+    sticks_out = (np.abs(boxes - clipped) > TOLERANCE).any(axis=1)
+    outside: np.ndarray = sticks_out | (_has_area(boxes) & ~_has_area(clipped))
+    return outside
 
 
 def _group(

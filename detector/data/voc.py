@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 from defusedxml.ElementTree import XMLParser
 
 from detector.data.dataset import DetectionDataset
-from detector.data.errors import DatasetError, file_error, shown
+from detector.data.errors import DatasetError, Faults, file_error, shown
 from detector.data.folder import Folder, read_file
 from detector.data.records import MAX_LENGTH, ImageEntry, ObjectEntry, build_dataset
 
@@ -40,7 +40,11 @@ class _Object(NamedTuple):
 
 
 def read_voc(
-    *, roots: list[Path], image_set: str, classes: tuple[str, ...] | None
+    *,
+    roots: list[Path],
+    image_set: str,
+    classes: tuple[str, ...] | None,
+    on_error: str = "stop",
 ) -> DetectionDataset:
     """The images of VOC-format folders, one root after the other; none is decoded yet.
 
@@ -52,19 +56,33 @@ def read_voc(
         roots: the folders.
         image_set: "trainval" for `ImageSets/Main/trainval.txt`; unused where there is none.
         classes: the class names, or None for those found, sorted.
+        on_error: "stop" raises, "warn" leaves out and lists the image or object concerned, where
+            it is one.
 
     Raises:
         DatasetError: a file cannot be read or is missing; an element is missing or not what it
             should be; a class is not among `classes`; a file name leads out of its folder; a box
             is not finite or outside its image.
     """
+    faults = Faults(on_error)
     images: list[ImageEntry] = []
     found: list[_Object] = []
-    for source in (source for root in roots for source in _sources(root, image_set)):
-        tree = _parse(source.xml)
-        found += _objects(tree, source.xml, image_index=len(images))
-        images.append(_image(source, tree, image_id=len(images) + 1))
-    classes = _collect(found, roots) if classes is None else _checked(classes, found)
+    sources = [source for root in roots for source in _sources(root, image_set, faults)]
+    for image_id, source in enumerate(sources, start=1):
+        try:
+            tree = _parse(source.xml)
+            image = _image(source, tree, image_id)
+        except DatasetError as error:
+            faults.error("image left out", error, image_id)
+            continue
+        found += _objects(tree, source.xml, len(images), image_id, faults)
+        images.append(image)
+    if not images:
+        raise DatasetError(f"{faults.found[0].detail}; none of the images can be used")
+    if classes is None:
+        classes = _collect(found, roots)
+    else:
+        found = _known(classes, found, images, faults)
     label = {name: index for index, name in enumerate(classes, start=1)}
     return build_dataset(
         images=images,
@@ -81,17 +99,18 @@ def read_voc(
         classes=classes,
         category_ids=tuple(label.values()),
         name=lambda index: found[index].place,
+        faults=faults,
     )
 
 
 # ---- The files ----------------------------------------------------------------------------------
 
 
-def _sources(root: Path, image_set: str) -> list[_Source]:
+def _sources(root: Path, image_set: str, faults: Faults) -> list[_Source]:
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder")
     if (root / "ImageSets").is_dir():
-        return _devkit_sources(root, root / "ImageSets" / "Main" / f"{image_set}.txt")
+        return _devkit_sources(root, root / "ImageSets" / "Main" / f"{image_set}.txt", faults)
     images = Folder(root)
     sources = [_Source(xml, images) for xml in sorted(images.root.glob("*.xml"))]
     if not sources:
@@ -99,7 +118,7 @@ def _sources(root: Path, image_set: str) -> list[_Source]:
     return sources
 
 
-def _devkit_sources(root: Path, list_file: Path) -> list[_Source]:
+def _devkit_sources(root: Path, list_file: Path, faults: Faults) -> list[_Source]:
     """The images that a file of `ImageSets/Main` lists: an id a line, maybe with a flag behind."""
     encoded = read_file(list_file)
     try:
@@ -110,13 +129,17 @@ def _devkit_sources(root: Path, list_file: Path) -> list[_Source]:
     sources: dict[Path, _Source] = {}
     for name in (line.split()[0] for line in lines if line.strip()):
         place = f"{list_file}: {shown(name)}"
-        xml = annotations.locate(f"{name}.xml", where=place)
-        if not annotations.holds(xml, where=place):
-            raise DatasetError(f"{place}: annotation file {shown(xml)} does not exist")
-        if xml in sources:
-            raise DatasetError(f"{place} is listed twice")
-        sources[xml] = _Source(xml, images)
-    if not sources:
+        try:
+            xml = annotations.locate(f"{name}.xml", where=place)
+            if not annotations.holds(xml, where=place):
+                raise DatasetError(f"{place}: annotation file {shown(xml)} does not exist")
+            if xml in sources:
+                raise DatasetError(f"{place} is listed twice")
+        except DatasetError as error:
+            faults.error("image left out", error)
+        else:
+            sources[xml] = _Source(xml, images)
+    if not sources and not faults.found:
         raise DatasetError(f"{list_file}: lists no images")
     return list(sources.values())
 
@@ -174,17 +197,24 @@ def _image_path(source: _Source, tree: Element) -> Path:
     )
 
 
-def _objects(tree: Element, xml: Path, *, image_index: int) -> list[_Object]:
+def _objects(
+    tree: Element, xml: Path, image_index: int, image_id: int, faults: Faults
+) -> list[_Object]:
     objects = []
     for number, element in enumerate(tree.findall("object"), start=1):
-        place = f"{shown(xml)}: object {number}"
-        name, difficult = _text(element, "name", place), _flag(element, "difficult", place)
-        xmin, ymin, xmax, ymax = (
-            _number(element, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax")
-        )
-        box = (xmin - 1, ymin - 1, xmax, ymax)
-        objects.append(_Object(place, image_index, name, box, difficult))
+        try:
+            objects.append(_object(element, f"{shown(xml)}: object {number}", image_index))
+        except DatasetError as error:
+            faults.error("object left out", error, image_id)
     return objects
+
+
+def _object(element: Element, place: str, image_index: int) -> _Object:
+    name, difficult = _text(element, "name", place), _flag(element, "difficult", place)
+    xmin, ymin, xmax, ymax = (
+        _number(element, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax")
+    )
+    return _Object(place, image_index, name, (xmin - 1, ymin - 1, xmax, ymax), difficult)
 
 
 def _collect(found: list[_Object], roots: list[Path]) -> tuple[str, ...]:
@@ -193,16 +223,20 @@ def _collect(found: list[_Object], roots: list[Path]) -> tuple[str, ...]:
     return tuple(sorted({thing.class_name for thing in found}))
 
 
-def _checked(classes: tuple[str, ...], found: list[_Object]) -> tuple[str, ...]:
+def _known(
+    classes: tuple[str, ...], found: list[_Object], images: list[ImageEntry], faults: Faults
+) -> list[_Object]:
+    """The objects of these classes."""
     if len(set(classes)) != len(classes):
         raise DatasetError(f"classes {', '.join(classes)}: a name is there twice")
     for thing in found:
         if thing.class_name not in classes:
-            raise DatasetError(
+            error = DatasetError(
                 f"{thing.place}: class {shown(repr(thing.class_name))} is not among "
                 f"{', '.join(classes)}"
             )
-    return classes
+            faults.error("unknown class", error, images[thing.image_index].image_id)
+    return [thing for thing in found if thing.class_name in classes]
 
 
 def _text(element: Element, key: str, place: str) -> str:

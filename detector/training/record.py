@@ -103,6 +103,11 @@ class Record:
                 f"val/{name}", *counts, global_step=step, num_thresholds=101
             )
 
+    def sheet(self, picture: Tensor) -> None:
+        """A picture uint8 (3, H, W) of training images before and after augmentation."""
+        if self.folder is not None:
+            self.writer.add_image("train/before and after augmentation", picture, 0)
+
     def images(self, step: int, pictures: list[Tensor]) -> None:
         """Pictures uint8 (3, H, W), with boxes drawn on them."""
         if self.folder is None:

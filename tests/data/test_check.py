@@ -20,7 +20,7 @@ from detector.data.check import (
     table,
 )
 from detector.data.coco import read_coco
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DatasetError, DetectionDataset
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 9, "name": "emu"}]
 
@@ -104,8 +104,8 @@ def test_annotation_problems(dataset: DetectionDataset) -> None:
     problems = annotation_problems({"train": dataset}, min_size=200, max_size=200)
     found = {(p.kind, p.image_id): p for p in problems}
     assert set(found) == {
-        ("objects left out", None),
-        ("boxes clipped", None),
+        ("box without area", 7),
+        ("box clipped", 7),
         ("class without objects", None),
         ("duplicate box", 7),
         ("tiny object", 7),
@@ -114,8 +114,8 @@ def test_annotation_problems(dataset: DetectionDataset) -> None:
     assert len(found) == len(problems)
     assert all(p.severity == "warning" and p.split == "train" for p in problems)
     assert found["class without objects", None].detail == "emu"
-    assert found["objects left out", None].detail.startswith("1 objects")
-    assert found["boxes clipped", None].detail.startswith("1 boxes")
+    assert "annotations[4] (id 5): box" in found["box without area", 7].detail
+    assert "annotations[3] (id 4): box" in found["box clipped", 7].detail
     assert "[0.0, 0.0, 20.0, 10.0] (xyxy) is there 2 times" in found["duplicate box", 7].detail
     assert found["tiny object", 7].detail.startswith("1 less")
     assert found["tiny object", 7].file == str(dataset.records[0].path)
@@ -229,6 +229,31 @@ def test_report(dataset: DetectionDataset) -> None:
     assert f"number {LISTED - 1} " in text and f"number {LISTED} " not in text
     assert "... and 3 more" in text
     assert text.index("| error") < text.index("| warning")
+
+
+def test_usable(dataset: DetectionDataset) -> None:
+    path = str(dataset.records[1].path)
+    odd = Problem("warning", "train", "tiny object", "why", path, 8)
+    broken = Problem("error", "train", "image unreadable", "why", path, 8)
+    read_without = Problem("error", "val", "object left out", "gt.json: why", None, 7)
+    splits = {"train": dataset, "val": dataset}
+
+    same = Report(splits, [odd]).usable("stop")
+    assert [len(usable) for usable in same.values()] == [3, 3]
+    report = Report(splits, [odd, read_without, broken, broken])
+    with pytest.raises(DatasetError, match=r"^gt\.json: why \(and 2 more\)$"):
+        report.usable("stop")
+    usable = report.usable("warn")
+    assert [record.image_id for record in usable["train"].records] == [7, 9]
+    assert len(usable["val"]) == 3
+    assert report.lines() == [
+        f"train: 2 x image unreadable (error), such as {path}: why; image id 8",
+        "val: 1 x object left out (error), such as gt.json: why",
+        f"train: 1 x tiny object (warning), such as {path}: why; image id 8",
+    ]
+    nothing = [broken._replace(image_id=i) for i in (7, 8, 9)]
+    with pytest.raises(DatasetError, match="no image of train is left"):
+        Report(splits, nothing).usable("warn")
 
 
 def test_hostile_names_stay_in_their_cell() -> None:

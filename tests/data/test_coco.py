@@ -62,7 +62,7 @@ def test_samples(folder: Path) -> None:
     dataset = read(folder, CONTENT)
     assert dataset.classes == ("person", "car", "toothbrush")
     assert dataset.category_ids == (0, 3, 90)
-    assert (dataset.num_dropped, dataset.num_clipped) == ({"box without area": 0}, 0)
+    assert dataset.faults == ()
     first, empty, last = (dataset[i] for i in range(3))
 
     assert first["image_id"] == 900100581187
@@ -96,8 +96,11 @@ def test_boxes_are_clipped_and_dropped_and_counted(folder: Path) -> None:
             [2, 3, 4, 5],
         ),
     )
-    assert dataset.num_clipped == 2
-    assert dataset.num_dropped == {"box without area": 4}
+    assert [(f.severity, f.kind, f.image_id) for f in dataset.faults] == [
+        *[("warning", "box without area", 5)] * 4,
+        *[("warning", "box clipped", 5)] * 2,
+    ]
+    assert "annotations[3] (id 103): box [3.0, 3.0, 3.0, 7.0]" in dataset.faults[0].detail
     assert dataset[1]["boxes"].tolist() == [
         [0, 0, 4, 5],
         [25, 45, 30, 50],
@@ -297,3 +300,48 @@ def test_ground_truth_reads_back(folder: Path) -> None:
         assert before.keys() == after.keys()
         for key, value in before.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[key])), key
+
+
+def test_errors_can_be_left_out(folder: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    good = content["annotations"][1]
+    content["images"][0]["file_name"] = "lost.png"  # with two objects, which go with it
+    content["images"] += [{**content["images"][1], "file_name": "c.png"}, {"id": "six"}]
+    content["annotations"] += [
+        {**good, "id": 0},
+        {**good, "id": 8},
+        {**good, "id": 11, "category_id": 77},
+        {**good, "id": 12, "image_id": 404},
+        {**good, "id": 13, "bbox": [math.nan, 0, 1, 1]},
+        {**good, "id": 14, "bbox": [40, 0, 1, 1]},
+        {**good, "id": 15, "bbox": [1, 1, 0, 1]},
+        {**good, "id": 16, "bbox": [29, 1, 2, 1]},
+        {**good, "id": 17, "bbox": [0, 0, 1]},
+    ]
+    (folder / "gt.json").write_text(json.dumps(content))
+    arguments = {"images": folder / "images", "annotations": folder / "gt.json"}
+    with pytest.raises(DatasetError, match=r"lost\.png does not exist"):
+        read_coco(**arguments)
+    dataset = read_coco(**arguments, on_error="warn")
+
+    assert [record.image_id for record in dataset.records] == [5, 2]
+    assert dataset.records[1].boxes.tolist() == [
+        *[[0, 0, 30, 50], [1, 1, 3, 3], [0, 0, 30, 50], [0, 0, 30, 50], [29, 1, 30, 2]]
+    ]
+    assert [(f.severity, f.kind, f.image_id) for f in dataset.faults] == [
+        ("error", "image left out", 900100581187),
+        ("error", "image left out", 5),
+        ("error", "image left out", None),
+        ("warning", "annotation id", 2),
+        ("warning", "annotation id", 2),
+        ("error", "object left out", 2),
+        ("error", "object left out", 404),
+        ("error", "object left out", 2),
+        ("error", "box not finite", 2),
+        ("error", "box outside its image", 2),
+        ("warning", "box without area", 2),
+        ("warning", "box clipped", 2),
+    ]
+    places = [f"annotations[{i}] (id {n})" for i, n in ((8, 13), (9, 14), (10, 15), (11, 16))]
+    for fault, place in zip(dataset.faults[-4:], places, strict=True):
+        assert place in fault.detail  # indices of the file, not of what is left of it

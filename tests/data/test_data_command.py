@@ -90,6 +90,25 @@ def test_what_a_reader_refuses_is_an_error(
     assert fault in problem["detail"] or fault in problem["kind"]
 
 
+def test_every_fault_is_listed(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["annotations"] += [{**content["annotations"][0], "id": 4 + i} for i in range(2)]
+    content["annotations"][3].update(bbox=[float("nan"), 1, 2, 3])
+    content["annotations"][4].update(category_id=77)
+    content["images"] += [{**content["images"][0], "id": 9, "file_name": "lost.png"}]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert main(["check", "--json", *overrides]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [(p["kind"], p["image_id"]) for p in report["problems"]] == [
+        ("image left out", 9),
+        ("object left out", 0),
+        ("box not finite", 0),
+    ]
+    assert report["errors"] == 3 and report["splits"]["val"]["objects"] == 3
+
+
 def test_sheet(tmp_path: Path, overrides: list[str]) -> None:
     file = tmp_path / "made" / "sheet.png"
     assert main(["sheet", f"out={file}", "num_images=2", *overrides]) == 0

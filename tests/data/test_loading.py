@@ -53,9 +53,7 @@ def dataset(tmp_path: Path) -> DetectionDataset:
                 iscrowd=np.array(crowds, dtype=bool),
             )
         )
-    return DetectionDataset(
-        records=records, classes=("a", "b"), category_ids=(1, 2), num_dropped={}, num_clipped=0
-    )
+    return DetectionDataset(records=records, classes=("a", "b"), category_ids=(1, 2), faults=())
 
 
 def augmented(dataset: DetectionDataset, *, seed: int = 5) -> Augmented:
@@ -194,9 +192,7 @@ def test_wide_and_tall_images_are_grouped() -> None:
         Record(number, Path(), height, width, empty.reshape(0, 4), empty, empty, empty.astype(bool))
         for number, (height, width) in enumerate(sizes)
     ]
-    dataset = DetectionDataset(
-        records=records, classes=("a",), category_ids=(1,), num_dropped={}, num_clipped=0
-    )
+    dataset = DetectionDataset(records=records, classes=("a",), category_ids=(1,), faults=())
     sampler = sampler_of(dataset, batch_size=4, group_by_aspect=True)
     orders = set()
     for epoch in range(20):

@@ -115,7 +115,10 @@ def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
         box_xml("cat", [5, 5, 5, 5]),  # one pixel
     ]
     dataset = read(devkit(tmp_path, {"a": xml(*objects)}))
-    assert dataset.num_clipped == 2 and dataset.num_dropped == {"box without area": 1}
+    assert [(fault.kind, fault.image_id) for fault in dataset.faults] == [
+        *[("box without area", 1), ("box clipped", 1), ("box clipped", 1)]
+    ]
+    assert "a.xml: object 3: box" in dataset.faults[0].detail
     assert dataset[0]["boxes"].tolist() == [[0, 0, 5, 5], [24, 44, 30, 50], [4, 4, 5, 5]]
 
 
@@ -348,3 +351,42 @@ def test_voc_converted_to_coco_gives_the_same_samples(
     (tmp_path / "gt.json").write_text(json.dumps(content))
     coco = read_coco(images=tmp_path / "JPEGImages", annotations=tmp_path / "gt.json")
     assert_same_samples(voc, coco)
+
+
+def test_errors_can_be_left_out(tmp_path: Path) -> None:
+    files = {
+        "a": xml(DOG, box_xml("emu", [1, 1, 5, 5]), box_xml("dog", [1, 1, "wide", 5])),
+        "b": "<annotation>",
+        "c": xml(
+            box_xml("cat", [1, 1, 99, 5]),
+            CAT,
+            box_xml("cat", ["nan", 1, 5, 5]),
+            filename="c.png",
+        ),
+        "d": xml(CAT, filename="d.png"),
+    }
+    root = devkit(tmp_path, files)
+    listed = root / "ImageSets" / "Main" / "train.txt"
+    listed.write_text(listed.read_text() + "a\nlost\n")
+    (root / "JPEGImages" / "d.png").unlink()
+    arguments = {"roots": [root], "image_set": "train", "classes": ("cat", "dog")}
+    with pytest.raises(DatasetError, match="listed twice"):
+        read_voc(**arguments)
+    dataset = read_voc(**arguments, on_error="warn")
+
+    assert [(record.image_id, record.path.stem) for record in dataset.records] == [
+        (1, "a"),
+        (3, "c"),
+    ]
+    assert [record.labels.tolist() for record in dataset.records] == [[2], [1]]
+    assert [(fault.kind, fault.image_id) for fault in dataset.faults] == [
+        ("image left out", None),
+        ("image left out", None),
+        ("object left out", 1),
+        ("image left out", 2),
+        ("image left out", 4),
+        ("unknown class", 1),
+        ("box not finite", 3),
+        ("box outside its image", 3),
+    ]
+    assert all(fault.severity == "error" for fault in dataset.faults)

@@ -102,7 +102,7 @@ def train_20_steps(path: Path, num_parts: int) -> None:
         config = typed_train(compose("train", overrides=[*RUN, *sizes]))
     with joined() as ranks:
         with ranks.one_of_machine_first():
-            train_set, _ = build_data(config)
+            train_set = build_data(config)["train"]
         torch.manual_seed(0)
         model = Double(build_model(config.model, config.deform, config.data.transform, 6))
         optimizer = build_optimizer(model, config.schedule, offset_lr_multiplier=0.1)
@@ -178,7 +178,7 @@ def validate_oracle(path: Path) -> None:
         config = typed_train(compose("train", overrides=[*RUN, "data.num_val=13"]))
     with joined() as ranks:
         with ranks.one_of_machine_first():
-            _, val_set = build_data(config)
+            val_set = build_data(config)["val"]
         found, _ = validate(
             Oracle(val_set),
             val_set,
