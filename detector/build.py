@@ -344,6 +344,61 @@ def build_metric(metric: str) -> str:
     return metric
 
 
+def build_sampler(
+    config: TrainConfig, train_set: DetectionDataset, ranks: Ranks
+) -> EpochBatchSampler:
+    """The order of the training images, and this rank's part of each batch.
+
+    Raises:
+        ConfigError: the batch size does not go with the number of ranks.
+        DatasetError: there are fewer images than a batch takes.
+    """
+    schedule = config.schedule
+    num_batches = schedule.num_parts * ranks.num_ranks
+    if schedule.batch_size % num_batches:
+        raise ConfigError(
+            f"schedule.batch_size={schedule.batch_size} must be a multiple of {num_batches}: "
+            f"{schedule.num_parts} (schedule.num_parts) x {ranks.num_ranks} (devices)"
+        )
+    return EpochBatchSampler(
+        train_set,
+        batch_size=schedule.batch_size,
+        seed=config.seed,
+        keep_empty=config.data.keep_empty,
+        group_by_aspect=config.data.group_by_aspect,
+        max_steps=config.limit_train_batches,
+        num_parts=schedule.num_parts,
+        rank=ranks.rank,
+        num_ranks=ranks.num_ranks,
+    )
+
+
+def build_optimization(
+    config: TrainConfig, model: nn.Module, *, steps_per_epoch: int, device: torch.device
+) -> Optimization:
+    """How the model's losses become steps.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+    schedule, precision = config.schedule, build_precision(config.precision)
+    average = None
+    if schedule.ema_decay is not None:
+        rule = get_ema_multi_avg_fn(schedule.ema_decay)
+        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    optimizer = build_optimizer(model, schedule, config.deform.offset_lr_multiplier)
+    return Optimization(
+        optimizer=optimizer,
+        lr_schedule=build_lr_schedule(optimizer, schedule, steps_per_epoch),
+        scaler=GradScaler(device.type, enabled=precision == torch.float16),
+        device=device,
+        precision=precision,
+        clip_norm=schedule.clip_norm,
+        ema=average,
+        num_parts=schedule.num_parts,
+    )
+
+
 def build_trainer(
     config: TrainConfig,
     train_set: DetectionDataset,
@@ -357,53 +412,21 @@ def build_trainer(
     Raises:
         ConfigError: a value is out of its range, or does not go with the number of ranks.
     """
-    schedule, transform = config.schedule, config.data.transform
-    num_batches = schedule.num_parts * ranks.num_ranks
-    if schedule.batch_size % num_batches:
-        raise ConfigError(
-            f"schedule.batch_size={schedule.batch_size} must be a multiple of {num_batches}: "
-            f"{schedule.num_parts} (schedule.num_parts) x {ranks.num_ranks} (devices)"
-        )
+    transform = config.data.transform
     if config.model.norm == "sync_batch" and ranks.num_ranks > 1 and device.type != "cuda":
         raise ConfigError("model.norm=sync_batch over several processes works on CUDA only")
-    sampler = EpochBatchSampler(
-        train_set,
-        batch_size=schedule.batch_size,
-        seed=config.seed,
-        keep_empty=config.data.keep_empty,
-        group_by_aspect=config.data.group_by_aspect,
-        max_steps=config.limit_train_batches,
-        num_parts=schedule.num_parts,
-        rank=ranks.rank,
-        num_ranks=ranks.num_ranks,
-    )
+    sampler = build_sampler(config, train_set, ranks)
     seed_epoch(config.seed, 0)  # the initial weights
     with ranks.one_of_machine_first():  # the others find fetched weights
         model = build_model(config.model, config.deform, transform, len(train_set.classes))
     model.to(device)
-    height, width = transform.min_size, transform.max_size
-    speed = Speed(
-        batch_size=schedule.batch_size,
-        flops_per_pixel=forward_flops(model, height, width) / (height * width),
+    optimization = build_optimization(
+        config, model, steps_per_epoch=sampler.num_steps, device=device
     )
-    average = None
-    if schedule.ema_decay is not None:
-        rule = get_ema_multi_avg_fn(schedule.ema_decay)
-        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    height, width = transform.min_size, transform.max_size
+    flops_per_pixel = forward_flops(model, height, width) / (height * width)
     if config.compile:
         model.backbone.compile()
-    optimizer = build_optimizer(model, schedule, config.deform.offset_lr_multiplier)
-    precision = build_precision(config.precision)
-    optimization = Optimization(
-        optimizer=optimizer,
-        lr_schedule=build_lr_schedule(optimizer, schedule, sampler.num_steps),
-        scaler=GradScaler(device.type, enabled=precision == torch.float16),
-        device=device,
-        precision=precision,
-        clip_norm=schedule.clip_norm,
-        ema=average,
-        num_parts=schedule.num_parts,
-    )
     batches = train_loader(
         Augmented(train_set, transform=build_transform(transform), seed=config.seed),
         sampler=sampler,
@@ -416,7 +439,7 @@ def build_trainer(
         batches=batches,
         sampler=sampler,
         ranks=ranks,
-        speed=speed,
+        speed=Speed(batch_size=config.schedule.batch_size, flops_per_pixel=flops_per_pixel),
         seed=config.seed,
         max_skipped=config.max_skipped_steps,
         log_every=config.log_every,

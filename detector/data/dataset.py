@@ -118,12 +118,11 @@ class DetectionDataset(Dataset[Sample]):
         num_objects = sum(len(record.boxes) for record in self.records)
         num_crowds = sum(int(record.iscrowd.sum()) for record in self.records)
         num_empty = sum(len(record.boxes) == 0 for record in self.records)
-        return ", ".join(
-            [
-                f"{len(self)} images ({num_empty} without objects)",
-                f"{num_objects} objects ({num_crowds} crowd or difficult)",
-                f"{len(self.classes)} classes",
-            ]
+        sides = [side for record in self.records for side in (record.width, record.height)]
+        return (
+            f"{len(self)} images ({num_empty} without objects) with sides of {min(sides)} to "
+            f"{max(sides)} pixels, {num_objects} objects ({num_crowds} crowd or difficult), "
+            f"{len(self.classes)} classes"
         )
 
     def ground_truth(self) -> dict[str, Any]:
