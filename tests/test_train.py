@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import evaluate
 import train
 from detector import entry
+from detector.config import typed_train
+from detector.data.check import Problem
 from detector.model.weights import trained_weights
 from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
+from detector.training.distribution import Ranks
 from detector.training.export import export
 
 TINY = [
@@ -631,6 +635,30 @@ def test_broken_data_can_be_left_out(
     )
     strict = [checkpoint, "data=coco", *data[1:2], *data[4:], "data.on_error=stop"]
     assert command(evaluate.main, scored, *strict, monkeypatch=monkeypatch) == 1
+
+
+def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*small_coco(tmp_path / "data"), "data.on_error=warn"]
+    content = read_json(tmp_path / "data" / "gt.json")
+    content["images"].append({**content["images"][0], "id": 2})
+    (tmp_path / "data" / "gt.json").write_text(json.dumps(content))
+    with initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
+        config = typed_train(compose("train", overrides=words))
+    broken = Problem("error", "train", "image unreadable", "why", "one.png", 1)
+
+    class Second(Ranks):
+        def broadcast(self, item: list) -> list:
+            assert item == []
+            return [broken]
+
+        def all_gather(self, item: object) -> list:
+            return [item, item]
+
+    monkeypatch.setattr(train, "check_data", lambda *_: pytest.fail("it looks itself"))
+    train_set, val_set = train.load_data(config, tmp_path, Second(1, 2, 1))
+    assert [record.image_id for record in train_set.records] == [2]
+    assert [record.image_id for record in val_set.records] == [1, 2]
+    assert not (tmp_path / "data_check.json").exists()
 
 
 def test_a_missing_annotation_file(
