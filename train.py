@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from detector import entry
-from detector.analysis.ablation import write_table
+from detector.analysis.ablation import draw_curves, write_table
 from detector.build import (
     build_data,
     build_device,
@@ -71,6 +71,7 @@ def main(cfg: DictConfig) -> None:
     finally:
         if ranks_of_environment().is_first:
             log.info("%s\n%s", folder.parent / "ablation.md", write_table(folder.parent))
+            draw_curves(folder.parent)
 
 
 def start(config: TrainConfig, folder: Path) -> None:

@@ -231,6 +231,7 @@ def test_an_ablation_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     handlers = list(logging.root.handlers)
     entry.run(train.main)
     logging.root.handlers = handlers
+    assert (tmp_path / "ablation.png").exists()
     header, _, *rows = (tmp_path / "ablation.md").read_text().splitlines()
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (header, *rows)]
     assert [name for name in cells[0] if name in ("AP", "M parameters", "s/image")] == [

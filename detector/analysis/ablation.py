@@ -1,10 +1,18 @@
-"""The table of a comparison: one row for each finished run of a multirun folder."""
+"""The table and the learning curves of a comparison: a row and a line for each run of a multirun
+folder.
+"""
 
 import json
+import math
 import os
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from omegaconf import OmegaConf
+from PIL import Image
+
+from detector.analysis.curves import Line, chart, colors
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mAP")
 
@@ -18,9 +26,9 @@ def write_table(folder: Path) -> str:
     Returns:
         The markdown table.
     """
-    runs = sorted(folder.glob("*/summary.json"), key=lambda path: (len(path.parent.name), path))
-    arms = arms_of([path.parent for path in runs])
-    summaries = [(arms[path.parent], json.loads(path.read_text())) for path in runs]
+    runs = runs_of(folder, "summary.json")
+    arms = arms_of(runs)
+    summaries = [(arms[run], json.loads((run / "summary.json").read_text())) for run in runs]
     names = [n for n in COLUMNS if any(n in s.get("metrics", {}) for _, s in summaries)]
     rows = [["arm", *names, "M parameters", "s/image", "s/training"]]
     rows.append(["---"] * len(rows[0]))
@@ -43,6 +51,63 @@ def write_table(folder: Path) -> str:
     temporary.write_text(table + "\n")
     os.replace(temporary, folder / "ablation.md")
     return table
+
+
+def draw_curves(folder: Path) -> None:
+    """Draw ablation.png into the folder: of every run below it the first metric, in percent, and
+    the loss, over epochs.
+    """
+    runs = runs_of(folder, "metrics.jsonl")
+    arms = arms_of(runs)
+    histories = [history(run) for run in runs]
+    panels = []
+    for name in ("AP", "loss"):
+        lines = [
+            Line(arms[run], *of_run[name], color)
+            for run, of_run, color in zip(runs, histories, colors(len(runs)), strict=True)
+        ]
+        last, highest = (
+            round_up(max([0.0, *(getattr(line, axis).max(initial=0) for line in lines)]))
+            for axis in ("xs", "ys")
+        )
+        panels.append(chart(lines, x=("epoch", last), y=(name, highest)))
+    picture = Image.new("RGB", (sum(p.width for p in panels), panels[0].height))
+    for number, panel in enumerate(panels):
+        picture.paste(panel, (number * panel.width, 0))
+    temporary = folder / f"ablation.{os.getpid()}.png"
+    picture.save(temporary)
+    os.replace(temporary, folder / "ablation.png")
+
+
+def history(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Epochs and values of a run's `AP` (VOC: mAP) in percent and of its `loss`, its mean over each
+    epoch's lines.
+    """
+    metric: dict[int, float] = {}
+    losses: defaultdict[int, list[float]] = defaultdict(list)
+    for text in (run / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if line["kind"] == "train" and line["loss"] is not None:
+            losses[line["epoch"]].append(line["loss"])
+        if line["kind"] == "val":
+            metric[line["epoch"]] = 100 * (line.get("AP", line.get("mAP")) or 0.0)
+    loss = {epoch: float(np.mean(values)) for epoch, values in losses.items()}
+    return {
+        name: (np.array([*values], dtype=float), np.array([*values.values()], dtype=float))
+        for name, values in (("AP", metric), ("loss", loss))
+    }
+
+
+def round_up(value: float) -> float:
+    """To one digit, for the end of an axis; at least 0.01."""
+    unit = 10.0 ** math.floor(math.log10(max(value, 0.01)))
+    return math.ceil(max(value, 0.01) / unit) * unit
+
+
+def runs_of(folder: Path, file: str) -> list[Path]:
+    """The runs that have this file, in their order."""
+    runs = [path.parent for path in folder.glob(f"*/{file}")]
+    return sorted(runs, key=lambda run: (len(run.name), run))
 
 
 def arms_of(runs: list[Path]) -> dict[Path, str]:

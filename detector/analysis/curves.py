@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from colorsys import hsv_to_rgb
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,40 +22,61 @@ MARGIN = 60  # around it, for the ticks
 MAX_NAMED = 24  # classes in a legend: those with the most objects
 
 
+class Line(NamedTuple):
+    """One line of a chart."""
+
+    label: str | None  # None: it is not in the legend
+    xs: np.ndarray
+    ys: np.ndarray
+    color: Color
+    width: int = 2
+
+
 def precision_recall(curves: dict[str, Curve]) -> Image.Image:
     """Precision over recall at an IoU of 0.5: a thin line a class, and their mean in black."""
-    picture = Image.new("RGB", (SIDE + 2 * MARGIN + 220, SIDE + 2 * MARGIN), WHITE)
-    draw = ImageDraw.Draw(picture)
-    for tick in range(11):
-        offset, label = round(SIDE * tick / 10), f"{tick / 10:.1f}"
-        draw.line([(MARGIN + offset, MARGIN), (MARGIN + offset, MARGIN + SIDE)], GRID)
-        draw.line([(MARGIN, MARGIN + offset), (MARGIN + SIDE, MARGIN + offset)], GRID)
-        _text(draw, (MARGIN + offset, MARGIN + SIDE + 8), label, "ma")
-        _text(draw, (MARGIN - 8, MARGIN + SIDE - offset), label, "rm")
-    _text(draw, (MARGIN + SIDE / 2, MARGIN + SIDE + 34), "recall", "ma")
-    _text(draw, (MARGIN, MARGIN - 24), "precision", "mm")
-
-    colors = {name: _hue(number / len(curves)) for number, name in enumerate(curves)}
-    for name, curve in curves.items():
-        draw.line(_points(curve.precision), colors[name], 2)
+    recall = np.linspace(0, 1, 101)
+    named = sorted(curves, key=lambda name: -curves[name].num_objects)[:MAX_NAMED]
+    lines = []
+    for name, color in zip(curves, colors(len(curves)), strict=True):
+        precision = curves[name].precision
+        label = f"{_short(name)} {100 * precision.mean():.1f}" if name in named else None
+        lines.append(Line(label, recall, precision, color))
     if curves:
         mean = np.mean([curve.precision for curve in curves.values()], axis=0)
-        draw.line(_points(mean), BLACK, 4)
-        named = sorted(curves, key=lambda name: -curves[name].num_objects)[:MAX_NAMED]
-        entries = [("mean", mean, BLACK)]
-        entries += [(name, curves[name].precision, colors[name]) for name in named]
-        for number, (name, precision, color) in enumerate(entries):
-            x, y = MARGIN + SIDE + 20, MARGIN + 20 * number
-            draw.line([(x, y), (x + 20, y)], color, 4)
-            _text(draw, (x + 28, y), f"{_short(name)} {100 * precision.mean():.1f}", "lm")
+        lines.append(Line(f"mean {100 * mean.mean():.1f}", recall, mean, BLACK, 4))
+    return chart(lines, x=("recall", 1.0), y=("precision", 1.0))
+
+
+def chart(lines: Sequence[Line], *, x: tuple[str, float], y: tuple[str, float]) -> Image.Image:
+    """Lines over each other, the last on top; `x` and `y` are each axis' name and its end, at
+    which all lines are cut. Both begin at 0.
+    """
+    picture = Image.new("RGB", (SIDE + 2 * MARGIN + 220, SIDE + 2 * MARGIN), WHITE)
+    plot = Image.new("RGB", (SIDE + 1, SIDE + 1), WHITE)
+    draw, inside = ImageDraw.Draw(picture), ImageDraw.Draw(plot)
+    for tick in range(11):
+        offset = round(SIDE * tick / 10)
+        inside.line([(offset, 0), (offset, SIDE)], GRID)
+        inside.line([(0, offset), (SIDE, offset)], GRID)
+        _text(draw, (MARGIN + offset, MARGIN + SIDE + 8), f"{x[1] * tick / 10:.3g}", "ma")
+        _text(draw, (MARGIN - 8, MARGIN + SIDE - offset), f"{y[1] * tick / 10:.3g}", "rm")
+    for line in lines:
+        points = zip(SIDE * line.xs / x[1], SIDE * (1 - line.ys / y[1]), strict=True)
+        inside.line([(float(a), float(b)) for a, b in points], line.color, line.width)
+    picture.paste(plot, (MARGIN, MARGIN))
+    _text(draw, (MARGIN + SIDE / 2, MARGIN + SIDE + 34), x[0], "ma")
+    _text(draw, (MARGIN, MARGIN - 24), y[0], "mm")
+    named = [line for line in lines if line.label is not None]
+    for number, line in enumerate(named):
+        left, height = MARGIN + SIDE + 20, MARGIN + 20 * number
+        draw.line([(left, height), (left + 20, height)], line.color, 4)
+        _text(draw, (left + 28, height), line.label or "", "lm")
     return picture
 
 
-def _points(precision: np.ndarray) -> list[tuple[float, float]]:
-    """Where a curve (101,) over recalls 0..1 passes in the picture."""
-    xs = MARGIN + SIDE * np.linspace(0, 1, len(precision))
-    ys = MARGIN + SIDE * (1 - precision)
-    return list(zip(xs.tolist(), ys.tolist(), strict=True))
+def colors(number: int) -> list[Color]:
+    """As many colours, told apart by their hue."""
+    return [_hue(index / number) for index in range(number)]
 
 
 def heat_map(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Image.Image:

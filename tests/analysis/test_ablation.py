@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
-from detector.analysis.ablation import write_table
+import numpy as np
+from PIL import Image
+
+from detector.analysis.ablation import draw_curves, write_table
 
 
 def finished(folder: Path, number: int, overrides: list[str], **summary) -> None:
@@ -35,3 +38,41 @@ def test_table(tmp_path: Path) -> None:
         "| deform=c5_v2 | 50.0 | 100.0 | 6.36 | 0.0123 | 100 |",
         "| deform=c2-c5_v2 | failed |  |  |  |  |",
     ]
+
+
+def test_curves(tmp_path: Path) -> None:
+    """Of two runs: AP falls from 60 to 30 and rises from 0 to 60 over two epochs, the loss of the
+    first is 2 in its first epoch and 1 in its second, the other has not got so far.
+    """
+    done = [
+        {"kind": "train", "step": 1, "epoch": 1, "loss": 1.5},
+        {"kind": "train", "step": 2, "epoch": 1, "loss": 2.5},
+        {"kind": "val", "step": 2, "epoch": 1, "AP": 0.6, "AP50": 0.9},
+        {"kind": "train", "step": 3, "epoch": 2, "loss": 1.0},
+        {"kind": "train", "step": 4, "epoch": 2, "loss": None},
+        {"kind": "val", "step": 4, "epoch": 2, "AP": 0.3, "AP50": 0.9},
+    ]
+    begun = [{"kind": "val", "epoch": epoch, "mAP": ap} for epoch, ap in ((1, None), (2, 0.6))]
+    for number, lines in enumerate((done, begun)):
+        finished(tmp_path, number, [f"seed={number}"], status="failed")
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / str(number) / "metrics.jsonl").write_text(text)
+    draw_curves(tmp_path)
+
+    with Image.open(tmp_path / "ablation.png") as picture:
+        left, right = np.split(np.asarray(picture.convert("RGB")).astype(int), 2, axis=1)
+
+    def height(panel: np.ndarray, column: int, color: tuple[int, int, int]) -> float:
+        """Where the line is, from 0 at the bottom of the plot to 1 at its top."""
+        rows = np.flatnonzero((panel[60:561, 60 + column] == color).all(axis=1))
+        return 1 - float(rows.mean()) / 500
+
+    red, cyan = (204, 31, 31), (31, 204, 204)
+    # 500 pixels are two epochs, and 60 percent; the first epoch ends in the middle.
+    for column in (260, 400, 490):
+        share = (column - 250) / 250
+        assert abs(height(left, column, red) - (1 - 0.5 * share)) < 0.01
+        assert abs(height(left, column, cyan) - share) < 0.01
+        assert abs(height(right, column, red) - (1 - 0.5 * share)) < 0.01
+    plot = right[60:561, 60:561]
+    assert not (plot == cyan).all(axis=2).any()
