@@ -136,7 +136,8 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     trained = typed_train(OmegaConf.create(checkpoint["config"]))
     other = {key: value for key, value in config.data.items() if key != "annotations"}
-    data = typed_data(other) if other else trained.data
+    # data=... brings a format and more; without it there is only what `augment` gives.
+    data = trained.data if other.keys() <= {"transform"} else typed_data(other)
     device = build_device(config.device)
     precision = build_precision(config.precision or trained.precision)
     metric = build_metric(config.metric or trained.metric)

@@ -215,6 +215,7 @@ def build_transform(transform: TransformConfig) -> TrainTransform:
             min_sizes=transform.train_min_sizes,
             max_size=transform.max_size,
             flip_probability=transform.flip_probability,
+            crop_probability=transform.crop_probability,
             brightness=transform.brightness,
             contrast=transform.contrast,
             saturation=transform.saturation,

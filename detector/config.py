@@ -54,12 +54,13 @@ class DeformConfig:
 
 @dataclass
 class TransformConfig:
-    """Image sizes in pixels, and the training transform."""
+    """Image sizes in pixels, of `data`, and the rest of the training transform, of `augment`."""
 
     train_min_sizes: list[int]
     min_size: int
     max_size: int
     flip_probability: float
+    crop_probability: float
     brightness: float
     contrast: float
     saturation: float

@@ -69,6 +69,42 @@ def test_data(name: str) -> None:
     build_transform(config.data.transform)
 
 
+AUGMENTED_BY = ["flip_probability", "crop_probability"]
+COLORED_BY = ["brightness", "contrast", "saturation", "hue"]
+
+
+@pytest.mark.parametrize("name", names("augment"))
+@pytest.mark.parametrize("data", names("data"))
+def test_augments(name: str, data: str) -> None:
+    splits = [f"data.{s}.{k}=x" for s in ("train", "val") for k in ("images", "annotations")]
+    words = {"coco": splits, "voc": ["data.root=x"], "shapes": []}[data]
+    transform = train_config(f"data={data}", f"augment={name}", *words).data.transform
+    build_transform(transform)
+    geometry = [getattr(transform, key) for key in AUGMENTED_BY]
+    colors = [getattr(transform, key) for key in COLORED_BY]
+    assert geometry == {"none": [0, 0], "flip": [0.5, 0], "strong": [0.5, 0.5]}[name]
+    assert all(0 < s < 0.5 for s in colors) if name == "strong" else colors == [0] * 4
+    if name == "flip":  # what is trained by where nothing else is said
+        assert train_config(f"data={data}", *words).data.transform == transform
+
+
+def test_one_value_of_an_augment() -> None:
+    config = train_config("augment=strong", "data.transform.flip_probability=0.3")
+    assert config.data.transform.flip_probability == 0.3
+    assert config.data.transform.crop_probability == 0.5
+
+
+@pytest.mark.parametrize(
+    "name, augment",
+    [("aquarium_mini", "strong"), ("coco_r50_1x", "flip"), ("voc0712_r50", "flip")],
+)
+def test_the_augment_of_an_experiment(name: str, augment: str) -> None:
+    own = train_config(f"+experiment={name}", *PATHS)
+    assert own == train_config(f"+experiment={name}", f"augment={augment}", *PATHS)
+    bare = train_config(f"+experiment={name}", "augment=none", *PATHS)
+    assert bare.data.transform.flip_probability == 0 and bare != own
+
+
 @pytest.mark.parametrize("name", names("experiment"))
 def test_experiments(name: str) -> None:
     config = train_config(f"+experiment={name}", *PATHS)

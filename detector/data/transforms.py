@@ -1,9 +1,13 @@
-"""The training transform: horizontal flip, multi-scale resize, colour jitter, by Albumentations.
+"""The training transform: random crop; flip, multi-scale resize, colour jitter by Albumentations.
+
+The crop is our own: A.BBoxSafeRandomCrop rounds the edges of its window down, which cuts up to a
+pixel off the objects and fails on one that is thinner.
 
 All randomness of a sample comes from one seed, which `sample_seed` makes of (seed, epoch, index):
 neither the workers nor what was loaded before has a part in it.
 """
 
+import math
 import os
 import random
 
@@ -16,6 +20,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks
 
 import albumentations as A  # noqa: E402, N812
 
+MIN_SIDE = 0.5  # of a side is left by a crop: less would blow a few pixels up to the whole image
+
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """The seed in [0, 2**64) of one sample in one epoch. All three are at least 0."""
@@ -23,17 +29,19 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 class TrainTransform:
-    """Flips, resizes and recolours a sample; its image keeps its aspect ratio.
+    """Crops, flips, resizes and recolours a sample; resizing keeps the aspect ratio.
 
     Args:
         min_sizes: in pixels; the shorter side becomes one of these, drawn for every sample...
         max_size: ... unless the longer side would exceed this, which it then becomes.
         flip_probability: of a horizontal flip.
+        crop_probability: of a crop to a part that holds all objects whole, at least `MIN_SIDE` of
+            either side.
         brightness, contrast, saturation: factors are drawn from [1 - s, 1 + s]; 0 for none.
         hue: turn drawn from [-s, s] of the full circle; 0 for none.
 
     Raises:
-        ValueError: a size is below 1, the probability outside [0, 1], or a strength outside
+        ValueError: a size is below 1, a probability outside [0, 1], or a strength outside
             [0, 1] (hue: [0, 0.5]).
     """
 
@@ -43,6 +51,7 @@ class TrainTransform:
         min_sizes: list[int],
         max_size: int,
         flip_probability: float,
+        crop_probability: float,
         brightness: float,
         contrast: float,
         saturation: float,
@@ -50,8 +59,10 @@ class TrainTransform:
     ) -> None:
         if not min_sizes or min([*min_sizes, max_size]) < 1:
             raise ValueError(f"expected sizes of 1 or more, got {min_sizes=} and {max_size=}")
-        if not 0 <= flip_probability <= 1:
-            raise ValueError(f"expected a probability in [0, 1], got {flip_probability=}")
+        if not (0 <= flip_probability <= 1 and 0 <= crop_probability <= 1):
+            raise ValueError(
+                f"expected probabilities in [0, 1], got {flip_probability=}, {crop_probability=}"
+            )
         strengths = (brightness, contrast, saturation, hue)
         if not all(0 <= s <= 1 for s in strengths) or hue > 0.5:
             raise ValueError(
@@ -63,6 +74,7 @@ class TrainTransform:
         jitter = A.ColorJitter(*factors, (-hue, hue), p=float(any(strengths)))
         self.min_sizes = min_sizes
         self.max_size = max_size
+        self.crop_probability = crop_probability
         self._to_shorter = {
             size: _compose([flip, A.SmallestMaxSize(size), jitter]) for size in min_sizes
         }
@@ -72,27 +84,32 @@ class TrainTransform:
         """The transformed sample, a function of the sample and the seed alone.
 
         Boxes stay in their order; only one that has no area left in float32 is missing. `area`
-        grows as the image does.
+        grows as the objects do.
         """
         rng = random.Random(seed)
-        pipeline = self._pipeline(sample["image"].shape[-2:], rng.choice(self.min_sizes))
+        min_size = rng.choice(self.min_sizes)
+        pixels, boxes = sample["image"].permute(1, 2, 0).numpy(), sample["boxes"].numpy()
+        if self.crop_probability and rng.random() < self.crop_probability:
+            pixels, boxes = _crop(pixels, boxes, rng)
+        height, width = pixels.shape[:2]
+        pipeline = self._pipeline((height, width), min_size)
         # One stream for all: by set_random_seed each transform would draw the same numbers, and
         # whether an image is flipped would tell how bright it becomes.
         pipeline.set_random_state(np.random.default_rng(seed), rng)
         output = pipeline(
-            image=np.array(sample["image"].permute(1, 2, 0).numpy(), order="C"),
-            bboxes=sample["boxes"].numpy(),
-            rows=np.arange(len(sample["boxes"])),  # label fields pass through float32: no ids here
+            image=np.array(pixels, order="C"),
+            bboxes=boxes,
+            rows=np.arange(len(boxes)),  # label fields pass through float32: no ids here
         )
         image = torch.from_numpy(np.ascontiguousarray(output["image"])).permute(2, 0, 1)
         rows = torch.as_tensor(np.asarray(output["rows"]), dtype=torch.int64)
-        boxes = torch.as_tensor(np.asarray(output["bboxes"]), dtype=torch.float32)
-        keep = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        boxes, rows = boxes[keep], rows[keep]
-        growth = image[0].numel() / sample["image"][0].numel()
+        new_boxes = torch.as_tensor(np.asarray(output["bboxes"]), dtype=torch.float32)
+        keep = (new_boxes[:, 2:] > new_boxes[:, :2]).all(dim=1)
+        new_boxes, rows = new_boxes[keep], rows[keep]
+        growth = image[0].numel() / (height * width)
         return Sample(
             image=image,
-            boxes=boxes,
+            boxes=new_boxes,
             labels=sample["labels"][rows],
             area=sample["area"][rows] * growth,
             iscrowd=sample["iscrowd"][rows],
@@ -100,11 +117,32 @@ class TrainTransform:
             seed=seed,
         )
 
-    def _pipeline(self, size: torch.Size, min_size: int) -> A.Compose:
+    def _pipeline(self, size: tuple[int, int], min_size: int) -> A.Compose:
         shorter, longer = sorted(size)
         if longer * min_size > self.max_size * shorter:
             return self._to_longer
         return self._to_shorter[min_size]
+
+
+def _crop(
+    pixels: np.ndarray, boxes: np.ndarray, rng: random.Random
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random part of an image (H, W, 3), as a view, and the boxes (M, 4) in its pixels."""
+    left, right = _interval(pixels.shape[1], boxes[:, 0], boxes[:, 2], rng)
+    top, bottom = _interval(pixels.shape[0], boxes[:, 1], boxes[:, 3], rng)
+    corner = np.array([left, top, left, top], dtype=boxes.dtype)
+    return pixels[top:bottom, left:right], boxes - corner
+
+
+def _interval(
+    length: int, lows: np.ndarray, highs: np.ndarray, rng: random.Random
+) -> tuple[int, int]:
+    """Whole numbers [start, stop) within [0, length) that enclose each [low, high], if any."""
+    low = math.floor(lows.min(initial=length))
+    high = math.ceil(highs.max(initial=0))
+    size = rng.randint(max(high - low, math.ceil(MIN_SIDE * length)), length)
+    start = rng.randint(max(0, high - size), min(low, length - size))
+    return start, start + size
 
 
 def _compose(transforms: list[A.BasicTransform]) -> A.Compose:

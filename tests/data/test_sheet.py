@@ -37,6 +37,7 @@ def sheet_of(num_images: int, columns: int) -> torch.Tensor:
         min_sizes=[20],
         max_size=999,
         flip_probability=1.0,
+        crop_probability=0.0,
         brightness=0,
         contrast=0,
         saturation=0,

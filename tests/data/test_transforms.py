@@ -1,5 +1,7 @@
 """The training transform, against the pixels of drawn rectangles."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,8 @@ NO_COLOR = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 
 
 def transform(**changes: object) -> TrainTransform:
-    arguments = {"min_sizes": [90], "max_size": 1000, "flip_probability": 0.0, **NO_COLOR}
+    arguments = {"min_sizes": [90], "max_size": 1000, **NO_COLOR}
+    arguments |= {"flip_probability": 0.0, "crop_probability": 0.0}
     return TrainTransform(**(arguments | changes))
 
 
@@ -165,9 +168,109 @@ def test_a_box_that_vanishes_takes_its_row_along() -> None:
     assert output["boxes"].shape == (0, 4) and output["labels"].shape == (0,)
 
 
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_crops_keep_every_object_whole(flip: float) -> None:
+    """Of whole pixels, which are 2.5 and more of the output: one that is cut off would show."""
+    sample = sample_of(BOXES)
+    train_transform = transform(min_sizes=[300], flip_probability=flip, crop_probability=1.0)
+    shapes = set()
+    for seed in range(40):
+        output = train_transform(sample, seed=seed)
+        found = [pixel_box(output["image"], color) for color in COLORS]
+        torch.testing.assert_close(output["boxes"], torch.tensor(found).float(), atol=1.0, rtol=0)
+        assert torch.equal(output["labels"], sample["labels"])
+        assert torch.equal(output["iscrowd"], sample["iscrowd"])
+        sizes = [boxes[:, 2:] - boxes[:, :2] for boxes in (output["boxes"], sample["boxes"])]
+        growth = (sizes[0] / sizes[1]).prod(dim=1)
+        torch.testing.assert_close(output["area"], sample["area"] * growth, rtol=1e-4, atol=0)
+        shapes.add(output["image"].shape)
+    assert len(shapes) > 5
+
+
+def coordinates(height: int, width: int) -> torch.Tensor:
+    """An image whose pixels hold their column, their row and nothing."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
+
+
+def crop_window(image: torch.Tensor) -> list[int]:
+    """Edges (x1, y1, x2, y2) of what an enlarged part of `coordinates` shows; x1 > x2: mirrored."""
+    (x1, y1, _), (x2, y2, _) = image[:, 0, 0].tolist(), image[:, -1, -1].tolist()
+    return [x1 + (x1 > x2), y1, x2 + (x1 <= x2), y2 + 1]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    data=st.data(),
+    height=st.integers(1, 40),
+    width=st.integers(3, 60),  # of one column, nothing says whether it is mirrored
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_crops_of_any_boxes(data: st.DataObject, height: int, width: int, seed: int) -> None:
+    """Boxes of fractions of a pixel, at the edges, over the whole image, and none at all."""
+    boxes = []
+    for _ in range(data.draw(st.integers(0, 3))):
+        (x1, x2), (y1, y2) = (
+            data.draw(st.tuples(st.floats(0, n - 0.1), st.floats(0.1, n)).filter(is_wide))
+            for n in (width, height)
+        )
+        boxes.append([x1, y1, x2, y2])
+    sample = sample_of(boxes, height=height, width=width)
+    sample["image"] = coordinates(height, width)
+    arguments = {"min_sizes": [80], "max_size": 9999, "flip_probability": 0.5}
+    output = transform(**arguments, crop_probability=1.0)(sample, seed=seed)
+    x1, y1, x2, y2 = crop_window(output["image"])
+    assert 2 * abs(x2 - x1) >= width and 2 * (y2 - y1) >= height
+    assert torch.equal(output["labels"], sample["labels"])
+    new_height, new_width = output["image"].shape[1:]
+    scale = torch.tensor([new_width / (x2 - x1), new_height / (y2 - y1)]).repeat(2)
+    expected = (sample["boxes"] - torch.tensor([x1, y1, x1, y1])) * scale
+    if x1 > x2:
+        expected = expected[:, [2, 1, 0, 3]]
+    torch.testing.assert_close(output["boxes"], expected, atol=5e-3, rtol=1e-4)
+    growth = scale[0].abs() * scale[1]
+    torch.testing.assert_close(output["area"], sample["area"] * growth, rtol=1e-4, atol=0)
+
+
+def is_wide(edges: tuple[float, float]) -> bool:
+    return edges[1] - edges[0] >= 0.1
+
+
+def test_crops_reach_everywhere() -> None:
+    """Without objects, and at least 4 of 7 rows and 5 of 9 columns: each edge is everywhere."""
+    sample = sample_of([], height=7, width=9)
+    sample["image"] = coordinates(7, 9)
+    cropped = transform(min_sizes=[30], crop_probability=1.0)
+    windows = [crop_window(cropped(sample, seed=seed)["image"]) for seed in range(200)]
+    x1, y1, x2, y2 = map(set, zip(*windows, strict=True))
+    assert x1 == set(range(5)) and x2 == set(range(5, 10))
+    assert y1 == set(range(4)) and y2 == set(range(4, 8))
+
+
+def test_an_object_that_fills_the_image_is_not_cropped() -> None:
+    sample = sample_of([[0.0, 0.0, 200.0, 120.0], BOXES[0]])
+    for seed in range(5):
+        output = transform(crop_probability=1.0)(sample, seed=seed)
+        expected = transform()(sample, seed=seed)
+        assert torch.equal(output["image"], expected["image"])
+        torch.testing.assert_close(output["boxes"], expected["boxes"], atol=1e-4, rtol=0)
+
+
+def test_the_size_limits_are_of_the_crop() -> None:
+    """100 x 240 is capped by its longer side, and about half of its crops are not."""
+    sample = sample_of([], height=100, width=240)
+    cropped = transform(max_size=180, crop_probability=1.0)
+    shapes = [cropped(sample, seed=seed)["image"].shape[1:] for seed in range(40)]
+    to_shorter = [min(shape) == 90 and max(shape) <= 180 for shape in shapes]
+    to_longer = [min(shape) < 90 and max(shape) == 180 for shape in shapes]
+    assert all(one != other for one, other in zip(to_shorter, to_longer, strict=True))
+    assert any(to_shorter) and any(to_longer)
+
+
 ALL = {
     "min_sizes": [60, 90, 120],
     "flip_probability": 0.5,
+    "crop_probability": 0.5,
     "brightness": 0.4,
     "contrast": 0.4,
     "saturation": 0.4,
@@ -187,20 +290,22 @@ def test_a_sample_is_a_function_of_its_seed() -> None:
 
 
 def test_draws_have_their_rates_and_do_not_tell_each_other() -> None:
-    """Flip, size and brightness of 600 seeds: 4 standard errors of each frequency."""
-    sample = sample_of([[0.0, 0.0, 20.0, 24.0]], height=24, width=40)
+    """Flip, crop, size and brightness of 600 seeds: 4 standard errors of each frequency."""
+    sample = sample_of([[0.0, 0.0, 200.0, 240.0]], height=240, width=400)
     train_transform = transform(**(ALL | {"min_sizes": [12, 18, 24]}))
     sample["image"].fill_(100)
-    flips, sizes, bright = [], [], []
+    flips, crops, sizes, bright = [], [], [], []
     for index in range(600):
         output = train_transform(sample, seed=sample_seed(7, 0, index))
         flips.append(bool(output["boxes"][0, 0] > 0))
+        crops.append(output["image"].shape[2] < output["image"].shape[1] * 5 / 3 - 0.6)
         sizes.append(output["image"].shape[1])
         bright.append(bool(output["image"].float().mean() > 100))
     assert abs(np.mean(flips) - 0.5) < 0.082
+    assert abs(np.mean(crops) - 0.5) < 0.082
     for size in (12, 18, 24):
         assert abs(np.mean(np.equal(sizes, size)) - 1 / 3) < 0.077
-    for one, other in ((flips, bright), (flips, sizes), (sizes, bright)):
+    for one, other in combinations((flips, crops, sizes, bright), 2):
         assert abs(np.corrcoef(one, other)[0, 1]) < 4 / np.sqrt(600)
 
 
@@ -227,6 +332,7 @@ def test_sample_seeds_differ() -> None:
         ({"min_sizes": [90, 0]}, r"min_sizes=\[90, 0\]"),
         ({"max_size": 0}, "max_size=0"),
         ({"flip_probability": 1.5}, "flip_probability=1.5"),
+        ({"crop_probability": -0.5}, "crop_probability=-0.5"),
         ({"brightness": -0.1}, "brightness=-0.1"),
         ({"hue": 0.6}, "hue=0.6"),
         ({"contrast": float("nan")}, "contrast=nan"),

@@ -257,6 +257,7 @@ def assert_same_samples(voc: DetectionDataset, coco: DetectionDataset) -> None:
         min_sizes=[96, 128, 160],
         max_size=200,
         flip_probability=0.5,
+        crop_probability=0.0,
         brightness=0.2,
         contrast=0.2,
         saturation=0.2,
