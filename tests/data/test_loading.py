@@ -1,6 +1,7 @@
 """Loading: the stream of samples depends on (seed, epoch) and on nothing else."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
+from detector.data import loading
 from detector.data.dataset import DatasetError, DetectionDataset, Record, Sample
 from detector.data.loading import (
     Augmented,
@@ -61,6 +63,7 @@ def augmented(dataset: DetectionDataset, *, seed: int = 5) -> Augmented:
         min_sizes=[16, 24, 32],
         max_size=60,
         flip_probability=0.5,
+        crop_probability=0.5,
         brightness=0.4,
         contrast=0.4,
         saturation=0.4,
@@ -90,12 +93,22 @@ def stream(dataset: DetectionDataset, *, num_workers: int, epochs: list[int]) ->
     return digests
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4")
 def test_workers_and_earlier_epochs_do_not_change_the_stream(dataset: DetectionDataset) -> None:
     expected = stream(dataset, num_workers=0, epochs=[0, 1, 2])
     assert len({digest for epoch in expected for digest in epoch}) == 18  # all are different
-    for num_workers in (1, 2):
+    for num_workers in (1, 2, 4):
         assert stream(dataset, num_workers=num_workers, epochs=[0, 1, 2]) == expected
     assert stream(dataset, num_workers=2, epochs=[2, 1]) == [expected[2], expected[1]]
+
+
+@pytest.mark.parametrize("start", multiprocessing.get_all_start_methods())
+def test_how_workers_start_does_not_change_the_stream(
+    dataset: DetectionDataset, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = stream(dataset, num_workers=0, epochs=[3])
+    monkeypatch.setattr(loading, "START", start)
+    assert stream(dataset, num_workers=2, epochs=[3]) == expected
 
 
 def test_loaders_leave_the_global_generators_alone(dataset: DetectionDataset) -> None:
