@@ -97,11 +97,14 @@ class TrainTransform:
         # whether an image is flipped would tell how bright it becomes.
         pipeline.set_random_state(np.random.default_rng(seed), rng)
         output = pipeline(
-            image=np.array(pixels, order="C"),
+            image=pixels,
             bboxes=boxes,
             rows=np.arange(len(boxes)),  # label fields pass through float32: no ids here
         )
-        image = torch.from_numpy(np.ascontiguousarray(output["image"])).permute(2, 0, 1)
+        new_pixels = output["image"]
+        if np.may_share_memory(new_pixels, pixels):  # nothing was done to them
+            new_pixels = new_pixels.copy()
+        image = torch.from_numpy(new_pixels).permute(2, 0, 1)
         rows = torch.as_tensor(np.asarray(output["rows"]), dtype=torch.int64)
         new_boxes = torch.as_tensor(np.asarray(output["bboxes"]), dtype=torch.float32)
         keep = (new_boxes[:, 2:] > new_boxes[:, :2]).all(dim=1)
