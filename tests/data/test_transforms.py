@@ -92,20 +92,14 @@ def test_nothing_to_do_changes_nothing_and_shares_nothing() -> None:
     assert sample["image"].max() == 255
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("name", ["flip_probability", "crop_probability", *NO_COLOR])
-def test_the_given_pixels_are_neither_written_nor_shared(name: str, channels_last: bool) -> None:
-    """Whichever step comes first: none may work in place."""
+def test_no_step_writes_into_the_given_pixels(name: str) -> None:
     sample = sample_of(BOXES[:2])
-    sample["image"].random_(generator=torch.Generator().manual_seed(0))
-    before = sample["image"].clone()
-    if channels_last:
-        sample["image"] = before.permute(1, 2, 0).contiguous().permute(2, 0, 1)
-    for min_size in (60, 103, 120):  # 103: the shorter side of a crop below, then not resized
+    before = sample["image"].random_(generator=torch.Generator().manual_seed(0)).clone()
+    sample["image"] = before.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as decoded
+    for min_size in (60, 120):
         changes = {"min_sizes": [min_size], name: 0.5 if name == "hue" else 1.0}
-        output = transform(**changes)(sample, seed=6)
-        assert output["image"].permute(1, 2, 0).is_contiguous()
-        output["image"].fill_(1)
+        transform(**changes)(sample, seed=6)
         assert torch.equal(sample["image"], before)
 
 
