@@ -51,8 +51,11 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """A checkpoint or a results file."""
+    if "transform" in cfg.data:  # what a training needs need not be given
+        no_augmentation = OmegaConf.load(CONFIGS / "augment" / "none.yaml")
+        cfg.data.transform = OmegaConf.merge(no_augmentation, cfg.data.transform)
     if "train" in cfg.data:
-        cfg.data.train = cfg.data.val  # need not be given: no training image is looked at
+        cfg.data.train = cfg.data.val
     with entry.one_line_errors():
         run(typed(EvaluateConfig, cfg))
 
@@ -136,8 +139,7 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     checkpoint = load_checkpoint(path)
     trained = typed_train(OmegaConf.create(checkpoint["config"]))
     other = {key: value for key, value in config.data.items() if key != "annotations"}
-    # data=... brings a format and more; without it there is only what `augment` gives.
-    data = trained.data if other.keys() <= {"transform"} else typed_data(other)
+    data = typed_data(other) if other else trained.data
     device = build_device(config.device)
     precision = build_precision(config.precision or trained.precision)
     metric = build_metric(config.metric or trained.metric)
