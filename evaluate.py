@@ -28,7 +28,7 @@ from detector.build import (
 from detector.config import ConfigError, EvaluateConfig, typed, typed_data, typed_train
 from detector.data.loading import eval_loader
 from detector.evaluation.inference import detect, to_coco
-from detector.evaluation.metrics import score
+from detector.evaluation.metrics import check_options, score
 from detector.evaluation.paired import compare
 from detector.evaluation.results import (
     Detection,
@@ -85,14 +85,7 @@ def from_results(config: EvaluateConfig) -> dict[str, Any]:
     """Score a results file against a COCO-format ground truth."""
     metric = build_metric(config.metric or "coco")
     ground_truth, detections = read_results(config, str(config.detections))
-    metrics = score(
-        metric,
-        ground_truth,
-        detections,
-        class_agnostic=config.class_agnostic,
-        backend=config.backend,
-        pixel_inclusive=config.pixel_inclusive,
-    )
+    metrics = score(metric, ground_truth, detections, **metric_options(config))
     log.info("%s, %s:\n%s", config.detections, metric, metrics.table())
     return {"metrics": metrics.summary, "per_class": metrics.per_class}
 
@@ -111,12 +104,23 @@ def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
         seed=config.seed,
         class_agnostic=config.class_agnostic,
         pixel_inclusive=config.pixel_inclusive,
+        iou_thresholds=tuple(config.iou_thresholds),
     )
     names = f"first: {config.detections}, second: {config.compare_with}"
     log.info("%s, %s:\n%s", names, metric, comparison.table())
     return {
         "metrics": {name: number and number.first for name, number in comparison.numbers.items()},
         "comparison": comparison.as_json(),
+    }
+
+
+def metric_options(config: EvaluateConfig) -> dict[str, Any]:
+    """The options of `score`."""
+    return {
+        "class_agnostic": config.class_agnostic,
+        "backend": config.backend,
+        "pixel_inclusive": config.pixel_inclusive,
+        "iou_thresholds": tuple(config.iou_thresholds),
     }
 
 
@@ -143,6 +147,8 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     device = build_device(config.device)
     precision = build_precision(config.precision or trained.precision)
     metric = build_metric(config.metric or trained.metric)
+    options = metric_options(config)
+    check_options(metric, **options)
     classes = tuple(checkpoint["classes"])
     report = check_data({"val": build_val_set(data, classes)}, data)
     for line in report.lines():
@@ -157,14 +163,7 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     found, seconds = detect(at_sizes, batches, device=device, precision=precision)
     detections = to_coco(found, val_set.category_ids)
     write_detections(Path(config.output) / "detections.json", detections)
-    metrics = score(
-        metric,
-        val_set.ground_truth(),
-        detections,
-        class_agnostic=config.class_agnostic,
-        backend=config.backend,
-        pixel_inclusive=config.pixel_inclusive,
-    )
+    metrics = score(metric, val_set.ground_truth(), detections, **options)
     log.info("%s, %d images, %s:\n%s", path, len(val_set), metric, metrics.table())
     result: dict[str, Any] = {
         "metrics": metrics.summary,

@@ -196,6 +196,7 @@ class EvaluateConfig:
     class_agnostic: bool
     backend: str
     pixel_inclusive: bool
+    iou_thresholds: list[float]
     resamples: int
     seed: int
     min_sizes: list[int] | None

@@ -115,6 +115,9 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read_json(sizes / "detections.json") != read_json(scored / "detections.json")
     options = [checkpoint, "min_sizes=[0]"]
     assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
+    options = [checkpoint, "iou_thresholds=[0.3]"]  # not COCO's: said before anything is detected
+    assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 1
+    assert not (tmp_path / "x" / "detections.json").exists()
     voc = tmp_path / "voc"
     assert command(evaluate.main, voc, *results, "metric=voc07", monkeypatch=monkeypatch) == 0
     assert read_json(voc / "metrics.json")["metrics"].keys() == {"mAP", "AP50", "AP70"}

@@ -1,11 +1,12 @@
 """The metrics that a configuration can name: coco, voc07 and voc12."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from detector.evaluation.coco import Curve, coco_matches, coco_metrics
 from detector.evaluation.matches import Matches
 from detector.evaluation.results import Detection, EvaluationError, GroundTruth
-from detector.evaluation.voc import voc_matches, voc_metrics
+from detector.evaluation.voc import ap_name, voc_matches, voc_metrics
 
 METRICS = ("coco", "voc07", "voc12")
 VOC_THRESHOLDS = (0.5, 0.7)  # both are in the tables of Dai et al., arXiv:1703.06211
@@ -44,22 +45,31 @@ def score(
     class_agnostic: bool = False,
     backend: str = "pycocotools",
     pixel_inclusive: bool = False,
+    iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> Metrics:
     """Score detections by one of `METRICS`.
 
     COCO's numbers are those of `coco_metrics`, which explains `class_agnostic` and `backend`. VOC's
-    are mAP and AP50, which are the same, and AP70; `voc_metrics` explains `pixel_inclusive`.
+    are an AP at each of `iou_thresholds`, named by it (AP50 and AP70), and before them mAP, which
+    is the first of these; `voc_metrics` explains `pixel_inclusive`.
 
     Raises:
-        EvaluationError: the metric is unknown or has no such option, or the data breaks the format.
+        EvaluationError: the metric is unknown or has no such option, an option is out of its
+            range, or the data breaks the format.
     """
-    _check_options(metric, class_agnostic, backend, pixel_inclusive)
+    check_options(
+        metric,
+        class_agnostic=class_agnostic,
+        backend=backend,
+        pixel_inclusive=pixel_inclusive,
+        iou_thresholds=iou_thresholds,
+    )
     if metric == "coco":
         coco = coco_metrics(
             ground_truth, detections, class_agnostic=class_agnostic, backend=backend
         )
         return Metrics(coco.summary, coco.per_class, coco.curves)
-    at_50, at_70 = (
+    all_metrics = [
         voc_metrics(
             ground_truth,
             detections,
@@ -67,10 +77,15 @@ def score(
             iou_threshold=iou_threshold,
             pixel_inclusive=pixel_inclusive,
         )
-        for iou_threshold in VOC_THRESHOLDS
-    )
-    summary = at_50.summary | {"AP70": at_70.summary["AP70"]}
-    per_class = {name: aps | at_70.per_class[name] for name, aps in at_50.per_class.items()}
+        for iou_threshold in iou_thresholds
+    ]
+    summary = {"mAP": all_metrics[0].summary["mAP"]}
+    per_class: dict[str, dict[str, float | None]] = {name: {} for name in all_metrics[0].per_class}
+    for metrics in all_metrics:
+        name = ap_name(metrics.iou_threshold)
+        summary[name] = metrics.summary[name]
+        for class_name, aps in metrics.per_class.items():
+            per_class[class_name] |= aps
     return Metrics(summary, per_class)
 
 
@@ -81,31 +96,56 @@ def match(
     *,
     class_agnostic: bool = False,
     pixel_inclusive: bool = False,
+    iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> Matches:
-    """What `score` is computed from, for AP and AP50, or mAP and AP70.
+    """What `score` is computed from: for AP and AP50, or for mAP and the AP at each IoU threshold
+    but the first, which is mAP's.
 
     Raises:
         EvaluationError: as `score`.
     """
-    _check_options(metric, class_agnostic, "pycocotools", pixel_inclusive)
+    check_options(
+        metric,
+        class_agnostic=class_agnostic,
+        pixel_inclusive=pixel_inclusive,
+        iou_thresholds=iou_thresholds,
+    )
     if metric == "coco":
         return coco_matches(ground_truth, detections, class_agnostic=class_agnostic)
-    summary = score(metric, ground_truth, detections, pixel_inclusive=pixel_inclusive).summary
-    classes = voc_matches(
-        ground_truth, detections, iou_thresholds=VOC_THRESHOLDS, pixel_inclusive=pixel_inclusive
-    )
+    options: Any = {"pixel_inclusive": pixel_inclusive, "iou_thresholds": iou_thresholds}
+    summary = score(metric, ground_truth, detections, **options).summary
+    classes = voc_matches(ground_truth, detections, **options)
+    names = ["mAP", *map(ap_name, iou_thresholds[1:])]
     return Matches(
         list(classes.values()),
-        {name: summary[name] for name in ("mAP", "AP70")},
-        {"mAP": slice(0, 1), "AP70": slice(1, 2)},
+        {name: summary[name] for name in names},
+        {name: slice(i, i + 1) for i, name in enumerate(names)},
     )
 
 
-def _check_options(metric: str, class_agnostic: bool, backend: str, pixel_inclusive: bool) -> None:
+def check_options(
+    metric: str,
+    *,
+    class_agnostic: bool = False,
+    backend: str = "pycocotools",
+    pixel_inclusive: bool = False,
+    iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
+) -> None:
+    """Refuse, before anything is detected, what `score` would refuse.
+
+    Raises:
+        EvaluationError: the metric is unknown or has no such option, or IoU thresholds are missing
+            or not in (0, 1].
+    """
     if metric not in METRICS:
         raise EvaluationError(f"metric={metric} is none of {', '.join(METRICS)}")
     if metric == "coco" and pixel_inclusive:
         raise EvaluationError("pixel_inclusive=true is for metric=voc07 and voc12, got metric=coco")
+    thresholds = f"iou_thresholds={list(iou_thresholds)}"
+    if metric == "coco" and iou_thresholds != VOC_THRESHOLDS:
+        raise EvaluationError(f"{thresholds} is for metric=voc07 and voc12, got metric=coco")
+    if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
+        raise EvaluationError(f"{thresholds} must be one or more numbers in (0, 1]")
     if metric != "coco" and class_agnostic:
         raise EvaluationError(f"class_agnostic=true is for metric=coco, got metric={metric}")
     if metric != "coco" and backend != "pycocotools":

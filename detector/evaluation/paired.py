@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from detector.evaluation.matches import ClassMatches, Matches
-from detector.evaluation.metrics import match
+from detector.evaluation.metrics import VOC_THRESHOLDS, match
 from detector.evaluation.results import Detection, EvaluationError, GroundTruth
 
 CHUNK = 250  # resamples at a time, which bounds the memory: about 10 bytes * D * CHUNK
@@ -90,9 +90,11 @@ def compare(
     seed: int,
     class_agnostic: bool = False,
     pixel_inclusive: bool = False,
+    iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> Comparison:
-    """Compare two detectors' results on one ground truth: AP and AP50 by coco, mAP (at an IoU of
-    0.5) and AP70 by voc07 and voc12. The same seed gives the same numbers.
+    """Compare two detectors' results on one ground truth: AP and AP50 by coco; mAP, at the first of
+    `iou_thresholds`, and the AP at each other by voc07 and voc12. The same seed gives the same
+    numbers.
 
     Raises:
         EvaluationError: as `metrics.score`; there are no images, or too few resamples.
@@ -111,6 +113,7 @@ def compare(
             detections,
             class_agnostic=class_agnostic,
             pixel_inclusive=pixel_inclusive,
+            iou_thresholds=iou_thresholds,
         )
         for detections in (first, second)
     ]

@@ -44,6 +44,11 @@ class VocMetrics:
     per_class: dict[str, dict[str, float | None]]
 
 
+def ap_name(iou_threshold: float) -> str:
+    """The name of the average precision at an IoU threshold: "AP50" for 0.5."""
+    return f"AP{100 * iou_threshold:g}"
+
+
 def voc_metrics(
     ground_truth: GroundTruth,
     detections: list[Detection],
@@ -75,7 +80,7 @@ def voc_metrics(
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule: expected one of {get_args(Rule)}, got {rule!r}")
-    name = f"AP{100 * iou_threshold:g}"
+    name = ap_name(iou_threshold)
     matches = voc_matches(
         ground_truth, detections, iou_thresholds=(iou_threshold,), pixel_inclusive=pixel_inclusive
     )

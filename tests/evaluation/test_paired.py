@@ -78,9 +78,11 @@ def test_voc_of_repeated_images(rule: str, pixel_inclusive: bool) -> None:
     for seed in range(40):
         ground_truth, detections = test_voc_metrics.random_set(seed)
         counts = rng.integers(0, 4, (len(ground_truth["images"]), 4))
-        matches = match(rule, ground_truth, detections, pixel_inclusive=pixel_inclusive)
+        options: Any = {"pixel_inclusive": pixel_inclusive, "iou_thresholds": (0.5, 0.3, 0.7)}
+        matches = match(rule, ground_truth, detections, **options)
         found = resampled(rule, matches, counts)
-        for name, threshold in (("mAP", Fraction(1, 2)), ("AP70", Fraction(7, 10))):
+        thresholds = {"mAP": Fraction(1, 2), "AP30": Fraction(3, 10), "AP70": Fraction(7, 10)}
+        for name, threshold in thresholds.items():
             for column in range(counts.shape[1]):
                 aps = test_voc_metrics.slow_aps(
                     *repeated(ground_truth, detections, counts[:, column], in_place=True),
@@ -205,6 +207,10 @@ def test_from_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert expected.table() in caplog.text
     assert run(tmp_path, *two, "seed=1")["comparison"] != coco["comparison"]
     assert run(tmp_path, *two, "metric=voc07")["comparison"]["numbers"].keys() == {"mAP", "AP70"}
+    at_30 = ["metric=voc07", "iou_thresholds=[0.3]"]
+    assert run(tmp_path, *two, *at_30)["metrics"] == {
+        "mAP": run(tmp_path, *one, *at_30)["metrics"]["AP30"]
+    }
 
     agnostic = coco_metrics(ground_truth, first, class_agnostic=True).summary
     assert run(tmp_path, *one, "class_agnostic=true") == {"metrics": agnostic, "per_class": {}}

@@ -195,6 +195,25 @@ def test_only_the_best_overlap_is_compared(rule: Any) -> None:
     assert metrics.summary["mAP"] is not None and metrics.summary["mAP"] < 0.9
 
 
+@pytest.mark.parametrize(
+    ("rule", "at_60"),
+    [
+        # At 0.6 the first is wrong: recalls 0, 1/2, precisions 0, 1/2.
+        ("voc07", 6 / 11 * 1 / 2),  # 0 ... 0.5 are reached at 1/2
+        ("voc12", 1 / 2 * 1 / 2),
+    ],
+)
+def test_other_iou_thresholds(rule: str, at_60: float) -> None:
+    """IoUs are 5/15 and 8/12. mAP is that of the first threshold, not of the lowest."""
+    ground_truth = ground_truth_of([box(0), box(50)])
+    detections = [box(5, score=0.9), box(52, score=0.8)]
+    metrics = score(rule, ground_truth, detections, iou_thresholds=(0.6, 0.3, 0.75))
+    expected = {"AP60": pytest.approx(at_60, abs=1e-15), "AP30": 1, "AP75": 0}
+    assert metrics.summary == {"mAP": expected["AP60"]} | expected
+    assert metrics.per_class == {"cat": expected, "dog": dict.fromkeys(expected)}
+    assert "| class | mAP | AP60 | AP30 | AP75 |" in metrics.table()
+
+
 def test_recall_reaches_a_tenth_exactly() -> None:
     """3 of 10 found, all right: precision 1 at 0, 0.1, 0.2, 0.3. In floats 3 * 0.1 > 3 / 10."""
     ground_truth = ground_truth_of([box(20 * i) for i in range(10)])
@@ -273,3 +292,8 @@ def test_refusals() -> None:
         voc_metrics(ground_truth, [], rule="voc12", iou_threshold=50)
     with pytest.raises(EvaluationError, match=r"detections\[0\]: image_id 3 is not in"):
         voc_metrics(ground_truth, [box(0, image=3, score=0.5)], rule="voc12")
+    for thresholds in ((), (0.5, 0.0), (50.0,), (float("nan"),)):
+        with pytest.raises(EvaluationError, match=r"iou_thresholds=.* must be .* in \(0, 1\]"):
+            score("voc12", ground_truth, [], iou_thresholds=thresholds)
+    with pytest.raises(EvaluationError, match=r"iou_thresholds=\[0.3\] is for metric=voc07 and"):
+        score("coco", ground_truth, [], iou_thresholds=(0.3,))
