@@ -20,10 +20,10 @@ from detector import entry
 from detector.build import (
     build_device,
     build_metric,
-    build_model,
     build_precision,
     build_val_set,
     check_data,
+    trained_model,
 )
 from detector.config import ConfigError, EvaluateConfig, typed, typed_data, typed_train
 from detector.data.loading import eval_loader
@@ -40,7 +40,6 @@ from detector.evaluation.results import (
 )
 from detector.evaluation.sizes import AtSizes
 from detector.evaluation.timing import measure
-from detector.model.weights import trained_weights
 from detector.training.checkpoint import load_checkpoint
 from detector.training.record import write_json
 
@@ -149,14 +148,11 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     metric = build_metric(config.metric or trained.metric)
     options = metric_options(config)
     check_options(metric, **options)
-    classes = tuple(checkpoint["classes"])
-    report = check_data({"val": build_val_set(data, classes)}, data)
+    report = check_data({"val": build_val_set(data, tuple(checkpoint["classes"]))}, data)
     for line in report.lines():
         log.warning(line)
     val_set = report.usable(data.on_error)["val"]
-    trained.model.weights = None  # the checkpoint's follow
-    model = build_model(trained.model, trained.deform, trained.data.transform, len(classes))
-    model.load_state_dict(trained_weights(checkpoint))
+    model = trained_model(trained, checkpoint)
     batches = eval_loader(val_set, num_workers=data.num_workers)
     min_sizes = config.min_sizes or [trained.data.transform.min_size]
     at_sizes = AtSizes(model.to(device), min_sizes=min_sizes, flip=config.flip)

@@ -7,8 +7,8 @@ Writes drawn/, one picture an image, and predictions.json: for each image
     {file, width, height, predictions: [{class, label, score, box}]}
 
 by falling score; a label is 1..K, a box xyxy in pixels of the image as it is looked at, turned as
-its EXIF orientation says. Files that are no readable image are named and left out; the exit code is
-then 1. configs/predict.yaml says what else there is.
+its EXIF orientation says. Images are JPEG, PNG, WebP and BMP; other files and broken images are
+named and left out, and the exit code is then 1. configs/predict.yaml says what else there is.
 """
 
 import json
@@ -18,26 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from detector import entry
-from detector.build import build_device, build_model, build_precision
-from detector.config import ConfigError, PredictConfig, TrainConfig, typed, typed_train
-from detector.data.dataset import DatasetError
+from detector.build import build_device, build_precision, trained_model
+from detector.config import ConfigError, PredictConfig, typed, typed_train
+from detector.data.errors import DatasetError
+from detector.data.images import read_image
 from detector.evaluation.inference import to_float
-from detector.model.weights import load_into, trained_weights
-from detector.training.checkpoint import Checkpoint, load_checkpoint
+from detector.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("predict")
 CONFIGS = Path(__file__).resolve().parent / "configs"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # of images in a folder
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of images in a folder
 COLORS = ("red", "lime", "blue", "orange", "magenta", "cyan", "yellow", "purple")  # of the labels
 
 
@@ -119,33 +118,6 @@ def image_paths(images: Path) -> list[Path]:
     if not paths:
         raise DatasetError(f"images={images}: holds no {', '.join(SUFFIXES)}")
     return paths
-
-
-def read_image(path: Path) -> Tensor:
-    """uint8 (3, H, W), RGB, upright.
-
-    Raises:
-        DatasetError: it cannot be decoded.
-    """
-    try:
-        with Image.open(path) as file:
-            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path}: cannot be decoded ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def trained_model(trained: TrainConfig, checkpoint: Checkpoint) -> FasterRCNN:
-    """The model of a checkpoint, with its weights.
-
-    Raises:
-        WeightsError: they do not fit.
-    """
-    trained.model.weights = None  # the checkpoint's follow
-    num_classes = len(checkpoint["classes"])
-    model = build_model(trained.model, trained.deform, trained.data.transform, num_classes)
-    load_into(model, trained_weights(checkpoint), "the checkpoint")
-    return model
 
 
 @torch.no_grad()

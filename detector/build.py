@@ -3,6 +3,7 @@
 Everything built here takes plain keyword arguments and has never heard of the configuration.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from detector.evaluation.metrics import METRICS
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.flops import forward_flops
 from detector.model.resnet import make_deformable, placement, resnet
-from detector.model.weights import load_file, load_imagenet
+from detector.model.weights import load_file, load_imagenet, load_into, trained_weights
+from detector.training.checkpoint import Checkpoint
 from detector.training.distribution import ALONE, Ranks
 from detector.training.loop import Optimization, seed_epoch
 from detector.training.schedule import lr_schedule
@@ -92,6 +94,23 @@ def build_model(
     if model.weights not in (None, "imagenet"):
         load_file(detector, Path(model.weights))
     return detector.to(memory_format=torch.channels_last)
+
+
+def trained_model(trained: TrainConfig, checkpoint: Checkpoint) -> FasterRCNN:
+    """The model of a checkpoint, with its weights, on the CPU.
+
+    Args:
+        trained: the checkpoint's own configuration.
+
+    Raises:
+        ConfigError: a value is out of its range.
+        WeightsError: the weights do not fit.
+    """
+    blank = replace(trained.model, weights=None)  # the checkpoint's follow
+    num_classes = len(checkpoint["classes"])
+    model = build_model(blank, trained.deform, trained.data.transform, num_classes)
+    load_into(model, trained_weights(checkpoint), "the checkpoint")
+    return model
 
 
 def check_from_scratch(model: ModelConfig) -> None:

@@ -151,15 +151,22 @@ def test_boxes_are_drawn_where_they_are() -> None:
     assert (rows == 70).any() and not ((rows == 70) & (columns == 60)).any()
 
 
-def test_images_are_upright(tmp_path: Path) -> None:
+def test_images_are_upright(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: the stored rows are columns
     stored = np.zeros((4, 6, 3), np.uint8)
     stored[0, 0] = 255  # its first pixel belongs to the upper right
     Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
-    image = predict.read_image(tmp_path / "turned.png")
-    assert image.shape == (3, 6, 4)
-    assert image[:, 0, 3].tolist() == [255] * 3 and int(image.sum()) == 3 * 255
+    arguments = [f"checkpoint={checkpoint}", f"images={tmp_path / 'turned.png'}", "min_score=1"]
+    assert command(monkeypatch, tmp_path / "run", *arguments) == 0
+    (prediction,) = json.loads((tmp_path / "run" / "predictions.json").read_text())
+    assert (prediction["width"], prediction["height"]) == (4, 6)
+    with Image.open(tmp_path / "run" / "drawn" / "turned.png") as picture:
+        drawn = np.asarray(picture)
+    assert drawn.shape == (6, 4, 3)
+    assert drawn[0, 3].tolist() == [255] * 3 and int(drawn.sum()) == 3 * 255
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 
 import evaluate
 import train
+from detector import build as building
 from detector import entry
 from detector.config import typed_train
 from detector.data.check import Problem
@@ -131,9 +132,9 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "data.num_workers=0",
     ]
     sizes = []
-    build = evaluate.build_model
+    build = building.build_model
     monkeypatch.setattr(
-        evaluate, "build_model", lambda *a: sizes.append(a[2].min_size) or build(*a)
+        building, "build_model", lambda *a: sizes.append(a[2].min_size) or build(*a)
     )
     output = f"output={tmp_path / 'new' / 'folder'}"
     assert command(evaluate.main, other, checkpoint, *data, output, monkeypatch=monkeypatch) == 0

@@ -58,8 +58,9 @@ class Header(NamedTuple):
         return (width, height) if self.orientation > 4 else (height, width)
 
 
-def read_image(path: Path, *, size: Size) -> Tensor:
-    """The pixels uint8 (3, H, W), RGB, of an image that its annotations say has this size.
+def read_image(path: Path, *, size: Size | None = None) -> Tensor:
+    """The pixels uint8 (3, H, W), RGB, of an image that its annotations say has this size; of one
+    without annotations, turned as EXIF says.
 
     In memory they lie as they were decoded, channels last: a copy would take a third of the time.
 
@@ -69,6 +70,7 @@ def read_image(path: Path, *, size: Size) -> Tensor:
     """
     encoded = read_file(path, max_bytes=MAX_BYTES)
     header = read_header(encoded, path)
+    size = size or header.turned_size
     if size not in (header.size, header.turned_size):
         raise file_error(path, _other_size(header, size))
     try:

@@ -113,6 +113,16 @@ def test_a_turn_that_the_annotated_size_agrees_with(
             assert torch.equal(read_image(path, size=(H, W)), pixels(stored))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_without_annotations_is_upright(
+    tmp_path: Path, kind: str, orientation: int
+) -> None:
+    path = saved(tmp_path, RGB, kind, exif=exif(orientation))
+    with Image.open(path) as stored:
+        assert torch.equal(read_image(path), pixels(ImageOps.exif_transpose(stored)))
+
+
 def test_a_square_is_turned(tmp_path: Path) -> None:
     square = RGB.crop((0, 0, H, H))
     path = saved(tmp_path, square, "PNG", exif=exif(6))
