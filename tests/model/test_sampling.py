@@ -1,13 +1,15 @@
 """The samples of anchors and proposals, beside torchvision's sampler."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import resnet
-from detector.model.sampling import SeededSampler
+from detector.model.sampling import SeededSampler, sample_by_image
 
 # Positives, negatives and the rest (-1): many of each, few positives, few negatives, none at all.
 LABELS = [
@@ -61,6 +63,16 @@ def test_every_candidate_is_as_likely() -> None:
         counts += positive
     drawn = counts[LABELS[0] >= 1]
     assert drawn.min() > 267 - 5 * 14 and drawn.max() < 267 + 5 * 14
+
+
+def test_half_of_the_anchors_and_a_quarter_of_the_proposals_are_positive() -> None:
+    model: Any = nn.Module()
+    model.rpn, model.roi_heads = nn.Module(), nn.Module()
+    sample_by_image(model, rpn_batch_size=16, box_batch_size=8)
+    for part, expected in ((model.rpn, [8, 8]), (model.roi_heads, [2, 6])):
+        part.fg_bg_sampler.seeds = [3]
+        masks = part.fg_bg_sampler([torch.tensor([1] * 50 + [0] * 50)])
+        assert [int(mask.sum()) for (mask,) in masks] == expected
 
 
 @pytest.mark.parametrize("by_keyword", [False, True])
