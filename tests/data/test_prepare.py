@@ -192,9 +192,11 @@ def test_the_commands_for_coco_do_what_is_missing(
     monkeypatch.setattr(module, "COCO", shrunk)
     monkeypatch.setattr(module, "COCO_URL", server.as_uri())
 
-    # val2017 is there, annotations are fetched but not unpacked, train2017 is fetched in part.
-    (root / "val2017").mkdir(parents=True)
-    (root / "val2017" / "0.jpg").touch()
+    # val2017 is there, annotations are fetched but not unpacked, train2017 is unpacked in part (one
+    # image of three) and fetched in part.
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir(parents=True)
+        (root / split / "0.jpg").touch()
     shutil.copy(server / "annotations" / "annotations_trainval2017.zip", root)
     whole = (server / "zips" / "train2017.zip").read_bytes()
     (root / "train2017.zip").write_bytes(whole[:20])
