@@ -36,7 +36,8 @@ from detector.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("predict")
 CONFIGS = Path(__file__).resolve().parent / "configs"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of images in a folder
+# Of images in a folder. TIFF is not read: so that it is not skipped silently either.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 COLORS = ("red", "lime", "blue", "orange", "magenta", "cyan", "yellow", "purple")  # of the labels
 
 
