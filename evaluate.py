@@ -53,9 +53,11 @@ def main(cfg: DictConfig) -> None:
     if "transform" in cfg.data:  # what a training needs need not be given
         no_augmentation = OmegaConf.load(CONFIGS / "augment" / "none.yaml")
         cfg.data.transform = OmegaConf.merge(no_augmentation, cfg.data.transform)
-    if "train" in cfg.data:
-        cfg.data.train = cfg.data.val
     with entry.one_line_errors():
+        if "train" in cfg.data:
+            for key in sorted(OmegaConf.missing_keys(cfg.data.val)):
+                raise ConfigError(f"data.val.{key}: Missing mandatory value")
+            cfg.data.train = cfg.data.val
         run(typed(EvaluateConfig, cfg))
 
 
@@ -149,6 +151,7 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     options = metric_options(config)
     check_options(metric, **options)
     report = check_data({"val": build_val_set(data, tuple(checkpoint["classes"]))}, data)
+    write_json(Path(config.output) / "data_check.json", report.to_json())
     for line in report.lines():
         log.warning(line)
     val_set = report.usable(data.on_error)["val"]

@@ -32,7 +32,7 @@ from detector.build import (
     check_from_scratch,
 )
 from detector.config import ConfigError, TrainConfig, config_hash, to_plain, typed_train
-from detector.data.check import Report
+from detector.data.check import Problem, Report
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, kill_workers
 from detector.data.sheet import picture_sheet
@@ -168,8 +168,15 @@ def train(
     device, metric = build_device(config.device, ranks), build_metric(config.metric)
     schedule = config.schedule
     use_deterministic_algorithms(config.deterministic)
-    train_set, val_set = load_data(config, folder, ranks)
-    trainer = build_trainer(config, train_set, device=device, ranks=ranks, folder=folder)
+    train_set, val_set = load_data(config, folder, ranks, stop)
+    trainer = build_trainer(
+        config,
+        train_set,
+        device=device,
+        ranks=ranks,
+        folder=folder,
+        fingerprint=f"{train_set.fingerprint()} {val_set.fingerprint()}",
+    )
     describe(trainer, folder)
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -179,11 +186,11 @@ def train(
     record = Record(
         folder if ranks.is_first else None, num_steps=num_steps, first_step=trainer.step
     )
-    if trainer.step == 0 and ranks.is_first:
-        transform = build_transform(config.data.transform)
-        samples = Augmented(train_set, transform=transform, seed=config.seed)
-        record.sheet(picture_sheet(samples, num_images=NUM_PICTURES, epoch=0))
     try:
+        if trainer.step == 0 and ranks.is_first:
+            transform = build_transform(config.data.transform)
+            samples = Augmented(train_set, transform=transform, seed=config.seed)
+            record.sheet(picture_sheet(samples, num_images=NUM_PICTURES, epoch=0))
         while trainer.epoch < schedule.epochs and not stops_early(trainer, schedule.patience):
             trainer.train_epoch(record, stop)
             epoch, is_best = trainer.epoch + 1, False
@@ -212,17 +219,21 @@ def train(
 
 
 def load_data(
-    config: TrainConfig, folder: Path, ranks: Ranks
+    config: TrainConfig, folder: Path, ranks: Ranks, stop: StopRequest
 ) -> tuple[DetectionDataset, DetectionDataset]:
     """The training and the validation set, checked by the first rank; data_check.json has it all.
 
     Raises:
         DatasetError: the data cannot be used, as far as data.on_error does not overlook it.
+        Preempted: a rank was told to leave.
     """
     with ranks.one_of_machine_first():  # the others find generated images
         splits = build_data(config)
-    problems = ranks.broadcast(check_data(splits, config.data).problems if ranks.is_first else [])
-    report = Report(splits, problems)
+    problems: list[Problem] = []
+    if ranks.is_first:
+        problems = check_data(splits, config.data, watched=stop.before).problems
+    stop.raise_for(ranks)
+    report = Report(splits, ranks.broadcast(problems))
     if ranks.is_first:
         write_json(folder / "data_check.json", report.to_json())
         for split, dataset in splits.items():

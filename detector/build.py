@@ -30,7 +30,7 @@ from detector.config import (
     VocSplit,
     to_plain,
 )
-from detector.data.check import Report, check
+from detector.data.check import Report, Watch, check
 from detector.data.coco import read_coco
 from detector.data.dataset import DatasetError, DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
@@ -143,13 +143,18 @@ def build_data(config: TrainConfig) -> dict[str, DetectionDataset]:
 
 
 def check_data(
-    splits: dict[str, DetectionDataset], data: DataConfig, *, decode: bool = False
+    splits: dict[str, DetectionDataset],
+    data: DataConfig,
+    *,
+    decode: bool = False,
+    watched: Watch = iter,
 ) -> Report:
     """What is in the data and what is wrong with it.
 
     Args:
         decode: every image, and not only where its header leaves a doubt. So it is done in any
             case where data.on_error goes on without what is broken.
+        watched: around what is looked at, to end it early.
 
     Raises:
         LoadingError: a process that looks at files died.
@@ -160,6 +165,7 @@ def check_data(
         max_size=data.transform.max_size,
         decode=decode or data.on_error == "warn",
         num_workers=data.num_workers,
+        watched=watched,
     )
 
 
@@ -426,8 +432,12 @@ def build_trainer(
     device: torch.device,
     ranks: Ranks,
     folder: Path,
+    fingerprint: str,
 ) -> Trainer:
     """The model with its initial weights, its optimizer and its batches.
+
+    Args:
+        fingerprint: of what it is trained and evaluated on, which a resumed run must have again.
 
     Raises:
         ConfigError: a value is out of its range, or does not go with the number of ranks.
@@ -470,5 +480,6 @@ def build_trainer(
             "config": to_plain(config),
             "classes": list(train_set.classes),
             "category_ids": list(train_set.category_ids),
+            "data": fingerprint,
         },
     )

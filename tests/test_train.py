@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
 from detector.training.distribution import Ranks
 from detector.training.export import export
+from detector.training.preemption import Preempted, StopRequest
 
 TINY = [
     "model.backbone=resnet10",
@@ -638,8 +640,27 @@ def test_broken_data_can_be_left_out(
     assert (
         read_json(scored / "metrics.json")["metrics"] == read_json(run / "summary.json")["metrics"]
     )
+    assert read_json(scored / "data_check.json")["errors"] == 2
+    capsys.readouterr()
     strict = [checkpoint, "data=coco", *data[1:2], *data[4:], "data.on_error=stop"]
     assert command(evaluate.main, scored, *strict, monkeypatch=monkeypatch) == 1
+    assert "annotations[3] (id 9)" in one_line(capsys)
+    assert command(evaluate.main, scored, *strict[:-2], monkeypatch=monkeypatch) == 2
+    assert "data.val.annotations: Missing" in one_line(capsys)
+
+    (images / "2.png").write_bytes(whole)  # a resumed run would train on it as well
+    more = ["data.on_error=warn", "schedule.epochs=2"]
+    assert command(train.main, run, *plan, *more, monkeypatch=monkeypatch) == 1
+    assert "not those that the run began with" in one_line(capsys)
+
+
+def test_a_signal_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
+        config = typed_train(compose("train", overrides=small_coco(tmp_path / "data")))
+    stop = StopRequest()
+    stop.signal = signal.SIGTERM
+    with pytest.raises(Preempted, match="SIGTERM"):
+        train.load_data(config, tmp_path, Ranks(), stop)
 
 
 def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,10 +678,10 @@ def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.Monke
             return [broken]
 
         def all_gather(self, item: object) -> list:
-            return [item, item]
+            return [None, item]
 
     monkeypatch.setattr(train, "check_data", lambda *_: pytest.fail("it looks itself"))
-    train_set, val_set = train.load_data(config, tmp_path, Second(1, 2, 1))
+    train_set, val_set = train.load_data(config, tmp_path, Second(1, 2, 1), StopRequest())
     assert [record.image_id for record in train_set.records] == [2]
     assert [record.image_id for record in val_set.records] == [1, 2]
     assert not (tmp_path / "data_check.json").exists()

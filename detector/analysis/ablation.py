@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from detector.analysis.curves import Line, chart, colors
+from detector.training.record import read_metrics
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "mAP")
 
@@ -63,7 +64,7 @@ def draw_curves(folder: Path) -> None:
     panels = []
     for name in ("AP", "loss"):
         lines = [
-            Line(arms[run], *of_run[name], color)
+            Line(arms[run], *of_run[name], color, dots=True)
             for run, of_run, color in zip(runs, histories, colors(len(runs)), strict=True)
         ]
         last, highest = (
@@ -85,12 +86,12 @@ def history(run: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     metric: dict[int, float] = {}
     losses: defaultdict[int, list[float]] = defaultdict(list)
-    for text in (run / "metrics.jsonl").read_text().splitlines():
-        line = json.loads(text)
+    for line in read_metrics(run / "metrics.jsonl"):
         if line["kind"] == "train" and line["loss"] is not None:
             losses[line["epoch"]].append(line["loss"])
-        if line["kind"] == "val":
-            metric[line["epoch"]] = 100 * (line.get("AP", line.get("mAP")) or 0.0)
+        value = line.get("AP", line.get("mAP"))
+        if value is not None:
+            metric[line["epoch"]] = 100 * value
     loss = {epoch: float(np.mean(values)) for epoch, values in losses.items()}
     return {
         name: (np.array([*values], dtype=float), np.array([*values.values()], dtype=float))

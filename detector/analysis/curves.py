@@ -19,6 +19,7 @@ BLUE: Color = (31, 95, 191)
 TEXT = 15  # pixels, as all sizes here
 SIDE = 500  # of the plot
 MARGIN = 60  # around it, for the ticks
+LEGEND = 260  # right of it
 MAX_NAMED = 24  # classes in a legend: those with the most objects
 
 
@@ -30,6 +31,7 @@ class Line(NamedTuple):
     ys: np.ndarray
     color: Color
     width: int = 2
+    dots: bool = False  # at its points, of which one alone makes no line
 
 
 def precision_recall(curves: dict[str, Curve]) -> Image.Image:
@@ -51,7 +53,7 @@ def chart(lines: Sequence[Line], *, x: tuple[str, float], y: tuple[str, float]) 
     """Lines over each other, the last on top; `x` and `y` are each axis' name and its end, at
     which all lines are cut. Both begin at 0.
     """
-    picture = Image.new("RGB", (SIDE + 2 * MARGIN + 220, SIDE + 2 * MARGIN), WHITE)
+    picture = Image.new("RGB", (SIDE + 2 * MARGIN + LEGEND, SIDE + 2 * MARGIN), WHITE)
     plot = Image.new("RGB", (SIDE + 1, SIDE + 1), WHITE)
     draw, inside = ImageDraw.Draw(picture), ImageDraw.Draw(plot)
     for tick in range(11):
@@ -61,16 +63,19 @@ def chart(lines: Sequence[Line], *, x: tuple[str, float], y: tuple[str, float]) 
         _text(draw, (MARGIN + offset, MARGIN + SIDE + 8), f"{x[1] * tick / 10:.3g}", "ma")
         _text(draw, (MARGIN - 8, MARGIN + SIDE - offset), f"{y[1] * tick / 10:.3g}", "rm")
     for line in lines:
-        points = zip(SIDE * line.xs / x[1], SIDE * (1 - line.ys / y[1]), strict=True)
-        inside.line([(float(a), float(b)) for a, b in points], line.color, line.width)
+        columns, rows = SIDE * line.xs / x[1], SIDE * (1 - line.ys / y[1])
+        points = list(zip(columns.tolist(), rows.tolist(), strict=True))
+        inside.line(points, line.color, line.width)
+        for point in points if line.dots else []:
+            inside.circle(point, 4, line.color)
     picture.paste(plot, (MARGIN, MARGIN))
     _text(draw, (MARGIN + SIDE / 2, MARGIN + SIDE + 34), x[0], "ma")
     _text(draw, (MARGIN, MARGIN - 24), y[0], "mm")
     named = [line for line in lines if line.label is not None]
-    for number, line in enumerate(named):
+    for number, line in enumerate(named[: MAX_NAMED + 1]):
         left, height = MARGIN + SIDE + 20, MARGIN + 20 * number
         draw.line([(left, height), (left + 20, height)], line.color, 4)
-        _text(draw, (left + 28, height), line.label or "", "lm")
+        _text(draw, (left + 28, height), _short(line.label or "", 32), "lm")
     return picture
 
 
@@ -136,10 +141,10 @@ def _text(
     draw.text(place, words, color, ImageFont.load_default(TEXT), anchor)
 
 
-def _short(name: str) -> str:
+def _short(name: str, length: int = 20) -> str:
     """One line that fits beside a picture."""
     name = " ".join(name.split())
-    return name if len(name) <= 20 else name[:19] + "…"
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _hue(turn: float) -> Color:

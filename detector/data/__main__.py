@@ -91,11 +91,23 @@ def read(data: DataConfig) -> tuple[dict[str, DetectionDataset], list[Problem]]:
         return {"train": train_set}, [refusal("val", error)]
 
 
+def usable_train_set(data: DataConfig) -> DetectionDataset:
+    """The training images; what is wrong with them is told on stderr.
+
+    Raises:
+        DatasetError: they cannot be used, as far as data.on_error does not overlook it.
+    """
+    report = check_data({"train": build_train_set(data)}, data)
+    for line in report.lines():
+        print(line, file=sys.stderr)
+    return report.usable(data.on_error)["train"]
+
+
 def run_sheet(overrides: list[str]) -> int:
     """Write the picture sheet of training images."""
     data, seed, command = configuration(overrides)
     transform = build_transform(data.transform)
-    samples = Augmented(build_train_set(data), transform=transform, seed=seed)
+    samples = Augmented(usable_train_set(data), transform=transform, seed=seed)
     sheet = picture_sheet(samples, num_images=command.num_images, epoch=0)
     try:
         Path(command.out).parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +123,7 @@ def run_benchmark(overrides: list[str]) -> int:
     data, _, command = configuration(overrides)
     transform = data.transform
     rates = benchmark(
-        build_train_set(data),
+        usable_train_set(data),
         build_transform(transform),
         min_sizes=transform.train_min_sizes,
         max_size=transform.max_size,

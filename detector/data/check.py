@@ -10,7 +10,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from detector.data.dataset import DatasetError, DetectionDataset, Record
 from detector.data.errors import shown
 from detector.data.images import KINDS, ORIENTATION
-from detector.data.loading import START, worker_errors_named, worker_init
+from detector.data.loading import START, TIME_LIMIT, worker_errors_named, worker_init
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels: COCO's bounds of small, medium and large
 TINY = 4.0  # pixels after the resize: the step of the finest features
@@ -31,6 +31,7 @@ LISTED = 10  # problems of a kind in a table; the JSON has all
 CHUNK = 32  # files that a worker looks at before it reports
 
 Splits = Mapping[str, DetectionDataset]
+Watch = Callable[[Iterator["_Look"]], Iterator["_Look"]]
 
 
 class Problem(NamedTuple):
@@ -78,11 +79,10 @@ class Report:
         usable = {}
         for split, dataset in self.splits.items():
             # An error without a file is the reader's, which has left out what it is about.
-            usable[split] = dataset.without(
-                [e.image_id for e in errors if e.split == split and e.file is not None]
-            )
+            broken = [e for e in errors if e.split == split and e.file is not None]
+            usable[split] = dataset.without(error.image_id for error in broken)
             if not len(usable[split]):
-                raise DatasetError(f"{_named(errors[0])}; no image of {split} is left")
+                raise DatasetError(f"{_named(broken[0])}; no image of {split} is left")
         return usable
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +102,13 @@ class Report:
 
 
 def check(
-    splits: Splits, *, min_size: int, max_size: int, decode: bool, num_workers: int
+    splits: Splits,
+    *,
+    min_size: int,
+    max_size: int,
+    decode: bool,
+    num_workers: int,
+    watched: Watch = iter,
 ) -> Report:
     """Everything that is looked at; the arguments are those of the two parts.
 
@@ -113,7 +119,7 @@ def check(
         splits,
         [
             *annotation_problems(splits, min_size=min_size, max_size=max_size),
-            *file_problems(splits, decode=decode, num_workers=num_workers),
+            *file_problems(splits, decode=decode, num_workers=num_workers, watched=watched),
         ],
     )
 
@@ -178,7 +184,7 @@ def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list
         ]
         for name, number in zip(dataset.classes, _objects_by_class(dataset), strict=True):
             if number == 0:
-                problems.append(Problem("warning", split, "class without objects", name))
+                problems.append(Problem("warning", split, "class without objects", shown(name)))
         for index, kind, detail in _oddities(dataset.records, min_size, max_size):
             problems.append(_of_image("warning", split, kind, detail, dataset.records[index]))
     return problems
@@ -260,22 +266,26 @@ class _Files(Dataset[_Look]):
         return _Look(size, orientation, refusal, digest)
 
 
-def file_problems(splits: Splits, *, decode: bool, num_workers: int) -> list[Problem]:
+def file_problems(
+    splits: Splits, *, decode: bool, num_workers: int, watched: Watch = iter
+) -> list[Problem]:
     """What is wrong with the image files, and which are in more than one split.
 
     Args:
         decode: load every image; else only those of which the header leaves a doubt.
         num_workers: processes that look; 0 for this one.
+        watched: around what is looked at, to end it early; the rest is then not reported.
 
     Raises:
-        LoadingError: a process died.
+        LoadingError: a process died or is stuck.
     """
     problems: list[Problem] = []
     first: dict[bytes, tuple[str, Record]] = {}  # of each content: the split it is first in
     hashed = _same_length(splits)
     for split, dataset in splits.items():
         files = _Files(dataset, decode=decode, hashed=hashed[split])
-        for record, look in zip(dataset.records, _looks(files, num_workers, split), strict=True):
+        looks = watched(_looks(files, num_workers, split))
+        for record, look in zip(dataset.records, looks, strict=False):
             problems += [
                 _of_image(severity, split, kind, detail, record)
                 for severity, kind, detail in _findings(record, look)
@@ -283,7 +293,7 @@ def file_problems(splits: Splits, *, decode: bool, num_workers: int) -> list[Pro
             if look.digest is not None:
                 other, twin = first.setdefault(look.digest, (split, record))
                 if other != split:
-                    detail = f"the same file as {twin.path} (id {twin.image_id}) of {other}"
+                    detail = f"the same file as {shown(twin.path)} (id {twin.image_id}) of {other}"
                     problems.append(_of_image("warning", split, "image shared", detail, record))
     return problems
 
@@ -307,6 +317,7 @@ def _looks(files: _Files, num_workers: int, split: str) -> Iterator[_Look]:
         num_workers=num_workers,
         worker_init_fn=worker_init,
         multiprocessing_context=START if num_workers else None,
+        timeout=TIME_LIMIT if num_workers else 0,
     )
     with worker_errors_named():
         for chunk in tqdm(chunks, desc=f"images of {split}", leave=False, disable=None):

@@ -6,6 +6,7 @@ Labels are 1..K in the order of ascending category id, whatever the ids are. A b
 
 import json
 import reprlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,13 +92,15 @@ def _categories(content: Json, file: Path) -> dict[int, str]:
 
 
 def _images(content: Json, file: Path, folder: Folder, faults: Faults) -> dict[int, ImageEntry]:
-    """The images by id."""
+    """The images by id. Of two with one id neither is used: nothing tells whose an object is."""
+    listed = list(_entries(content, "images", file))
+    times = Counter(_id(entry, "id") for _, entry in listed)
     entries: dict[int, ImageEntry] = {}
-    for place, entry in _entries(content, "images", file):
+    for place, entry in listed:
         try:
             image = _image(entry, place, folder)
-            if image.image_id in entries:
-                raise DatasetError(f"{place}: an earlier image has the same id")
+            if times[image.image_id] > 1:
+                raise DatasetError(f"{place}: another image has the same id")
         except DatasetError as error:
             faults.error("image left out", error, _id(entry, "id"))
         else:
@@ -127,7 +130,10 @@ def _objects(
 ) -> tuple[list[ObjectEntry], list[int]]:
     """The objects, and where each stands in the file's list."""
     left_out = {_id(entry, "id") for entry in content["images"]} - image_index.keys()
-    objects, indices, ids = [], [], set()
+    objects: list[ObjectEntry] = []
+    indices: list[int] = []
+    ids: set[int] = set()
+    nameless: list[str] = []
     for index, (place, entry) in enumerate(
         _entries(content, "annotations", file, may_be_empty=True)
     ):
@@ -140,12 +146,18 @@ def _objects(
             faults.error("object left out", error, image_id)
             continue
         indices.append(index)
+        # Unused here. pycocotools takes 0 for no match, and mixes up two of one id.
         annotation_id = _id(entry, "id")
-        if not annotation_id or annotation_id in ids:
-            # Unused here. pycocotools takes 0 for no match, and mixes up two of one id.
-            what = "is there twice" if annotation_id in ids else "is 0 or no number"
+        if annotation_id is None:
+            nameless.append(place)
+            continue
+        if annotation_id == 0 or annotation_id in ids:
+            what = "is 0" if annotation_id == 0 else "is there twice"
             faults.warning("annotation id", f"{place}: its id {what}", image_id)
         ids.add(annotation_id)
+    if nameless:
+        detail = f"{nameless[0]}: it has no id, as {len(nameless)} objects"
+        faults.warning("annotation id", detail)
     return objects, indices
 
 

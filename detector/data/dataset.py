@@ -14,6 +14,7 @@ a record into a sample:
 M: objects of the image (may be 0), K: classes.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,17 @@ class DetectionDataset(Dataset[Sample]):
             f"{max(sides)} pixels, {num_objects} objects ({num_crowds} crowd or difficult), "
             f"{len(self.classes)} classes"
         )
+
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits of the annotations and the images they are of; not of the pixels,
+        nor of where they are kept.
+        """
+        digest = hashlib.sha256(repr((self.classes, self.category_ids)).encode())
+        for record in self.records:
+            digest.update(repr((record.image_id, record.height, record.width)).encode())
+            for values in (record.boxes, record.labels, record.area, record.iscrowd):
+                digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def ground_truth(self) -> dict[str, Any]:
         """The annotations as a COCO-format dictionary, annotation ids counted from 1."""

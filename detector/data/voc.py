@@ -77,6 +77,8 @@ def read_voc(
             continue
         found += _objects(tree, source.xml, len(images), image_id, faults)
         images.append(image)
+    if not roots:
+        raise DatasetError("no VOC-format folder is given")
     if not images:
         raise DatasetError(f"{faults.found[0].detail}; none of the images can be used")
     if classes is None:
@@ -126,8 +128,11 @@ def _devkit_sources(root: Path, list_file: Path, faults: Faults) -> list[_Source
     except ValueError as error:
         raise file_error(list_file, f"cannot be read ({error})") from error
     annotations, images = Folder(root / "Annotations"), Folder(root / "JPEGImages")
+    names = [line.split()[0] for line in lines if line.strip()]
+    if not names:
+        raise DatasetError(f"{list_file}: lists no images")
     sources: dict[Path, _Source] = {}
-    for name in (line.split()[0] for line in lines if line.strip()):
+    for name in names:
         place = f"{list_file}: {shown(name)}"
         try:
             xml = annotations.locate(f"{name}.xml", where=place)
@@ -139,8 +144,6 @@ def _devkit_sources(root: Path, list_file: Path, faults: Faults) -> list[_Source
             faults.error("image left out", error)
         else:
             sources[xml] = _Source(xml, images)
-    if not sources and not faults.found:
-        raise DatasetError(f"{list_file}: lists no images")
     return list(sources.values())
 
 

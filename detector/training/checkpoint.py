@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 KEYS = frozenset(
     "model ema optimizer schedule scaler epoch step seconds num_images skipped position generators "
-    "validation best since_best config classes category_ids".split()
+    "validation best since_best config classes category_ids data".split()
 )
 
 Checkpoint = dict[str, Any]

@@ -139,11 +139,9 @@ class Record:
     def _forget_after(folder: Path, step: int) -> None:
         """Drop the lines of steps that are about to be done again, and one cut short by a kill."""
         path = folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("}\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, path)
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -154,6 +152,12 @@ class Record:
                 for key, value in line.items()
             }
             file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, which need not exist, without one that is cut short."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def write_json(path: Path, content: Any) -> None:

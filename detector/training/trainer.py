@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
 from detector.data.loading import EpochBatchSampler, worker_errors_named
-from detector.training.checkpoint import Checkpoint, keep_checkpoint
+from detector.training.checkpoint import Checkpoint, CheckpointError, keep_checkpoint
 from detector.training.distribution import Ranks
 from detector.training.loop import (
     NonFiniteError,
@@ -43,7 +43,8 @@ class Trainer:
         log_every: steps between two lines of progress.
         checkpoint_every: steps between two checkpoints within an epoch.
         profile_steps: how many steps of this process a trace is made of, after the first two.
-        description: what each checkpoint says of the run: `config`, `classes`, `category_ids`.
+        description: what each checkpoint says of the run: `config`, `classes`, `category_ids`, and
+            `data`, which tells other data from its own.
 
     Attributes:
         epoch, step: done so far.
@@ -221,7 +222,16 @@ class Trainer:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same configuration."""
+        """Go on from a checkpoint of the same configuration.
+
+        Raises:
+            CheckpointError: it is of other images or annotations.
+        """
+        if checkpoint["data"] != self.description["data"]:
+            raise CheckpointError(
+                "the images or their annotations are not those that the run began with: take "
+                "another run folder, or resume=none"
+            )
         self.model.load_state_dict(checkpoint["model"])
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint["ema"])

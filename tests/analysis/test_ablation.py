@@ -42,7 +42,8 @@ def test_table(tmp_path: Path) -> None:
 
 def test_curves(tmp_path: Path) -> None:
     """Of two runs: AP falls from 60 to 30 and rises from 0 to 60 over two epochs, the loss of the
-    first is 2 in its first epoch and 1 in its second, the other has not got so far.
+    first is 2 in its first epoch and 1 in its second, the other has none. A third has no AP. All
+    were killed while they wrote.
     """
     done = [
         {"kind": "train", "step": 1, "epoch": 1, "loss": 1.5},
@@ -52,11 +53,12 @@ def test_curves(tmp_path: Path) -> None:
         {"kind": "train", "step": 4, "epoch": 2, "loss": None},
         {"kind": "val", "step": 4, "epoch": 2, "AP": 0.3, "AP50": 0.9},
     ]
-    begun = [{"kind": "val", "epoch": epoch, "mAP": ap} for epoch, ap in ((1, None), (2, 0.6))]
-    for number, lines in enumerate((done, begun)):
+    begun = [{"kind": "val", "epoch": epoch, "mAP": ap} for epoch, ap in ((1, 0.0), (2, 0.6))]
+    none = [{"kind": "val", "epoch": 1, "AP": None}]
+    for number, lines in enumerate((done, begun, none)):
         finished(tmp_path, number, [f"seed={number}"], status="failed")
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / str(number) / "metrics.jsonl").write_text(text)
+        (tmp_path / str(number) / "metrics.jsonl").write_text(text + '{"kind": "val", "ep')
     draw_curves(tmp_path)
 
     with Image.open(tmp_path / "ablation.png") as picture:
@@ -67,12 +69,22 @@ def test_curves(tmp_path: Path) -> None:
         rows = np.flatnonzero((panel[60:561, 60 + column] == color).all(axis=1))
         return 1 - float(rows.mean()) / 500
 
-    red, cyan = (204, 31, 31), (31, 204, 204)
+    red, green = (204, 31, 31), (31, 204, 31)
     # 500 pixels are two epochs, and 60 percent; the first epoch ends in the middle.
     for column in (260, 400, 490):
         share = (column - 250) / 250
         assert abs(height(left, column, red) - (1 - 0.5 * share)) < 0.01
-        assert abs(height(left, column, cyan) - share) < 0.01
+        assert abs(height(left, column, green) - share) < 0.01
         assert abs(height(right, column, red) - (1 - 0.5 * share)) < 0.01
     plot = right[60:561, 60:561]
-    assert not (plot == cyan).all(axis=2).any()
+    assert not (plot == green).all(axis=2).any()
+
+
+def test_one_epoch_can_be_seen(tmp_path: Path) -> None:
+    finished(tmp_path, 0, ["seed=0"], status="done")
+    (tmp_path / "0" / "metrics.jsonl").write_text('{"kind": "val", "epoch": 1, "AP": 0.5}\n')
+    draw_curves(tmp_path)
+    with Image.open(tmp_path / "ablation.png") as picture:
+        plot = np.asarray(picture.convert("RGB"))[60:561, 60:561]
+    rows, columns = np.nonzero((plot == (204, 31, 31)).all(axis=2))
+    assert len(rows) > 10 and rows.max() <= 4 and columns.min() >= 496  # 50 is the axis' end

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -251,9 +252,18 @@ def test_usable(dataset: DetectionDataset) -> None:
         "val: 1 x object left out (error), such as gt.json: why",
         f"train: 1 x tiny object (warning), such as {path}: why; image id 8",
     ]
-    nothing = [broken._replace(image_id=i) for i in (7, 8, 9)]
-    with pytest.raises(DatasetError, match="no image of train is left"):
-        Report(splits, nothing).usable("warn")
+    nothing = [broken._replace(split="val", file="x.png", image_id=i) for i in (7, 8, 9)]
+    with pytest.raises(DatasetError, match=r"^x\.png: why; image id 7; no image of val is left"):
+        Report(splits, [broken, *nothing]).usable("warn")
+
+
+def test_a_check_that_is_told_to_leave(dataset: DetectionDataset) -> None:
+    for record in dataset.records:
+        record.path.unlink()
+    problems = file_problems(
+        {"train": dataset}, decode=False, num_workers=0, watched=lambda looks: islice(looks, 2)
+    )
+    assert [problem.image_id for problem in problems] == [7, 8]
 
 
 def test_hostile_names_stay_in_their_cell() -> None:

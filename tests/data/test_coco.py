@@ -147,7 +147,7 @@ FAULTS = [  # (where, key, value; words of the message)
     (["images", 1], "id", REMOVED, ["images[1]", "'id'", "missing"]),
     (["images", 1], "id", "5", ["images[1]", "'id'", "'5'", "integer"]),
     (["images", 1], "id", 2**70, ["images[1]", "'id'", "integer"]),
-    (["images", 1], "id", 900100581187, ["images[1]", "900100581187", "same id"]),
+    (["images", 1], "id", 900100581187, ["900100581187", "same id"]),
     (["images", 1], "file_name", REMOVED, ["id 5", "'file_name'", "missing"]),
     (["images", 1], "file_name", 3, ["id 5", "'file_name'", "3", "a string"]),
     (["images", 1], "file_name", "no.png", ["id 5", "images/no.png", "not exist"]),
@@ -307,6 +307,7 @@ def test_errors_can_be_left_out(folder: Path) -> None:
     good = content["annotations"][1]
     content["images"][0]["file_name"] = "lost.png"  # with two objects, which go with it
     content["images"] += [{**content["images"][1], "file_name": "c.png"}, {"id": "six"}]
+    content["annotations"].append({**good, "image_id": 5})  # of which of the two?
     content["annotations"] += [
         {**good, "id": 0},
         {**good, "id": 8},
@@ -324,12 +325,13 @@ def test_errors_can_be_left_out(folder: Path) -> None:
         read_coco(**arguments)
     dataset = read_coco(**arguments, on_error="warn")
 
-    assert [record.image_id for record in dataset.records] == [5, 2]
-    assert dataset.records[1].boxes.tolist() == [
+    assert [record.image_id for record in dataset.records] == [2]
+    assert dataset.records[0].boxes.tolist() == [
         *[[0, 0, 30, 50], [1, 1, 3, 3], [0, 0, 30, 50], [0, 0, 30, 50], [29, 1, 30, 2]]
     ]
     assert [(f.severity, f.kind, f.image_id) for f in dataset.faults] == [
         ("error", "image left out", 900100581187),
+        ("error", "image left out", 5),
         ("error", "image left out", 5),
         ("error", "image left out", None),
         ("warning", "annotation id", 2),
@@ -342,6 +344,15 @@ def test_errors_can_be_left_out(folder: Path) -> None:
         ("warning", "box without area", 2),
         ("warning", "box clipped", 2),
     ]
-    places = [f"annotations[{i}] (id {n})" for i, n in ((8, 13), (9, 14), (10, 15), (11, 16))]
+    places = [f"annotations[{i}] (id {n})" for i, n in ((9, 13), (10, 14), (11, 15), (12, 16))]
     for fault, place in zip(dataset.faults[-4:], places, strict=True):
         assert place in fault.detail  # indices of the file, not of what is left of it
+
+
+def test_objects_without_ids_are_one_fault(folder: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    for annotation, odd in zip(content["annotations"], (None, {}, 1.5, 7), strict=True):
+        annotation["id"] = odd
+    (fault,) = read(folder, content).faults
+    assert fault.kind == "annotation id" and "annotations[0] (id None)" in fault.detail
+    assert "3 objects" in fault.detail

@@ -109,6 +109,20 @@ def test_every_fault_is_listed(
     assert report["errors"] == 3 and report["splits"]["val"]["objects"] == 3
 
 
+@pytest.mark.parametrize("command", ["sheet", "benchmark"])
+def test_other_commands_tell_errors_as_well(
+    command: str, tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][0]["category_id"] = 77
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    words = [command, f"out={tmp_path / 'sheet.png'}", "rounds=1", "num_images=1", *overrides]
+    with pytest.raises(DatasetError, match="category_id 77"):
+        main(words)
+    assert main([*words, "data.on_error=warn"]) == 0
+    assert "1 x object left out (error), such as" in capsys.readouterr().err
+
+
 def test_sheet(tmp_path: Path, overrides: list[str]) -> None:
     file = tmp_path / "made" / "sheet.png"
     assert main(["sheet", f"out={file}", "num_images=2", *overrides]) == 0

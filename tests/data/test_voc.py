@@ -391,3 +391,11 @@ def test_errors_can_be_left_out(tmp_path: Path) -> None:
         ("box outside its image", 3),
     ]
     assert all(fault.severity == "error" for fault in dataset.faults)
+
+
+def test_no_folder_and_an_empty_list(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no VOC-format folder"):
+        read_voc(roots=[], image_set="train", classes=None)
+    roots = [devkit(tmp_path / "a", {"a": xml(CAT), "b": "<"}), devkit(tmp_path / "b", {})]
+    with pytest.raises(DatasetError, match=r"train\.txt: lists no images"):
+        read_voc(roots=roots, image_set="train", classes=None, on_error="warn")

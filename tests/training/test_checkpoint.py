@@ -75,6 +75,7 @@ def test_training_state_is_equal_after_a_round_trip(tmp_path: Path) -> None:
         "config": {"deform": {"last_layers": None}, "schedule": {"milestones": [8, 11]}},
         "classes": ["fish"],
         "category_ids": [3],
+        "data": "of all images",
         "seconds": 0.1 + 0.2,
     }
     saved = dict.fromkeys(KEYS, 3) | states | others

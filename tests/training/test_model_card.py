@@ -41,6 +41,7 @@ def model_and_checkpoint() -> tuple[torch.nn.Module, dict]:
         "config": to_plain(config),
         "classes": ["sea|lion", "fish: {small}"],
         "category_ids": [7, 2],
+        "data": "of all images",
         "step": 30,
         "epoch": 3,
         "validation": {"metrics": {"AP": 0.123456, "APs": None}},

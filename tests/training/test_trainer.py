@@ -104,7 +104,7 @@ def trainer(
         "checkpoint_every": 1000,
         "profile_steps": 0,
         "folder": folder,
-        "description": {"config": {}, "classes": [], "category_ids": []},
+        "description": {"config": {}, "classes": [], "category_ids": [], "data": "all"},
     }
     return Trainer(model=model, **(how | changes))
 
