@@ -33,7 +33,6 @@ from detector.evaluation.paired import compare
 from detector.evaluation.results import (
     Detection,
     GroundTruth,
-    check_detections,
     read_detections,
     read_ground_truth,
     write_detections,
@@ -131,9 +130,7 @@ def read_results(config: EvaluateConfig, detections: str) -> tuple[GroundTruth, 
     if annotations is None:
         raise ConfigError("detections=... needs data.annotations=GT.json")
     ground_truth = read_ground_truth(Path(annotations))
-    found = read_detections(Path(detections))
-    check_detections(ground_truth, found, source=detections)
-    return ground_truth, found
+    return ground_truth, read_detections(Path(detections), ground_truth)
 
 
 def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:

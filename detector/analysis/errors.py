@@ -42,6 +42,7 @@ from detector import entry
 from detector.analysis.curves import bars, heat_map, precision_recall, to_tensorboard
 from detector.config import ConfigError, typed
 from detector.evaluation.coco import coco_metrics
+from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.results import (
     Detection,
     EvaluationError,
@@ -218,7 +219,7 @@ def error_split(ground_truth: GroundTruth, detections: list[Detection]) -> Error
 
 def _ap50(ground_truth: GroundTruth, detections: list[Detection]) -> float:
     """0..1; 1 where all objects were missed and left out."""
-    ap50 = coco_metrics(ground_truth, detections).summary["AP50"]
+    ap50 = coco_matches(ground_truth, detections).summary["AP50"]
     return 1.0 if ap50 is None else ap50
 
 
@@ -334,8 +335,7 @@ def report(config: ReportConfig) -> str:
     if not 0 < config.iou <= 1:
         raise ConfigError(f"iou={config.iou} must be in (0, 1]")
     ground_truth = read_ground_truth(Path(config.annotations))
-    detections = read_detections(Path(config.detections))
-    check_detections(ground_truth, detections, source=config.detections)
+    detections = read_detections(Path(config.detections), ground_truth)
     split = error_split(ground_truth, detections)
     matrix = confusion(ground_truth, detections, iou=config.iou, min_score=config.min_score)
     curves = coco_metrics(ground_truth, detections).curves

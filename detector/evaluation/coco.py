@@ -15,7 +15,6 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.evaluation.matches import ClassMatches, Matches
 from detector.evaluation.results import (
     Detection,
     EvaluationError,
@@ -96,58 +95,6 @@ def coco_metrics(
     precisions = evaluator.eval["precision"]
     return CocoMetrics(
         summary, _per_class(ground_truth, precisions), _curves(ground_truth, precisions)
-    )
-
-
-def coco_matches(
-    ground_truth: GroundTruth, detections: list[Detection], *, class_agnostic: bool = False
-) -> Matches:
-    """Match `detections` with `ground_truth` as `coco_metrics` does; neither is changed.
-
-    T are the thresholds 0.50, 0.55 ... 0.95, for objects of all sizes and 100 detections an image.
-    The summary's AP and AP50 are those of `coco_metrics`, to the last bit.
-
-    Raises:
-        EvaluationError: one of the two breaks the format, or they do not belong together.
-    """
-    ground_truth = normalise_ground_truth(ground_truth)
-    evaluator = _evaluator(ground_truth, detections, class_agnostic, "pycocotools")
-    params = evaluator.params
-    params.areaRng, params.areaRngLbl, params.maxDets = params.areaRng[:1], ["all"], [100]
-    with redirect_stdout(io.StringIO()):
-        evaluator.evaluate()
-        evaluator.accumulate()
-    num_images = len(params.imgIds)
-    of_images = evaluator.evalImgs  # by class, then by image id
-    classes = [
-        _class_matches(of_images[start : start + num_images], len(params.iouThrs))
-        for start in range(0, len(of_images), num_images or 1)
-    ]
-    precisions = evaluator.eval["precision"]
-    summary = {"AP": _present_mean(precisions), "AP50": _present_mean(precisions[0])}
-    return Matches(classes, summary, {"AP": slice(None), "AP50": slice(1)})
-
-
-def _class_matches(of_images: list[dict[str, Any] | None], num_thresholds: int) -> ClassMatches:
-    """From pycocotools' results of one class in every image; None is one with nothing in it."""
-    num_objects = [0 if e is None else np.count_nonzero(e["gtIgnore"] == 0) for e in of_images]
-    present = [(i, e) for i, e in enumerate(of_images) if e is not None]
-    images = np.array([i for i, e in present for _ in e["dtScores"]], dtype=np.int64)
-    scores = np.array([score for _, e in present for score in e["dtScores"]], dtype=np.float64)
-    order = np.argsort(-scores, kind="stable")
-    images, scores = images[order], scores[order]
-    none = np.zeros((num_thresholds, 0))
-    matched, ignored = (
-        np.concatenate([none, *(e[key] for _, e in present)], axis=1)[:, order] != 0
-        for key in ("dtMatches", "dtIgnore")
-    )
-    is_new = (np.diff(images, prepend=-1) != 0) | (np.diff(scores, prepend=np.inf) != 0)
-    return ClassMatches(
-        images,
-        right=matched & ~ignored,
-        wrong=~matched & ~ignored,
-        ties=np.cumsum(is_new),
-        num_objects=np.array(num_objects, dtype=np.int64),
     )
 
 
@@ -236,9 +183,3 @@ def _curves(ground_truth: GroundTruth, precisions: np.ndarray) -> dict[str, Curv
 def _mean(precisions: np.ndarray) -> float | None:
     """Mean of the precisions of a class, which are all -1 where it has no object to be found."""
     return None if (precisions == -1).any() else float(precisions.mean())
-
-
-def _present_mean(precisions: np.ndarray) -> float | None:
-    """Mean over all that is not -1, in pycocotools' order, which decides how the sum is rounded."""
-    present = precisions[precisions > -1]
-    return float(np.mean(present)) if len(present) else None

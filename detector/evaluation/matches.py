@@ -41,3 +41,14 @@ class Matches:
     classes: list[ClassMatches]
     summary: dict[str, float | None]
     thresholds: dict[str, slice]
+
+
+def pairs_within(groups: np.ndarray, gt_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs (detection, object) of one group, such as an image: two arrays of indices (P,)."""
+    by_group = np.argsort(gt_groups, kind="stable")
+    starts = np.searchsorted(gt_groups[by_group], groups, side="left")
+    counts = np.searchsorted(gt_groups[by_group], groups, side="right") - starts
+    detections = np.repeat(np.arange(len(groups)), counts)
+    first_pairs = np.cumsum(counts) - counts
+    positions = np.arange(len(detections)) + np.repeat(starts - first_pairs, counts)
+    return detections, by_group[positions]

@@ -1,12 +1,12 @@
 """The metrics that a configuration can name: coco, voc07 and voc12."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from detector.evaluation.coco import Curve, coco_matches, coco_metrics
+from detector.evaluation.coco import Curve, coco_metrics
+from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.matches import Matches
 from detector.evaluation.results import Detection, EvaluationError, GroundTruth
-from detector.evaluation.voc import ap_name, voc_matches, voc_metrics
+from detector.evaluation.voc import Rule, ap_name, voc_metrics
 
 METRICS = ("coco", "voc07", "voc12")
 VOC_THRESHOLDS = (0.5, 0.7)  # both are in the tables of Dai et al., arXiv:1703.06211
@@ -69,24 +69,14 @@ def score(
             ground_truth, detections, class_agnostic=class_agnostic, backend=backend
         )
         return Metrics(coco.summary, coco.per_class, coco.curves)
-    all_metrics = [
-        voc_metrics(
-            ground_truth,
-            detections,
-            rule="voc07" if metric == "voc07" else "voc12",
-            iou_threshold=iou_threshold,
-            pixel_inclusive=pixel_inclusive,
-        )
-        for iou_threshold in iou_thresholds
-    ]
-    summary = {"mAP": all_metrics[0].summary["mAP"]}
-    per_class: dict[str, dict[str, float | None]] = {name: {} for name in all_metrics[0].per_class}
-    for metrics in all_metrics:
-        name = ap_name(metrics.iou_threshold)
-        summary[name] = metrics.summary[name]
-        for class_name, aps in metrics.per_class.items():
-            per_class[class_name] |= aps
-    return Metrics(summary, per_class)
+    voc = voc_metrics(
+        ground_truth,
+        detections,
+        rule=_rule(metric),
+        iou_thresholds=iou_thresholds,
+        pixel_inclusive=pixel_inclusive,
+    )
+    return Metrics(voc.summary, voc.per_class)
 
 
 def match(
@@ -112,13 +102,17 @@ def match(
     )
     if metric == "coco":
         return coco_matches(ground_truth, detections, class_agnostic=class_agnostic)
-    options: Any = {"pixel_inclusive": pixel_inclusive, "iou_thresholds": iou_thresholds}
-    summary = score(metric, ground_truth, detections, **options).summary
-    classes = voc_matches(ground_truth, detections, **options)
+    voc = voc_metrics(
+        ground_truth,
+        detections,
+        rule=_rule(metric),
+        iou_thresholds=iou_thresholds,
+        pixel_inclusive=pixel_inclusive,
+    )
     names = ["mAP", *map(ap_name, iou_thresholds[1:])]
     return Matches(
-        list(classes.values()),
-        {name: summary[name] for name in names},
+        voc.matches,
+        {name: voc.summary[name] for name in names},
         {name: slice(i, i + 1) for i, name in enumerate(names)},
     )
 
@@ -150,6 +144,10 @@ def check_options(
         raise EvaluationError(f"class_agnostic=true is for metric=coco, got metric={metric}")
     if metric != "coco" and backend != "pycocotools":
         raise EvaluationError(f"backend={backend} is for metric=coco, got metric={metric}")
+
+
+def _rule(metric: str) -> Rule:
+    return "voc07" if metric == "voc07" else "voc12"
 
 
 def _percent(value: float | None) -> str:

@@ -38,14 +38,14 @@ def read_ground_truth(path: Path) -> GroundTruth:
     return normalise_ground_truth(_load(path), source=str(path))
 
 
-def read_detections(path: Path) -> list[Detection]:
-    """Read a COCO-format results file. Which images and classes exist, `check_detections` knows.
+def read_detections(path: Path, ground_truth: GroundTruth) -> list[Detection]:
+    """Read a COCO-format results file that belongs to `ground_truth`.
 
     Raises:
-        EvaluationError: the file is missing, is not JSON, or breaks the format.
+        EvaluationError: the file is missing, is not JSON, or `check_detections` refuses it.
     """
     detections: list[Detection] = _load(path)
-    _check_format(detections, str(path))
+    check_detections(ground_truth, detections, source=str(path))
     return detections
 
 

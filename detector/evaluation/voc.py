@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from detector.evaluation.matches import ClassMatches
+from detector.evaluation.matches import ClassMatches, pairs_within
 from detector.evaluation.results import (
     Detection,
     GroundTruth,
@@ -25,23 +25,19 @@ Rule = Literal["voc07", "voc12"]
 
 @dataclass(frozen=True)
 class VocMetrics:
-    """Average precisions at one IoU threshold.
+    """Average precisions, 0..1, each at one IoU threshold and named by it: "AP50" for 0.5.
 
     Attributes:
-        rule: "voc07", the mean of the precision at recalls 0, 0.1 ... 1, or "voc12", the area under
-            the curve of precision over recall. Precision at a recall is the highest one at that
-            recall or above.
-        iou_threshold: the IoU from which on a detection matches.
-        summary: "mAP", and the same number under the name that states the threshold: "AP50" for
-            0.5, "AP70" for 0.7. 0..1, or None where no class has an object to be found.
-        per_class: class name -> {"AP50": ...}, 0..1, in the order of ids. None, and not part of
-            the mean, for a class without an object to be found.
+        summary: their means over the classes, and before them "mAP", which is that at the first
+            threshold. None where no class has an object to be found.
+        per_class: class name -> the same but mAP, in the order of ids. None, and not part of the
+            means, for a class without an object to be found.
+        matches: of each class, at these thresholds.
     """
 
-    rule: Rule
-    iou_threshold: float
     summary: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
+    matches: list[ClassMatches]
 
 
 def ap_name(iou_threshold: float) -> str:
@@ -54,7 +50,7 @@ def voc_metrics(
     detections: list[Detection],
     *,
     rule: Rule,
-    iou_threshold: float = 0.5,
+    iou_thresholds: tuple[float, ...] = (0.5,),
     pixel_inclusive: bool = False,
 ) -> VocMetrics:
     """Score `detections` against `ground_truth`; neither is changed.
@@ -67,8 +63,10 @@ def voc_metrics(
     Args:
         ground_truth: COCO-format, see `results.py`.
         detections: COCO-format results; none at all score 0 wherever there is ground truth.
-        rule: see `VocMetrics`.
-        iou_threshold: above 0, up to 1.
+        rule: "voc07", the mean of the precision at recalls 0, 0.1 ... 1, or "voc12", the area under
+            the curve of precision over recall. Precision at a recall is the highest one at that
+            recall or above.
+        iou_thresholds: the IoUs, above 0 up to 1, from which on a detection matches.
         pixel_inclusive: False where boxes span [x, x + width]: a VOC box whose first pixel is 1 and
             last is 10 is then 10 wide, and the IoU is the devkit's own. True where width is the
             last pixel minus the first, here 9: one pixel is then added to both sides, as the
@@ -76,41 +74,34 @@ def voc_metrics(
 
     Raises:
         EvaluationError: one of the two breaks the format, or they do not belong together.
-        ValueError: an unknown rule or an impossible threshold.
+        ValueError: an unknown rule, no threshold or an impossible one.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule: expected one of {get_args(Rule)}, got {rule!r}")
-    name = ap_name(iou_threshold)
-    matches = voc_matches(
-        ground_truth, detections, iou_thresholds=(iou_threshold,), pixel_inclusive=pixel_inclusive
-    )
+    if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
+        raise ValueError(f"iou_thresholds: expected one or more in (0, 1], got {iou_thresholds}")
+    matches = _class_matches(ground_truth, detections, iou_thresholds, pixel_inclusive)
+    names = [ap_name(iou_threshold) for iou_threshold in iou_thresholds]
     per_class = {
-        class_name: {name: _average_precision(of_class, rule)}
+        class_name: dict(zip(names, _average_precisions(of_class, rule), strict=True))
         for class_name, of_class in matches.items()
     }
-    aps = [ap for of_class in per_class.values() for ap in of_class.values() if ap is not None]
-    mean = float(np.mean(aps)) if aps else None
-    return VocMetrics(rule, iou_threshold, {"mAP": mean, name: mean}, per_class)
+    means = {}
+    for name in names:
+        aps = [ap for of_class in per_class.values() if (ap := of_class[name]) is not None]
+        means[name] = float(np.mean(aps)) if aps else None
+    return VocMetrics({"mAP": means[names[0]]} | means, per_class, list(matches.values()))
 
 
-def voc_matches(
+def _class_matches(
     ground_truth: GroundTruth,
     detections: list[Detection],
-    *,
     iou_thresholds: tuple[float, ...],
-    pixel_inclusive: bool = False,
+    pixel_inclusive: bool,
 ) -> dict[str, ClassMatches]:
-    """Match `detections` with `ground_truth` as `voc_metrics` says: class name -> matches.
-
-    Classes and images are in the order of their ids. No ties are kept together: a detection and
-    its copies are neighbours.
-
-    Raises:
-        EvaluationError, ValueError: as `voc_metrics`.
+    """Class name -> what its detections met. Classes and images are in the order of their ids. No
+    ties are kept together: a detection and its copies are neighbours.
     """
-    for iou_threshold in iou_thresholds:
-        if not 0 < iou_threshold <= 1:
-            raise ValueError(f"iou_threshold: expected 0 < threshold <= 1, got {iou_threshold}")
     ground_truth = normalise_ground_truth(ground_truth)
     check_detections(ground_truth, detections)
     gt_classes, gt_images, gt_boxes = _columns(ground_truth["annotations"], pixel_inclusive)
@@ -123,7 +114,7 @@ def voc_matches(
     per_class = {}
     for category in sorted(ground_truth["categories"], key=lambda category: category["id"]):
         ours, theirs = classes == category["id"], gt_classes == category["id"]
-        pairs = _pairs_within_images(images[ours], gt_images[theirs])
+        pairs = pairs_within(images[ours], gt_images[theirs])
         ious = _ious(boxes[ours][pairs[0]], gt_boxes[theirs][pairs[1]])
         judged = [
             _right_and_wrong(
@@ -151,19 +142,6 @@ def _columns(
     boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2] + pixel_inclusive
     return classes, images, boxes
-
-
-def _pairs_within_images(
-    images: np.ndarray, gt_images: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return all pairs (detection, object) of one image as two arrays of indices (P,)."""
-    by_image = np.argsort(gt_images, kind="stable")
-    starts = np.searchsorted(gt_images[by_image], images, side="left")
-    counts = np.searchsorted(gt_images[by_image], images, side="right") - starts
-    detections = np.repeat(np.arange(len(images)), counts)
-    first_pairs = np.cumsum(counts) - counts
-    positions = np.arange(len(detections)) + np.repeat(starts - first_pairs, counts)
-    return detections, by_image[positions]
 
 
 def _matches(
@@ -205,12 +183,19 @@ def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.nda
     return right, counts & ~right
 
 
-def _average_precision(matches: ClassMatches, rule: Rule) -> float | None:
-    """Return the average precision of a class at one IoU threshold."""
+def _average_precisions(matches: ClassMatches, rule: Rule) -> list[float | None]:
+    """The average precision of a class at each IoU threshold."""
     num_objects = int(matches.num_objects.sum())
     if num_objects == 0:
-        return None
-    right = matches.right[0][matches.right[0] | matches.wrong[0]]
+        return [None] * len(matches.right)
+    return [
+        _average_precision(right[right | wrong], num_objects, rule)
+        for right, wrong in zip(matches.right, matches.wrong, strict=True)
+    ]
+
+
+def _average_precision(right: np.ndarray, num_objects: int, rule: Rule) -> float:
+    """From the detections (D,) that count, which of them are right."""
     num_right = np.cumsum(right)
     precisions = num_right / np.arange(1, len(right) + 1)
     envelope = np.maximum.accumulate(precisions[::-1])[::-1]  # the best at this recall or above

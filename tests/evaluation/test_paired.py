@@ -14,7 +14,8 @@ from test_coco_metrics import box, ground_truth_of, plain_pycocotools, random_se
 
 import evaluate
 from detector.config import EvaluateConfig, typed
-from detector.evaluation.coco import coco_matches, coco_metrics
+from detector.evaluation.coco import coco_metrics
+from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.metrics import match
 from detector.evaluation.paired import compare, draw_images, resampled
 from detector.evaluation.results import EvaluationError

@@ -158,7 +158,7 @@ def test_detections_refused(tmp_path: Path, place: tuple, value: Any, message: s
     path = tmp_path / "dt.json"
     path.write_text(json.dumps(changed(DETECTIONS, place, value)))
     with pytest.raises(EvaluationError) as error:
-        read_detections(path)
+        read_detections(path, GROUND_TRUTH)
     assert str(error.value).startswith(str(tmp_path / message))
     assert "\n" not in str(error.value)
 
@@ -180,7 +180,9 @@ def test_detections_that_do_not_fit_refused(key: str, value: Any, message: str) 
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize("read", [read_ground_truth, read_detections])
+@pytest.mark.parametrize(
+    "read", [read_ground_truth, lambda path: read_detections(path, GROUND_TRUTH)]
+)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -204,7 +206,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
     path = tmp_path / "dt.json"
     detections = changed(DETECTIONS, (0, "score"), 0.1 + 0.2)  # 17 digits
     write_detections(path, detections)
-    assert read_detections(path) == detections
+    assert read_detections(path, GROUND_TRUTH) == detections
 
 
 def test_a_bad_detection_is_not_written(tmp_path: Path) -> None:
