@@ -25,8 +25,8 @@ KINDS = {int: "a 64-bit integer", str: "a string", list: "a list"}
 def read_coco(*, images: Path, annotations: Path, on_error: str = "stop") -> DetectionDataset:
     """The images of a COCO-format file, in its order; none is decoded yet.
 
-    `area` is the file's, or the box's where it has none; an object with `iscrowd` set is a
-    crowd. Boxes are clipped and left out by the rules of `records.py`.
+    `area` is the file's, or the box's where it has none; an object with `iscrowd` or `ignore`
+    set is a crowd. Boxes are clipped and left out by the rules of `records.py`.
 
     Args:
         images: the folder that the `file_name`s are relative to.
@@ -175,7 +175,7 @@ def _object(
         box=_box(entry, place),
         label=label[category_id],
         area=_area(entry, place),
-        iscrowd=_flag(entry, "iscrowd", place),
+        iscrowd=_flag(entry, "iscrowd", place) | _flag(entry, "ignore", place),
     )
 
 

@@ -13,10 +13,13 @@ what is neither to be found nor wrong to be found: a crowd in COCO, a difficult 
 """
 
 import json
+import logging
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 GroundTruth = dict[str, Any]
 Detection = dict[str, Any]
@@ -32,10 +35,23 @@ class EvaluationError(ValueError):
 def read_ground_truth(path: Path) -> GroundTruth:
     """Read a COCO-format annotation file; see `normalise_ground_truth` for what is returned.
 
+    As in pycocotools, an annotation's `ignore` means nothing here; a warning counts those set.
+
     Raises:
         EvaluationError: the file is missing, is not JSON, or breaks the format.
     """
-    return normalise_ground_truth(_load(path), source=str(path))
+    content = _load(path)
+    ground_truth = normalise_ground_truth(content, source=str(path))
+    num_ignored = sum(
+        bool(entry.get("ignore")) and not entry.get("iscrowd") for entry in content["annotations"]
+    )
+    if num_ignored:
+        log.warning(
+            "%s: %d annotations have 'ignore' and not 'iscrowd', and are objects to pycocotools",
+            path,
+            num_ignored,
+        )
+    return ground_truth
 
 
 def read_detections(path: Path, ground_truth: GroundTruth) -> list[Detection]:

@@ -30,7 +30,7 @@ CONTENT = {
         {"id": 7, "image_id": 900100581187, "category_id": 90, "bbox": [1.5, 2, 10, 20.25]},
         {"id": 8, "image_id": 2, "category_id": 0, "bbox": [0, 0, 30, 50], "area": 12.5},
         {"id": 9, "image_id": 900100581187, "category_id": 3, "bbox": [4, 5, 6, 7], "iscrowd": 1},
-        {"id": 10, "image_id": 2, "category_id": 3, "bbox": [1, 1, 2, 2], "iscrowd": 1},
+        {"id": 10, "image_id": 2, "category_id": 3, "bbox": [1, 1, 2, 2], "ignore": 1},
     ],
 }
 
@@ -188,6 +188,7 @@ FAULTS = [  # (where, key, value; words of the message)
     (["annotations", 1], "area", -1, ["id 8", "'area'", "-1"]),
     (["annotations", 1], "area", 1e39, ["id 8", "'area'", "1e+39"]),
     (["annotations", 1], "iscrowd", 2, ["id 8", "'iscrowd'", "2"]),
+    (["annotations", 1], "ignore", 2, ["id 8", "'ignore'", "2"]),
     (["annotations", 1], "iscrowd", "1", ["id 8", "'iscrowd'", "'1'"]),
 ]
 

@@ -77,6 +77,24 @@ def test_ground_truth_is_completed_and_renumbered(tmp_path: Path) -> None:
     }
 
 
+def test_annotations_marked_ignore_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "gt.json"
+    for flags, num_warnings in (
+        ({"ignore": 0}, 0),
+        ({"ignore": 1, "iscrowd": 1}, 0),
+        ({"ignore": 1}, 1),
+    ):
+        marked = copy.deepcopy(GROUND_TRUTH)
+        marked["annotations"][0] |= flags
+        path.write_text(json.dumps(marked))
+        caplog.clear()
+        assert read_ground_truth(path)["annotations"][0]["iscrowd"] == flags.get("iscrowd", 0)
+        assert len(caplog.messages) == num_warnings
+    assert caplog.messages[0].startswith(f"{path}: 1 annotations have 'ignore' and not 'iscrowd'")
+
+
 def test_ground_truth_is_a_copy_and_normal_once_normalised() -> None:
     before = copy.deepcopy(GROUND_TRUTH)
     normal = normalise_ground_truth(GROUND_TRUTH)
