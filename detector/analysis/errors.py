@@ -42,12 +42,11 @@ from detector import entry
 from detector.analysis.curves import bars, heat_map, precision_recall, to_tensorboard
 from detector.config import ConfigError, typed
 from detector.evaluation.coco import coco_metrics
-from detector.evaluation.coco_matches import coco_matches
+from detector.evaluation.coco_matches import MAX_DETECTIONS, coco_matches
 from detector.evaluation.results import (
     Detection,
     EvaluationError,
     GroundTruth,
-    check_detections,
     normalise_ground_truth,
     read_detections,
     read_ground_truth,
@@ -55,7 +54,6 @@ from detector.evaluation.results import (
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 FOREGROUND, BACKGROUND = 0.5, 0.1  # IoUs; the paper's t_f and t_b
-MAX_DETECTIONS = 100  # of an image and class, as COCO scores
 
 
 @dataclass(frozen=True)
@@ -205,11 +203,10 @@ def error_split(ground_truth: GroundTruth, detections: list[Detection]) -> Error
             no object to be found.
     """
     ground_truth = normalise_ground_truth(ground_truth)
-    check_detections(ground_truth, detections)
-    if all(annotation["iscrowd"] for annotation in ground_truth["annotations"]):
+    before = coco_matches(ground_truth, detections).summary["AP50"]
+    if before is None:
         raise EvaluationError("ground truth: it has no object to be found, and no errors then")
     diagnosis = diagnose(ground_truth, detections)
-    before = _ap50(ground_truth, diagnosis.detections)
     gains = {
         kind: _ap50(*mended(ground_truth, diagnosis, {kind})) - before if count else 0.0
         for kind, count in diagnosis.counts().items()

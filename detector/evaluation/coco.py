@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detector.evaluation.coco_matches import LARGEST_AREA
 from detector.evaluation.results import (
     Detection,
     EvaluationError,
@@ -103,17 +104,24 @@ def _evaluator(
 ) -> Any:
     """A COCOeval, ready to evaluate normalised ground truth."""
     check_detections(ground_truth, detections)
-    predicted = ground_truth | {"annotations": _as_annotations(detections)}
-    coco_class, evaluator_class = _backend(backend)
+    datasets = [
+        _renumbered(ground_truth, entries)
+        for entries in (ground_truth["annotations"], _as_annotations(detections))
+    ]
+    coco_class, evaluator_class = load_backend(backend)
     with redirect_stdout(io.StringIO()):
-        indices = [_indexed(coco_class(), dataset) for dataset in (ground_truth, predicted)]
+        indices = [_indexed(coco_class(), dataset) for dataset in datasets]
         evaluator = evaluator_class(*indices, "bbox")
     evaluator.params.useCats = int(not class_agnostic)
     return evaluator
 
 
-def _backend(name: str) -> tuple[Any, Any]:
-    """The classes COCO and COCOeval."""
+def load_backend(name: str) -> tuple[Any, Any]:
+    """The classes COCO and COCOeval.
+
+    Raises:
+        EvaluationError: the backend is unknown or not installed.
+    """
     if name == "pycocotools":
         return COCO, COCOeval
     if name != "fast":
@@ -145,6 +153,28 @@ def _as_annotations(detections: list[Detection]) -> list[dict[str, Any]]:
     return annotations
 
 
+def _renumbered(ground_truth: GroundTruth, annotations: list[dict[str, Any]]) -> GroundTruth:
+    """`annotations` with the images and classes of `ground_truth`, which get numbers in the order
+    of their ids: faster-coco-eval holds ids as floats.
+    """
+    images, classes = (
+        {one: number for number, one in enumerate(sorted(entry["id"] for entry in entries))}
+        for entries in (ground_truth["images"], ground_truth["categories"])
+    )
+    return {
+        "images": [{"id": number} for number in images.values()],
+        "categories": [{"id": number} for number in classes.values()],
+        "annotations": [
+            annotation
+            | {
+                "image_id": images[annotation["image_id"]],
+                "category_id": classes[annotation["category_id"]],
+            }
+            for annotation in annotations
+        ],
+    }
+
+
 def _indexed(coco: Any, dataset: GroundTruth) -> Any:
     coco.dataset = dataset
     coco.createIndex()
@@ -170,7 +200,7 @@ def _curves(ground_truth: GroundTruth, precisions: np.ndarray) -> dict[str, Curv
     counts = Counter(
         annotation["category_id"]
         for annotation in ground_truth["annotations"]
-        if not annotation["iscrowd"]
+        if not annotation["iscrowd"] and annotation["area"] <= LARGEST_AREA
     )
     classes = sorted(ground_truth["categories"], key=lambda category: category["id"])
     return {

@@ -12,11 +12,13 @@ T: IoU thresholds;  I: images;  K: classes;  R: recall points.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from detector.evaluation.matches import ClassMatches, Matches, pairs_within
+from detector.evaluation.matches import ClassMatches, Matches, Pairs, overlapping
 from detector.evaluation.results import (
     Detection,
     GroundTruth,
@@ -52,7 +54,8 @@ def coco_matches(
     """Match `detections` with `ground_truth` as `coco_metrics` does; neither is changed.
 
     T are the thresholds 0.50, 0.55 ... 0.95, for objects of all sizes. The summary's AP and AP50
-    are those of `coco_metrics`, to the last bit.
+    are those of `coco_metrics`, to the last bit where pycocotools is compiled without fused
+    multiplications, as on x86-64.
 
     Raises:
         EvaluationError: one of the two breaks the format, or they do not belong together.
@@ -74,11 +77,13 @@ def coco_matches(
 
     kept, ranks = _highest(found.classes * len(image_ids) + found.images, scores)
     classes, images, boxes = found.classes[kept], found.images[kept], found.boxes[kept]
-    pairs = pairs_within(
-        classes * len(image_ids) + images, objects.classes * len(image_ids) + objects.images
+    pairs = overlapping(
+        classes * len(image_ids) + images,
+        objects.classes * len(image_ids) + objects.images,
+        partial(_ious, boxes, objects.boxes, is_crowd),
+        THRESHOLDS[0],
     )
-    ious = _ious(boxes[pairs[0]], objects.boxes[pairs[1]], is_crowd[pairs[1]])
-    matched, excused = _match(pairs, ious, ranks, is_crowd, is_ignored)
+    matched, excused = _match(pairs, ranks, is_crowd, is_ignored)
     excused |= ~matched & (boxes[:, 2] * boxes[:, 3] > LARGEST_AREA)
 
     of_classes = []
@@ -98,11 +103,11 @@ def coco_matches(
             )
         )
     precisions = _precisions(of_classes)
-    summary = {"AP": present_mean(precisions), "AP50": present_mean(precisions[0])}
+    summary = {"AP": _present_mean(precisions), "AP50": _present_mean(precisions[0])}
     return Matches(of_classes, summary, {"AP": slice(None), "AP50": slice(1)})
 
 
-def present_mean(precisions: np.ndarray) -> float | None:
+def _present_mean(precisions: np.ndarray) -> float | None:
     """Mean over all that is not -1, in pycocotools' order, which decides how the sum is rounded."""
     present = precisions[precisions > -1]
     return float(np.mean(present)) if len(present) else None
@@ -133,41 +138,44 @@ def _highest(groups: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
     return order[is_scored], ranks[is_scored]
 
 
-def _ious(boxes: np.ndarray, gt_boxes: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
-    """IoUs (P,) of boxes (P, 4) xywh, rounded as pycocotools rounds them; with a crowd, the
-    intersection's share of the detection.
+def _ious(
+    boxes: np.ndarray,
+    gt_boxes: np.ndarray,
+    is_crowd: np.ndarray,
+    detections: np.ndarray,
+    objects: np.ndarray,
+) -> np.ndarray:
+    """IoU (P,) of each pair, from boxes (D, 4) and (G, 4) xywh, rounded as pycocotools rounds it;
+    with a crowd, the intersection's share of the detection.
     """
+    boxes, gt_boxes, is_crowd = boxes[detections], gt_boxes[objects], is_crowd[objects]
     ends = np.minimum(boxes[:, 2:] + boxes[:, :2], gt_boxes[:, 2:] + gt_boxes[:, :2])
     sides = (ends - np.maximum(boxes[:, :2], gt_boxes[:, :2])).clip(min=0)
     intersections = sides[:, 0] * sides[:, 1]
     areas, gt_areas = boxes[:, 2] * boxes[:, 3], gt_boxes[:, 2] * gt_boxes[:, 3]
     unions = np.where(is_crowd, areas, areas + gt_areas - intersections)
     ious = np.zeros(len(boxes))
-    np.divide(intersections, unions, out=ious, where=intersections > 0)
+    with np.errstate(divide="ignore"):  # by a union that rounding makes 0
+        np.divide(intersections, unions, out=ious, where=intersections > 0)
     return ious
 
 
 def _match(
-    pairs: tuple[np.ndarray, np.ndarray],
-    ious: np.ndarray,
-    ranks: np.ndarray,
-    is_crowd: np.ndarray,
-    is_ignored: np.ndarray,
+    pairs: Pairs, ranks: np.ndarray, is_crowd: np.ndarray, is_ignored: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which detections match, and which of these match what is ignored: bool (T, D) each.
 
     Detections of one rank are of different images or classes: they choose at once.
     """
-    thresholds = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+    thresholds = THRESHOLDS[:, None]
     matched, excused = (np.zeros((len(thresholds), len(ranks)), dtype=bool) for _ in range(2))
     is_taken = np.zeros((len(thresholds), len(is_crowd)), dtype=bool)
-    near = ious >= thresholds[0]
-    (detections, objects), ious = (pair[near] for pair in pairs), ious[near]
+    detections, objects, ious = pairs.detections, pairs.objects, pairs.ious
     # A detection's pairs in the order in which it would have them.
     order = np.lexsort((-objects, -ious, is_ignored[objects], detections, ranks[detections]))
     detections, objects, ious = detections[order], objects[order], ious[order]
     of_ranks = np.searchsorted(ranks[detections], np.arange(MAX_DETECTIONS + 1))
-    for start, end in zip(of_ranks, of_ranks[1:], strict=False):
+    for start, end in pairwise(of_ranks):
         if start == end:
             continue
         ours, theirs = detections[start:end], objects[start:end]

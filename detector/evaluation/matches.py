@@ -1,11 +1,15 @@
 """What the detections of a whole set met: all that average precision is computed from.
 
-D: detections of one class, by falling score;  T: IoU thresholds;  I: images.
+D: detections of one class, by falling score;  T: IoU thresholds;  I: images;
+P: pairs of a detection and an object.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+BLOCK = 2000  # detections whose pairs are looked at together, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,43 @@ class Matches:
     thresholds: dict[str, slice]
 
 
-def pairs_within(groups: np.ndarray, gt_groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs (detection, object) of one group, such as an image: two arrays of indices (P,)."""
+@dataclass(frozen=True)
+class Pairs:
+    """Detections and objects, as indices (P,), and their IoUs (P,)."""
+
+    detections: np.ndarray
+    objects: np.ndarray
+    ious: np.ndarray
+
+
+def overlapping(
+    groups: np.ndarray,
+    gt_groups: np.ndarray,
+    ious: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    least: float,
+) -> Pairs:
+    """The pairs of one group, such as an image, whose IoU is at least `least`.
+
+    Args:
+        groups, gt_groups: of each detection and of each object, integers.
+        ious: from indices (P,) of detections and of objects to their IoUs (P,).
+    """
     by_group = np.argsort(gt_groups, kind="stable")
     starts = np.searchsorted(gt_groups[by_group], groups, side="left")
     counts = np.searchsorted(gt_groups[by_group], groups, side="right") - starts
-    detections = np.repeat(np.arange(len(groups)), counts)
-    first_pairs = np.cumsum(counts) - counts
-    positions = np.arange(len(detections)) + np.repeat(starts - first_pairs, counts)
-    return detections, by_group[positions]
+    none = np.zeros(0, dtype=np.int64)
+    parts = [Pairs(none, none, np.zeros(0))]
+    for block in range(0, len(groups), BLOCK):
+        times = counts[block : block + BLOCK]
+        detections = np.repeat(np.arange(block, block + len(times)), times)
+        first_pairs = np.cumsum(times) - times
+        positions = np.repeat(starts[block : block + BLOCK] - first_pairs, times)
+        objects = by_group[positions + np.arange(len(positions))]
+        values = ious(detections, objects)
+        near = values >= least
+        parts.append(Pairs(detections[near], objects[near], values[near]))
+    return Pairs(
+        np.concatenate([part.detections for part in parts]),
+        np.concatenate([part.objects for part in parts]),
+        np.concatenate([part.ious for part in parts]),
+    )

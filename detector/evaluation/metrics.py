@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from detector.evaluation.coco import Curve, coco_metrics
+from detector.evaluation.coco import Curve, coco_metrics, load_backend
 from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.matches import Matches
 from detector.evaluation.results import Detection, EvaluationError, GroundTruth
-from detector.evaluation.voc import Rule, ap_name, voc_metrics
+from detector.evaluation.voc import Rule, ap_name, check_thresholds, voc_metrics
 
 METRICS = ("coco", "voc07", "voc12")
 VOC_THRESHOLDS = (0.5, 0.7)  # both are in the tables of Dai et al., arXiv:1703.06211
@@ -128,22 +128,22 @@ def check_options(
     """Refuse, before anything is detected, what `score` would refuse.
 
     Raises:
-        EvaluationError: the metric is unknown or has no such option, or IoU thresholds are missing
-            or not in (0, 1].
+        EvaluationError: the metric is unknown or has no such option, the backend is unknown or not
+            installed, or `check_thresholds` refuses the IoU thresholds.
     """
     if metric not in METRICS:
         raise EvaluationError(f"metric={metric} is none of {', '.join(METRICS)}")
     if metric == "coco" and pixel_inclusive:
         raise EvaluationError("pixel_inclusive=true is for metric=voc07 and voc12, got metric=coco")
-    thresholds = f"iou_thresholds={list(iou_thresholds)}"
     if metric == "coco" and iou_thresholds != VOC_THRESHOLDS:
+        thresholds = f"iou_thresholds={list(iou_thresholds)}"
         raise EvaluationError(f"{thresholds} is for metric=voc07 and voc12, got metric=coco")
-    if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
-        raise EvaluationError(f"{thresholds} must be one or more numbers in (0, 1]")
+    check_thresholds(iou_thresholds)
     if metric != "coco" and class_agnostic:
         raise EvaluationError(f"class_agnostic=true is for metric=coco, got metric={metric}")
     if metric != "coco" and backend != "pycocotools":
         raise EvaluationError(f"backend={backend} is for metric=coco, got metric={metric}")
+    load_backend(backend)
 
 
 def _rule(metric: str) -> Rule:

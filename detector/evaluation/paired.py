@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from detector.evaluation.coco_matches import RECALLS
 from detector.evaluation.matches import ClassMatches, Matches
 from detector.evaluation.metrics import VOC_THRESHOLDS, match
 from detector.evaluation.results import Detection, EvaluationError, GroundTruth
 
-CHUNK = 250  # resamples at a time, which bounds the memory: about 10 bytes * D * CHUNK
-COCO_RECALLS = np.linspace(0.0, 1.0, 101)
+CHUNK = 250  # resamples at a time, which bounds the memory: (10 * D + 40 * R) * CHUNK bytes
 
 
 @dataclass(frozen=True)
@@ -256,8 +256,8 @@ def _points_reached(metric: str, num_objects: np.ndarray) -> tuple[np.ndarray, n
     num_points: np.ndarray | int
     match metric:
         case "coco":
-            reached = np.searchsorted(COCO_RECALLS, num_right / at_least_one, side="right")
-            num_points = len(COCO_RECALLS)
+            reached = np.searchsorted(RECALLS, num_right / at_least_one, side="right")
+            num_points = len(RECALLS)
         case "voc07":
             reached, num_points = 1 + 10 * num_right // at_least_one, 11
         case _:  # voc12: each object is a point, a recall of 0 is not

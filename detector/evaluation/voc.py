@@ -8,13 +8,15 @@ IJCV 2010. As in the devkit, and unlike some ports of it, an IoU equal to the th
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from detector.evaluation.matches import ClassMatches, pairs_within
+from detector.evaluation.matches import ClassMatches, Pairs, overlapping
 from detector.evaluation.results import (
     Detection,
+    EvaluationError,
     GroundTruth,
     check_detections,
     normalise_ground_truth,
@@ -45,6 +47,20 @@ def ap_name(iou_threshold: float) -> str:
     return f"AP{100 * iou_threshold:g}"
 
 
+def check_thresholds(iou_thresholds: tuple[float, ...]) -> None:
+    """Refuse IoU thresholds that average precisions cannot be computed at or named by.
+
+    Raises:
+        EvaluationError: there are none, one is not in (0, 1], or two have one name.
+    """
+    thresholds = f"iou_thresholds={list(iou_thresholds)}"
+    if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
+        raise EvaluationError(f"{thresholds} must be one or more numbers in (0, 1]")
+    names = [ap_name(threshold) for threshold in iou_thresholds]
+    if len(set(names)) < len(names):
+        raise EvaluationError(f"{thresholds} must differ: they are named {', '.join(names)}")
+
+
 def voc_metrics(
     ground_truth: GroundTruth,
     detections: list[Detection],
@@ -73,13 +89,13 @@ def voc_metrics(
             devkit does with what stands in its XML files.
 
     Raises:
-        EvaluationError: one of the two breaks the format, or they do not belong together.
-        ValueError: an unknown rule, no threshold or an impossible one.
+        EvaluationError: one of the two breaks the format, they do not belong together, or
+            `check_thresholds` refuses the thresholds.
+        ValueError: an unknown rule.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule: expected one of {get_args(Rule)}, got {rule!r}")
-    if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
-        raise ValueError(f"iou_thresholds: expected one or more in (0, 1], got {iou_thresholds}")
+    check_thresholds(iou_thresholds)
     matches = _class_matches(ground_truth, detections, iou_thresholds, pixel_inclusive)
     names = [ap_name(iou_threshold) for iou_threshold in iou_thresholds]
     per_class = {
@@ -114,12 +130,10 @@ def _class_matches(
     per_class = {}
     for category in sorted(ground_truth["categories"], key=lambda category: category["id"]):
         ours, theirs = classes == category["id"], gt_classes == category["id"]
-        pairs = pairs_within(images[ours], gt_images[theirs])
-        ious = _ious(boxes[ours][pairs[0]], gt_boxes[theirs][pairs[1]])
+        ious = partial(_ious, boxes[ours], gt_boxes[theirs])
+        best = _best(overlapping(images[ours], gt_images[theirs], ious, min(iou_thresholds)))
         judged = [
-            _right_and_wrong(
-                _matches(pairs, ious, int(ours.sum()), iou_threshold), difficult[theirs]
-            )
+            _right_and_wrong(_matches(best, int(ours.sum()), iou_threshold), difficult[theirs])
             for iou_threshold in iou_thresholds
         ]
         to_be_found = gt_places[theirs & ~difficult]
@@ -144,25 +158,26 @@ def _columns(
     return classes, images, boxes
 
 
-def _matches(
-    pairs: tuple[np.ndarray, np.ndarray],
-    ious: np.ndarray,
-    num_detections: int,
-    iou_threshold: float,
-) -> np.ndarray:
+def _best(pairs: Pairs) -> Pairs:
+    """Of each detection the pair of the highest IoU; of equals the one of the earlier object."""
+    order = np.lexsort((pairs.objects, -pairs.ious, pairs.detections))
+    best = order[np.unique(pairs.detections[order], return_index=True)[1]]
+    return Pairs(pairs.detections[best], pairs.objects[best], pairs.ious[best])
+
+
+def _matches(best: Pairs, num_detections: int, iou_threshold: float) -> np.ndarray:
     """Return the object (D,) that each detection matches, as an index below G, or -1 for none."""
-    detections, objects = pairs
-    best_first = np.lexsort((objects, -ious, detections))  # the earlier object where IoUs are equal
-    _, first = np.unique(detections[best_first], return_index=True)
-    best = best_first[first]  # one pair for each detection whose image has objects
-    best = best[ious[best] >= iou_threshold]
+    near = best.ious >= iou_threshold
     matches = np.full(num_detections, -1)
-    matches[detections[best]] = objects[best]
+    matches[best.detections[near]] = best.objects[near]
     return matches
 
 
-def _ious(boxes: np.ndarray, gt_boxes: np.ndarray) -> np.ndarray:
-    """Return the IoU (P,) of boxes (P, 4) xyxy, pair by pair; 0 for two boxes without any area."""
+def _ious(
+    boxes: np.ndarray, gt_boxes: np.ndarray, detections: np.ndarray, objects: np.ndarray
+) -> np.ndarray:
+    """Return the IoU (P,) of each pair, from boxes (D, 4) and (G, 4) xyxy; 0 for two empty ones."""
+    boxes, gt_boxes = boxes[detections], gt_boxes[objects]
     starts = np.maximum(boxes[:, :2], gt_boxes[:, :2])
     ends = np.minimum(boxes[:, 2:], gt_boxes[:, 2:])
     intersections = np.prod((ends - starts).clip(min=0), axis=1)

@@ -13,11 +13,13 @@ from detector.evaluation.coco import coco_metrics
 from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.results import EvaluationError
 
+IMAGE_IDS = [9, 2**63 - 1, 2, -4, 5]
+
 
 def crowded_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
     """Boxes on a coarse grid: many equal ones, equal IoUs and equal scores, IoUs that are exactly a
     threshold, crowds, boxes beyond the largest area, more than 100 detections of a class, empty
-    boxes, images with one of the two only.
+    boxes, areas that are not the box's, images with one of the two only, listed without order.
     """
     rng = np.random.default_rng(seed)
 
@@ -36,14 +38,16 @@ def crowded_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
         ]
 
     annotations, detections = [], []
-    for image, (num_objects, num_detections) in enumerate([(12, 30), (25, 260), (0, 9), (5, 0)]):
+    contents = [(12, 30), (25, 260), (0, 9), (5, 0), (0, 0)]
+    for image, (num_objects, num_detections) in zip(IMAGE_IDS, contents, strict=True):
         for entry in boxes(num_objects, image):
-            area = entry["bbox"][2] * entry["bbox"][3]
+            area = float(rng.choice([entry["bbox"][2] * entry["bbox"][3], 1, 1e10, 2e10]))
             annotations.append(entry | {"area": area, "iscrowd": int(rng.random() < 0.2)})
         for entry in boxes(num_detections, image):
             detections.append(entry | {"score": float(rng.integers(1, 9) / 10)})
     order = rng.permutation(len(detections))
-    return ground_truth_of(annotations, 5), [detections[i] for i in order]
+    ground_truth = ground_truth_of(annotations) | {"images": [{"id": image} for image in IMAGE_IDS]}
+    return ground_truth, [detections[i] for i in order]
 
 
 def one_by_one(
@@ -86,6 +90,7 @@ def test_every_detection_and_threshold(seed: int, class_agnostic: bool) -> None:
             found, ignored = expected["dtMatches"] != 0, expected["dtIgnore"] != 0
             assert (of_class.right[:, ours] == (found & ~ignored)).all()
             assert (of_class.wrong[:, ours] == (~found & ~ignored)).all()
+            assert expected["image_id"] == sorted(IMAGE_IDS)[image]
             assert of_class.num_objects[image] == (expected["gtIgnore"] == 0).sum()
             num_found += ours.sum()
         assert num_found == len(of_class.images)

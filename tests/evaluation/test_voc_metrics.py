@@ -289,10 +289,10 @@ def test_refusals() -> None:
     ground_truth = ground_truth_of([box(0)])
     with pytest.raises(ValueError, match="rule: expected one of .*, got 'voc10'"):
         voc_metrics(ground_truth, [], rule="voc10")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"iou_thresholds: expected .*, got \(0.5, 50\)"):
+    with pytest.raises(EvaluationError, match=r"iou_thresholds=\[0.5, 50\] must be one or more"):
         voc_metrics(ground_truth, [], rule="voc12", iou_thresholds=(0.5, 50))
-    with pytest.raises(ValueError, match=r"iou_thresholds: expected one or more"):
-        voc_metrics(ground_truth, [], rule="voc12", iou_thresholds=())
+    with pytest.raises(EvaluationError, match=r"must differ: they are named AP50, AP50"):
+        voc_metrics(ground_truth, [], rule="voc12", iou_thresholds=(0.5, 0.50000001))
     with pytest.raises(EvaluationError, match=r"detections\[0\]: image_id 3 is not in"):
         voc_metrics(ground_truth, [box(0, image=3, score=0.5)], rule="voc12")
     for thresholds in ((), (0.5, 0.0), (50.0,), (float("nan"),)):
