@@ -222,9 +222,14 @@ def train_loader(
     )
 
 
-def eval_loader(dataset: Dataset[Sample], *, num_workers: int) -> DataLoader[Sample]:
+def eval_loader(
+    dataset: Dataset[Sample], *, num_workers: int, time_limit: float = TIME_LIMIT
+) -> DataLoader[Sample]:
     """Every sample once, as it is, in order, and alone: beside a larger image it would be padded
     further, and its detections would be slightly others.
+
+    Args:
+        time_limit: seconds for a sample; a worker that takes longer is an error.
     """
     return DataLoader(
         dataset,
@@ -233,5 +238,6 @@ def eval_loader(dataset: Dataset[Sample], *, num_workers: int) -> DataLoader[Sam
         collate_fn=collate,
         worker_init_fn=worker_init,
         multiprocessing_context=START if num_workers else None,
+        timeout=time_limit if num_workers else 0,
         generator=torch.Generator(),
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.data.dataset import Sample
+from detector.data.loading import worker_errors_named
 from detector.evaluation.results import Detection
 
 
@@ -40,23 +41,30 @@ def detect(
     """What was found in every image, and the seconds that the model took.
 
     The model is left in evaluation mode.
+
+    Raises:
+        DatasetError: an image cannot be read, or a worker that loads them died or is stuck.
     """
     model.eval()
     found: list[Found] = []
     seconds = 0.0
-    for samples in batches:
-        images = [to_float(sample["image"], device) for sample in samples]
-        start = time.perf_counter()
-        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            results = model(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds += time.perf_counter() - start
-        for sample, result in zip(samples, results, strict=True):
-            boxes = result["boxes"].double().cpu().numpy()
-            boxes[:, 2:] -= boxes[:, :2]
-            scores, labels = result["scores"].float().cpu().numpy(), result["labels"].cpu().numpy()
-            found.append(Found(sample["image_id"], boxes, scores, labels))
+    with worker_errors_named():
+        for samples in batches:
+            images = [to_float(sample["image"], device) for sample in samples]
+            start = time.perf_counter()
+            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+                results = model(images)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds += time.perf_counter() - start
+            for sample, result in zip(samples, results, strict=True):
+                boxes = result["boxes"].double().cpu().numpy()
+                boxes[:, 2:] -= boxes[:, :2]
+                scores, labels = (
+                    result["scores"].float().cpu().numpy(),
+                    result["labels"].cpu().numpy(),
+                )
+                found.append(Found(sample["image_id"], boxes, scores, labels))
     return found, seconds
 
 

@@ -12,10 +12,12 @@ and returns boxes in their pixels:
 The state dict of a plain ResNet-50 has the names of torchvision's `fasterrcnn_resnet50_fpn`.
 """
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -86,10 +88,36 @@ def faster_rcnn(
         rpn_head=ProposalHead(fpn_channels, len(aspect_ratios)),
         box_score_thresh=score_threshold,
         box_detections_per_img=detections_per_image,
+    )
+    own = model.transform
+    model.transform = Resize(
+        own.min_size,
+        own.max_size,
+        own.image_mean,
+        own.image_std,
         _skip_resize=True,  # in training only
     )
     sample_by_image(model, rpn_batch_size=rpn_batch_size, box_batch_size=box_batch_size)
     return model
+
+
+class Resize(GeneralizedRCNNTransform):
+    """torchvision's, for images of any shape: a side that would shrink to nothing, as of one of
+    3000x2 pixels, is stretched before until it is a pixel then.
+    """
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Float (3, H, W) to the model's size, in evaluation; boxes are resized by the caller."""
+        if not self.training:
+            sides = image.shape[1:]
+            least = max(sides) // self.max_size + 1
+            if min(sides) < least:
+                stretched = [max(side, least) for side in sides]
+                image = interpolate(image[None], stretched, mode="bilinear")[0]
+        resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
+        return resized
 
 
 def freeze(body: nn.Module, trainable_layers: int) -> None:

@@ -7,11 +7,13 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
 from detector.data import loading
@@ -28,6 +30,7 @@ from detector.data.loading import (
     worker_init,
 )
 from detector.data.transforms import TrainTransform, sample_seed
+from detector.evaluation.inference import detect
 
 CROWDS = [[False], [], [True], [True, False], [False, False], [False], [True, True], [False]]
 HAS_OBJECT = [0, 3, 4, 5, 7]
@@ -272,13 +275,22 @@ class Faulty(Augmented):
         self.loaded += 1
         if self.loaded > 2:
             self.fault()
-        return super().__getitem__(key)
+        return super().__getitem__(key if isinstance(key, tuple) else (0, key))
 
 
 def wrong() -> None:
     raise RuntimeError("no such luck")
 
 
+class Nothing(nn.Module):
+    """Detects nothing."""
+
+    def forward(self, images):
+        empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)}
+        return [empty] * len(images)
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "fault, kind, message",
     [
@@ -292,11 +304,18 @@ def wrong() -> None:
     ],
     ids=["killed", "stuck", "an error of its own"],
 )
-def test_workers_that_fail(dataset: DetectionDataset, fault, kind, message: str) -> None:
-    sampler = EpochBatchSampler(dataset, batch_size=2, seed=1, keep_empty=False)
-    loader = train_loader(Faulty(dataset, fault), sampler=sampler, num_workers=1, time_limit=2)
+def test_workers_that_fail(
+    dataset: DetectionDataset, fault, kind, message: str, training: bool
+) -> None:
+    faulty: Any = Faulty(dataset, fault)
     start = time.monotonic()
-    with pytest.raises(kind, match=message) as caught, worker_errors_named():
-        list(loader)
+    with pytest.raises(kind, match=message) as caught:
+        if training:
+            sampler = EpochBatchSampler(dataset, batch_size=2, seed=1, keep_empty=False)
+            with worker_errors_named():
+                list(train_loader(faulty, sampler=sampler, num_workers=1, time_limit=2))
+        else:
+            batches = eval_loader(faulty, num_workers=1, time_limit=2)
+            detect(Nothing(), batches, device=torch.device("cpu"), precision=torch.float32)
     assert type(caught.value) is kind and time.monotonic() - start < 30
     kill_workers()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
@@ -64,6 +65,24 @@ def test_detections_are_those_of_torchvision(stages: str) -> None:
             torch.testing.assert_close(actual["scores"], expected["scores"], rtol=0, atol=1e-4)
             assert torch.equal(actual["labels"], expected["labels"])
             torch.testing.assert_close(actual["boxes"], expected["boxes"], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("height, width", [(2, 3000), (3000, 1), (1, 480)])
+def test_a_shorter_side_does_not_vanish(height: int, width: int) -> None:
+    model = build("none", **SMALL).eval()
+    image = torch.rand(3, height, width)
+    assert min(model.transform([image])[0].image_sizes[0]) == 1
+    with torch.no_grad():
+        (result,) = model([image])
+    assert (result["boxes"] <= torch.tensor([width, height, width, height])).all()
+
+
+def test_images_that_torchvision_can_resize_are_resized_alike() -> None:
+    ours = build("none", **SMALL).transform.eval()
+    theirs = GeneralizedRCNNTransform(96, 160, ours.image_mean, ours.image_std).eval()
+    for height, width in ((20, 3000), (300, 2), (7, 7)):
+        image = torch.rand(3, height, width)
+        assert torch.equal(ours([image])[0].tensors, theirs([image])[0].tensors)
 
 
 def test_training_takes_images_as_they_come() -> None:
