@@ -31,7 +31,7 @@ from detector.evaluation.inference import detect, to_coco
 from detector.evaluation.metrics import check_options, score
 from detector.evaluation.paired import compare
 from detector.evaluation.results import (
-    Detection,
+    EvaluationError,
     GroundTruth,
     read_detections,
     read_ground_truth,
@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
     with entry.one_line_errors():
         if "train" in cfg.data:
             for key in sorted(OmegaConf.missing_keys(cfg.data.val)):
-                raise ConfigError(f"data.val.{key}: Missing mandatory value")
+                raise ConfigError(f"{key}: Missing mandatory value")
             cfg.data.train = cfg.data.val
         run(typed(EvaluateConfig, cfg))
 
@@ -84,8 +84,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 def from_results(config: EvaluateConfig) -> dict[str, Any]:
     """Score a results file against a COCO-format ground truth."""
     metric = build_metric(config.metric or "coco")
-    ground_truth, detections = read_results(config, str(config.detections))
-    metrics = score(metric, ground_truth, detections, **metric_options(config))
+    options = metric_options(config, metric)
+    ground_truth = read_annotations(config)
+    detections = read_detections(Path(str(config.detections)), ground_truth)
+    metrics = score(metric, ground_truth, detections, **options)
     log.info("%s, %s:\n%s", config.detections, metric, metrics.table())
     return {"metrics": metrics.summary, "per_class": metrics.per_class}
 
@@ -93,8 +95,14 @@ def from_results(config: EvaluateConfig) -> dict[str, Any]:
 def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
     """How much better the first results file is than the second, and how sure that is."""
     metric = build_metric(config.metric or "coco")
-    ground_truth, first = read_results(config, str(config.detections))
-    _, second = read_results(config, str(config.compare_with))
+    options = metric_options(config, metric)
+    if options.pop("backend") != "pycocotools":
+        raise ConfigError(f"backend={config.backend} is not for compare_with")
+    ground_truth = read_annotations(config)
+    first, second = (
+        read_detections(Path(str(path)), ground_truth)
+        for path in (config.detections, config.compare_with)
+    )
     comparison = compare(
         ground_truth,
         first,
@@ -102,9 +110,7 @@ def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
         metric=metric,
         num_resamples=config.resamples,
         seed=config.seed,
-        class_agnostic=config.class_agnostic,
-        pixel_inclusive=config.pixel_inclusive,
-        iou_thresholds=tuple(config.iou_thresholds),
+        **options,
     )
     names = f"first: {config.detections}, second: {config.compare_with}"
     log.info("%s, %s:\n%s", names, metric, comparison.table())
@@ -114,29 +120,35 @@ def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def metric_options(config: EvaluateConfig) -> dict[str, Any]:
-    """The options of `score`."""
-    return {
+def metric_options(config: EvaluateConfig, metric: str) -> dict[str, Any]:
+    """The options of `score`, which the metric has."""
+    options = {
         "class_agnostic": config.class_agnostic,
         "backend": config.backend,
         "pixel_inclusive": config.pixel_inclusive,
         "iou_thresholds": tuple(config.iou_thresholds),
     }
+    try:
+        check_options(metric, **options)
+    except EvaluationError as error:
+        raise ConfigError(str(error)) from error
+    return options
 
 
-def read_results(config: EvaluateConfig, detections: str) -> tuple[GroundTruth, list[Detection]]:
-    """The ground truth, and a results file that belongs to it."""
+def read_annotations(config: EvaluateConfig) -> GroundTruth:
+    """The ground truth of results files."""
     annotations = config.data["annotations"]
     if annotations is None:
         raise ConfigError("detections=... needs data.annotations=GT.json")
-    ground_truth = read_ground_truth(Path(annotations))
-    return ground_truth, read_detections(Path(detections), ground_truth)
+    return read_ground_truth(Path(annotations))
 
 
 def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     """Run a checkpoint over the validation images of its training, or of another data set."""
     if config.min_sizes is not None and min(config.min_sizes, default=0) < 1:
         raise ConfigError(f"min_sizes={config.min_sizes} must be sizes of at least 1 pixel")
+    if config.timing_images < 0:
+        raise ConfigError(f"timing_images={config.timing_images} must be at least 0")
     path = Path(str(config.checkpoint))
     checkpoint = load_checkpoint(path)
     trained = typed_train(OmegaConf.create(checkpoint["config"]))
@@ -145,8 +157,7 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     device = build_device(config.device)
     precision = build_precision(config.precision or trained.precision)
     metric = build_metric(config.metric or trained.metric)
-    options = metric_options(config)
-    check_options(metric, **options)
+    options = metric_options(config, metric)
     report = check_data({"val": build_val_set(data, tuple(checkpoint["classes"]))}, data)
     write_json(Path(config.output) / "data_check.json", report.to_json())
     for line in report.lines():

@@ -199,11 +199,17 @@ def build_val_set(data: DataConfig, classes: tuple[str, ...]) -> DetectionDatase
         case ShapesConfig():
             val_set = _shapes(data, "val")
     if val_set.classes != classes:
+        order = "in another order " if sorted(val_set.classes) == sorted(classes) else ""
         raise DatasetError(
-            f"the validation set has the classes {', '.join(val_set.classes)}, "
-            f"the training had {', '.join(classes)}"
+            f"{_source(data)}: the validation set has, by their ids, the classes "
+            f"{', '.join(val_set.classes)}, the training had {order}{', '.join(classes)}"
         )
     return val_set
+
+
+def _source(data: DataConfig) -> str:
+    """What a message calls the validation set."""
+    return str(data.val.annotations) if isinstance(data, CocoConfig) else f"data={data.format}"
 
 
 def _coco(root: Path, split: CocoSplit) -> DetectionDataset:

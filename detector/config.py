@@ -273,6 +273,8 @@ def _check_ranges(config: TrainConfig) -> None:
         "model.c5_dilation": (config.model.c5_dilation, 1),
         "deform.offset_groups": (config.deform.offset_groups, 1),
         "data.num_workers": (config.data.num_workers, 0),
+        "data.transform.min_size": (config.data.transform.min_size, 1),
+        "data.transform.max_size": (config.data.transform.max_size, 1),
     }
     if isinstance(config.data, ShapesConfig):
         at_least["data.num_train"] = (config.data.num_train, 1)

@@ -14,7 +14,7 @@ from detector.evaluation.results import EvaluationError
 from detector.model.weights import WeightsError
 from detector.training.checkpoint import CheckpointError
 from detector.training.launch import WorkersError
-from detector.training.loop import StepError
+from detector.training.loop import StepError, is_out_of_memory
 from detector.training.preemption import EXIT_CODE, Preempted
 
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
@@ -56,10 +56,21 @@ def exit_code(error: BaseException) -> int | None:
             return 130
     if isinstance(error, CONFIG_ERRORS):
         return 2
-    return 1 if isinstance(error, USER_ERRORS) else None
+    is_users = isinstance(error, USER_ERRORS) or is_out_of_memory(error) or _names_a_file(error)
+    return 1 if is_users else None
+
+
+def _names_a_file(error: BaseException) -> bool:
+    """A file or folder that cannot be read or written."""
+    return isinstance(error, OSError) and error.filename is not None
 
 
 def one_line(error: BaseException) -> str:
     """The message, without the traceback that a worker process wraps it in."""
+    if _names_a_file(error):
+        assert isinstance(error, OSError)
+        return f"{error.filename}: {error.strerror}"
+    if is_out_of_memory(error):
+        return f"out of memory: {' '.join(str(error).split())}"
     message = str(error).rpartition(f"{type(error).__name__}: ")[2]
     return " ".join(message.split())

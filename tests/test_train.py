@@ -120,7 +120,7 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     options = [checkpoint, "min_sizes=[0]"]
     assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
     options = [checkpoint, "iou_thresholds=[0.3]"]  # not COCO's: said before anything is detected
-    assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 1
+    assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
     assert not (tmp_path / "x" / "detections.json").exists()
     voc = tmp_path / "voc"
     assert command(evaluate.main, voc, *results, "metric=voc07", monkeypatch=monkeypatch) == 0
@@ -550,6 +550,7 @@ def one_line(capsys: pytest.CaptureFixture) -> str:
         (["data.transform.flip_probability=2"], ["data.transform", "flip_probability=2"]),
         (["data.num_train="], ["data.num_train"]),
         (["data.on_error=skip"], ["data.on_error=skip"]),
+        (["data.transform.min_size=0"], ["data.transform.min_size=0 must be at least 1"]),
         (["data.num_train=0"], ["data.num_train=0 must be at least 1"]),
         (["schedule.batch_size=0"], ["schedule.batch_size=0"]),
         (["deform.mask_start=7"], ["deform.mask_start=7"]),
@@ -710,6 +711,20 @@ def test_errors_of_an_evaluation(
     fails(2, "chekpoint", "chekpoint=x")
     fails(1, "junk.pt", f"checkpoint={tmp_path / 'junk.pt'}")
     fails(1, "nowhere.json", "detections=x.json", "data.annotations=nowhere.json")
+    fails(1, f"{tmp_path}: is not a file", f"checkpoint={tmp_path}")
+    folder = [f"detections={tmp_path}", f"data.annotations={tmp_path}"]
+    fails(1, f"{tmp_path}: is not a file", *folder)
+    fails(2, "iou_thresholds=[0.0]", *folder, "metric=voc07", "iou_thresholds=[0]")
+    fails(2, "timing_images=-1", "checkpoint=x", "timing_images=-1")
+    one = {"images": [{"id": 1}], "annotations": [], "categories": []}
+    (tmp_path / "gt.json").write_text(json.dumps(one))
+    (tmp_path / "dt.json").write_text("[]")
+    results = [f"detections={tmp_path / 'dt.json'}", f"data.annotations={tmp_path / 'gt.json'}"]
+    fails(
+        1, "dt.json/folder: Not a directory", *results, f"output={tmp_path / 'dt.json' / 'folder'}"
+    )
+    both = [*results, f"compare_with={tmp_path / 'dt.json'}", "resamples=1000000000000000"]
+    fails(1, "out of memory", *both)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

@@ -6,6 +6,7 @@ faster-coco-eval, which are the same within rounding, several times as fast.
 """
 
 import io
+import logging
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -131,6 +132,7 @@ def load_backend(name: str) -> tuple[Any, Any]:
     except ImportError as error:
         message = "backend=fast needs faster-coco-eval: pip install -e '.[fast-eval]'"
         raise EvaluationError(message) from error
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)  # else it logs its tables
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
 
 

@@ -25,7 +25,12 @@ import numpy as np
 from detector.evaluation.coco_matches import RECALLS
 from detector.evaluation.matches import ClassMatches, Matches
 from detector.evaluation.metrics import VOC_THRESHOLDS, match
-from detector.evaluation.results import Detection, EvaluationError, GroundTruth
+from detector.evaluation.results import (
+    Detection,
+    EvaluationError,
+    GroundTruth,
+    normalise_ground_truth,
+)
 
 CHUNK = 250  # resamples at a time, which bounds the memory: (10 * D + 40 * R) * CHUNK bytes
 
@@ -103,6 +108,7 @@ def compare(
         raise EvaluationError(f"resamples={num_resamples} must be at least 1")
     if seed < 0:
         raise EvaluationError(f"seed={seed} must be at least 0")
+    ground_truth = normalise_ground_truth(ground_truth)
     num_images = len(ground_truth["images"])
     if num_images == 0:
         raise EvaluationError("a comparison needs images: the ground truth has none")

@@ -123,6 +123,8 @@ def check_detections(
 
 
 def _load(path: Path) -> Any:
+    if path.exists() and not path.is_file():
+        raise EvaluationError(f"{path}: is not a file")
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -178,6 +180,11 @@ def _check_distinct(entries: list[Any], kinds: dict[str, _Kind], where: str) -> 
             seen[key].add(entry[key])
 
 
+def _is_encodable(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can hold and no file can."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
@@ -193,7 +200,7 @@ def _is_box(value: Any) -> bool:
 
 
 _LIST: _Kind = ("a list", lambda value: isinstance(value, list))
-_TEXT: _Kind = ("a string", lambda value: isinstance(value, str))
+_TEXT: _Kind = ("a string", lambda value: isinstance(value, str) and _is_encodable(value))
 _FLAG: _Kind = ("0 or 1", lambda value: value in (0, 1))
 _INTEGER: _Kind = ("an integer", _is_integer)
 _NUMBER: _Kind = ("a finite number", _is_number)

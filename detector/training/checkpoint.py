@@ -111,6 +111,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is no such file, it is damaged, or it is something else.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is not a file")
     try:
         checkpoint = _load(path)
     except CheckpointError:

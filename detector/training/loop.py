@@ -232,14 +232,19 @@ def _check_finite(
     raise NonFiniteError(f"the loss is not finite: {parts}; image ids {named}", samples)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a computation asked for more memory than there is."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return type(error) is RuntimeError and "can't allocate memory" in str(error)  # on the CPU
+
+
 @contextmanager
 def _memory_errors_named(samples: list[Sample]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # On the CPU torch raises a plain RuntimeError.
-        kinds = (torch.OutOfMemoryError, MemoryError)
-        if not (isinstance(error, kinds) or "can't allocate memory" in str(error)):
+        if not is_out_of_memory(error):
             raise
         sizes = ", ".join(
             f"{sample['image_id']} ({'x'.join(map(str, sample['image'].shape[1:]))})"

@@ -1,6 +1,7 @@
 """The paired bootstrap against the metrics of data sets whose images are there several times."""
 
 import copy
+import importlib.util
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from test_coco_metrics import box, ground_truth_of, plain_pycocotools, random_set
 
 import evaluate
-from detector.config import EvaluateConfig, typed
+from detector.config import ConfigError, EvaluateConfig, typed
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.metrics import match
@@ -181,6 +182,8 @@ def test_refusals() -> None:
         undrawn = int(np.flatnonzero(draw_images(50, 1, np.random.default_rng(0)) == 0)[0])
         lonely = ground_truth_of([box(0, 10, image=undrawn)], 50)
         compare(lonely, [], [], metric="voc12", num_resamples=1, seed=0)
+    with pytest.raises(EvaluationError, match="key 'annotations' is missing"):
+        compare({"images": []}, [], [], metric="coco", num_resamples=9, seed=0)
     with pytest.raises(EvaluationError, match="the ground truth has none"):
         compare(ground_truth_of([], 0), [], [], metric="coco", num_resamples=9, seed=0)
 
@@ -221,7 +224,12 @@ def test_from_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     )
     assert plain.keys() == {"mAP", "AP50", "AP70"} and plain != pixels
     for option, metric in (("pixel_inclusive=true", "coco"), ("class_agnostic=true", "voc12")):
-        with pytest.raises(EvaluationError, match=f"{option} is for .* got metric={metric}"):
+        with pytest.raises(ConfigError, match=f"{option} is for .* got metric={metric}"):
             run(tmp_path, *one, option, f"metric={metric}")
-    with pytest.raises(EvaluationError, match="backend=fast is for metric=coco, got metric=voc12"):
+    with pytest.raises(ConfigError, match="backend=fast is for metric=coco, got metric=voc12"):
         run(tmp_path, *one, "backend=fast", "metric=voc12")
+    with pytest.raises(ConfigError, match="backend=quick is none of pycocotools, fast"):
+        run(tmp_path, *one, "backend=quick")
+    if importlib.util.find_spec("faster_coco_eval"):
+        with pytest.raises(ConfigError, match="backend=fast is not for compare_with"):
+            run(tmp_path, *two, "backend=fast")

@@ -120,6 +120,11 @@ def test_ground_truth_is_a_copy_and_normal_once_normalised() -> None:
         (("images", 1, "id"), 7, "gt.json: images[1]: id 7 is there twice"),
         (("categories", 1, "id"), 3, "gt.json: categories[1]: id 3 is there twice"),
         (("categories", 1, "name"), "cat", "gt.json: categories[1]: name 'cat' is there twice"),
+        (
+            ("categories", 0, "name"),
+            "\ud800",
+            "gt.json: categories[0]: name: expected a string, got '\\ud800'",
+        ),
         (("categories", 0, "name"), 1, "gt.json: categories[0]: name: expected a string, got 1"),
         (
             ("annotations", 1, "image_id"),
