@@ -238,10 +238,11 @@ def test_nan_score_refused() -> None:
 def test_curves() -> None:
     """Two of three objects are found and something wrong between: 1 of 1, 1 of 2, 2 of 3.
 
-    The second is found at an IoU of 27 / 53 = 0.51; a crowd is not to be found.
+    The second is found at an IoU of 27 / 53 = 0.51; a crowd is not to be found, nor what
+    is larger than COCO's largest area.
     """
-    crowd = box(400, 40, iscrowd=1)
-    ground_truth = ground_truth_of([box(0, 40), box(100, 40), box(200, 40), crowd])
+    others = [box(400, 40, iscrowd=1), box(500, 40, area=2e10)]
+    ground_truth = ground_truth_of([box(0, 40), box(100, 40), box(200, 40), *others])
     detections = [box(0, 40, score=0.9), box(300, 40, score=0.8), box(113, 40, score=0.7)]
     (curve,) = coco_metrics(ground_truth, detections).curves.values()
     assert curve.num_objects == 3
