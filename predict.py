@@ -29,7 +29,7 @@ from torchvision.utils import draw_bounding_boxes
 from detector import entry
 from detector.build import build_device, build_precision, trained_model
 from detector.config import ConfigError, PredictConfig, typed, typed_train
-from detector.data.errors import DatasetError
+from detector.data.errors import DatasetError, shown
 from detector.data.images import read_image
 from detector.evaluation.inference import to_float
 from detector.training.checkpoint import load_checkpoint
@@ -73,6 +73,7 @@ def run(config: PredictConfig) -> None:
         (folder / "drawn").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from error
+    names_drawn = drawn_names(paths)
     predictions: list[dict[str, Any]] = []
     start, seconds = time.perf_counter(), 0.0
     for path in paths:
@@ -88,9 +89,9 @@ def run(config: PredictConfig) -> None:
         result = {key: value[seen] for key, value in result.items()}
         prediction = described(path.name, image, result, classes)
         predictions.append(prediction)
-        draw(image, prediction["predictions"]).save(folder / "drawn" / drawn_name(path))
+        draw(image, prediction["predictions"]).save(folder / "drawn" / names_drawn[path])
         names = [f"{one['class']} {one['score']:.2f}" for one in prediction["predictions"]]
-        log.info("%s: %s", path.name, ", ".join(names) or "nothing")
+        log.info("%s: %s", shown(path.name), ", ".join(names) or "nothing")
     content = json.dumps(predictions, indent=1)
     (folder / "predictions.json").write_text(content, encoding="utf-8")
 
@@ -164,9 +165,18 @@ def draw(image: Tensor, predictions: list[dict[str, Any]]) -> Image.Image:
     return to_pil_image(image)
 
 
-def drawn_name(path: Path) -> str:
-    """The image's own name where it is a JPEG or PNG, else that with .png."""
-    return path.name if path.suffix.lower() in (".jpg", ".jpeg", ".png") else f"{path.name}.png"
+def drawn_names(paths: list[Path]) -> dict[Path, str]:
+    """Of each image its own name where it is a JPEG or PNG, else that with .png, or with more of
+    these where another image has that name.
+    """
+    names = {p: p.name for p in paths if p.suffix.lower() in (".jpg", ".jpeg", ".png")}
+    for path in paths:
+        if path not in names:
+            name = f"{path.name}.png"
+            while name in names.values():
+                name += ".png"
+            names[path] = name
+    return names
 
 
 if __name__ == "__main__":

@@ -143,6 +143,12 @@ def test_one_file_and_nothing_found(
         assert picture.tobytes() == noise(0, 40, 60).tobytes()
 
 
+def test_pictures_do_not_replace_each_other() -> None:
+    paths = [Path(name) for name in ("x.webp", "x.webp.png", "x.webp.png.png", "y.bmp", "z.JPG")]
+    names = ["x.webp.png.png.png", "x.webp.png", "x.webp.png.png", "y.bmp.png", "z.JPG"]
+    assert predict.drawn_names(paths) == dict(zip(paths, names, strict=True))
+
+
 def test_boxes_are_drawn_where_they_are() -> None:
     prediction = {"class": "fish", "label": 2, "score": 0.75, "box": [40.0, 50.0, 80.0, 90.0]}
     picture = predict.draw(torch.zeros(3, 100, 120, dtype=torch.uint8), [prediction])

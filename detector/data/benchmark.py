@@ -24,6 +24,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from detector.data.check import table
 from detector.data.dataset import DetectionDataset
+from detector.data.errors import file_error
 from detector.data.loading import Augmented
 from detector.data.transforms import TrainTransform
 
@@ -60,8 +61,12 @@ def benchmark(
     )
 
     def open_plainly(index: int) -> Image.Image:
-        with Image.open(dataset.records[index].path) as file:
-            return file.convert("RGB")
+        path = dataset.records[index].path
+        try:
+            with Image.open(path) as file:
+                return file.convert("RGB")
+        except Exception as error:  # of any kind: the file's bytes decide which
+            raise file_error(path, f"cannot be decoded ({error})") from error
 
     def load_plainly(index: int) -> object:
         record = dataset.records[index]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from detector.data.dataset import DatasetError, DetectionDataset, Record
 from detector.data.errors import shown
-from detector.data.images import KINDS, ORIENTATION
+from detector.data.images import JPEG_END, KINDS, MAX_BYTES, ORIENTATION, PNG_END
 from detector.data.loading import START, TIME_LIMIT, worker_errors_named, worker_init
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels: COCO's bounds of small, medium and large
@@ -182,12 +182,24 @@ def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list
             Problem(fault.severity, split, fault.kind, fault.detail, None, fault.image_id)
             for fault in dataset.faults
         ]
+        problems += _listed_twice(split, dataset.records)
+        if split == "train" and all(record.iscrowd.all() for record in dataset.records):
+            problems.append(Problem("error", split, "nothing to train on", "no object is a target"))
         for name, number in zip(dataset.classes, _objects_by_class(dataset), strict=True):
             if number == 0:
                 problems.append(Problem("warning", split, "class without objects", shown(name)))
         for index, kind, detail in _oddities(dataset.records, min_size, max_size):
             problems.append(_of_image("warning", split, kind, detail, dataset.records[index]))
     return problems
+
+
+def _listed_twice(split: str, records: list[Record]) -> Iterator[Problem]:
+    first: dict[Path, Record] = {}
+    for record in records:
+        twin = first.setdefault(record.path, record)
+        if twin is not record:
+            detail = f"the same file as of image id {twin.image_id}"
+            yield _of_image("warning", split, "image listed twice", detail, record)
 
 
 def _oddities(
@@ -242,7 +254,7 @@ class _Files(Dataset[_Look]):
     """The image files of a dataset, looked at one by one.
 
     Whether a file can be used is for the dataset to say, by loading it. That is spared where the
-    header is that of an upright image of the annotated size.
+    header is that of an upright image of the annotated size, and the end is that of a whole file.
     """
 
     def __init__(self, dataset: DetectionDataset, *, decode: bool, hashed: frozenset[int]) -> None:
@@ -256,7 +268,8 @@ class _Files(Dataset[_Look]):
     def __getitem__(self, index: int) -> _Look:
         record, refusal, digest = self.dataset.records[index], None, None
         size, orientation = _header(record.path)
-        if self.decode or size != (record.height, record.width) or orientation != 1:
+        is_as_annotated = size == (record.height, record.width) and orientation == 1
+        if self.decode or not is_as_annotated or not _ends_whole(record.path):
             try:
                 self.dataset[index]
             except DatasetError as error:
@@ -337,6 +350,29 @@ def _header(path: Path) -> tuple[tuple[int, int] | None, int]:
                 return (file.height, file.width), orientation
     except Exception:  # of a broken file Pillow raises what it likes; the dataset will say more
         return None, 1
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the end of an image file shows all of it to be there; False leaves that open."""
+    try:
+        with path.open("rb") as file:
+            start, length = file.read(8), file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - 8))
+            end = file.read()
+    except OSError:
+        return False
+    match next((kind for magic, kind in KINDS.items() if start.startswith(magic)), None):
+        case "JPEG":
+            whole = end.endswith(JPEG_END)
+        case "PNG":
+            whole = end == PNG_END
+        case "WEBP":
+            whole = True  # Pillow reads all of it for its header
+        case "BMP":
+            whole = length >= int.from_bytes(start[2:6], "little")
+        case _:
+            whole = False
+    return whole and length <= MAX_BYTES
 
 
 def _digest(path: Path) -> bytes | None:

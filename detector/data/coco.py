@@ -81,6 +81,8 @@ def _categories(content: Json, file: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for place, entry in _entries(content, "categories", file):
         category_id, name = _field(entry, "id", int, place), _field(entry, "name", str, place)
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise DatasetError(f"{place}: 'name' is {name!r}, which is no text")
         if category_id in names:
             raise DatasetError(f"{place}: an earlier category has the same id")
         if name in names.values():

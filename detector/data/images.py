@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_image
 
@@ -38,6 +38,8 @@ MAX_PIXELS = 89_478_485  # of an image: a quarter of a gigabyte of RGB, Pillow's
 
 ORIENTATION = 0x0112  # EXIF tag; 1 to 8
 KINDS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"RIFF": "WEBP", b"BM": "BMP"}
+JPEG_END = b"\xff\xd9"
+MAX_SCANNED = 10**9  # scans of a JPEG times its pixels: seconds to decode; a normal one has ten
 PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum
 
 Size = tuple[int, int]
@@ -99,6 +101,8 @@ def read_header(encoded: bytes, path: Path) -> Header:
             return Header(kind, image.mode, size, _orientation(image, kind, encoded))
     except Image.DecompressionBombError as error:
         raise file_error(path, f"refused, over {MAX_PIXELS} pixels ({error})") from error
+    except UnidentifiedImageError as error:
+        raise file_error(path, "cannot be decoded (its header is not whole)") from error
     except Exception as error:  # of any kind: the file's bytes decide which
         raise file_error(path, f"cannot be decoded ({error})") from error
 
@@ -117,6 +121,10 @@ def turn(pixels: Tensor, orientation: int) -> Tensor:
 
 def _decode(encoded: bytes, header: Header) -> Tensor:
     """uint8 (3, H, W) as stored; raises errors of many kinds."""
+    if header.kind == "JPEG":
+        scans = encoded.count(b"\xff\xda")  # within a scan, FF is followed by 00
+        if scans * header.size[0] * header.size[1] > MAX_SCANNED:
+            raise ValueError(f"{scans} scans of {_text(header.size)} pixels would take too long")
     if header.kind == "JPEG" and header.mode != "CMYK":
         buffer = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         return decode_image(buffer, mode="RGB")

@@ -105,7 +105,7 @@ def _num_voc_images(folder: Path, image_set: str) -> int:
         lines = (folder / "ImageSets" / "Main" / f"{image_set}.txt").read_text().splitlines()
         images = set(os.listdir(folder / "JPEGImages"))
         annotations = set(os.listdir(folder / "Annotations"))
-    except FileNotFoundError:
+    except OSError:
         return 0
     names = [line.split()[0] for line in lines if line.strip()]
     return sum(f"{name}.jpg" in images and f"{name}.xml" in annotations for name in names)

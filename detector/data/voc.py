@@ -124,7 +124,7 @@ def _devkit_sources(root: Path, list_file: Path, faults: Faults) -> list[_Source
     """The images that a file of `ImageSets/Main` lists: an id a line, maybe with a flag behind."""
     encoded = read_file(list_file)
     try:
-        lines = encoded.decode("utf-8").splitlines()
+        lines = encoded.decode("utf-8-sig").splitlines()
     except ValueError as error:
         raise file_error(list_file, f"cannot be read ({error})") from error
     annotations, images = Folder(root / "Annotations"), Folder(root / "JPEGImages")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector.data import check as check_module
+from detector.data import images as images_module
 from detector.data.check import (
     LISTED,
     Problem,
@@ -148,7 +150,16 @@ def test_file_problems(tmp_path: Path, num_workers: int) -> None:
     folder = tmp_path / "images"
     images = []
     for index, name in enumerate(
-        ["fine.jpg", "html.jpg", "smaller.png", "turned.jpg", "cut.jpg", "gone.jpg", "empty.png"]
+        [
+            "fine.jpg",
+            "html.jpg",
+            "smaller.png",
+            "turned.jpg",
+            "cut.jpg",
+            "gone.jpg",
+            "empty.png",
+            "bit.png",
+        ]
     ):
         width = 31 if name == "smaller.png" else 32
         options = {"exif": turned(3)} if name == "turned.jpg" else {}
@@ -156,6 +167,9 @@ def test_file_problems(tmp_path: Path, num_workers: int) -> None:
         images.append((index, name, 32, 24))
     (folder / "html.jpg").write_text("<html>404</html>")
     (folder / "empty.png").write_bytes(b"")
+    pixels = bytearray((folder / "bit.png").read_bytes())
+    pixels[len(pixels) // 2] ^= 1  # only decoding can tell
+    (folder / "bit.png").write_bytes(pixels)
     whole = (folder / "cut.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[:-200])
     dataset = read(folder, images, [])
@@ -173,11 +187,66 @@ def test_file_problems(tmp_path: Path, num_workers: int) -> None:
         ("error", "image unreadable", 1),
         ("error", "size differs", 2),
         ("warning", "EXIF orientation", 3),
+        ("error", "image unreadable", 4),
         ("error", "image unreadable", 5),
         ("error", "image unreadable", 6),
+        ("error", "image unreadable", 7),
     }
+    assert found(decode=True) == headers
+    headers -= {("error", "image unreadable", 7)}
     assert found(decode=False) == headers
-    assert found(decode=True) == headers | {("error", "image unreadable", 4)}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+@pytest.mark.parametrize("decode", [False, True])
+def test_files_that_end_too_early(tmp_path: Path, suffix: str, decode: bool) -> None:
+    names = ["whole", "cut", "half", "longer"]
+    for name in names:
+        save(tmp_path / f"{name}.{suffix}", 32, 24, 5)
+    content = (tmp_path / f"whole.{suffix}").read_bytes()
+    for name, changed in (
+        ("cut", content[:-2]),
+        ("half", content[: len(content) // 2]),
+        ("longer", content + b"more"),
+    ):
+        (tmp_path / f"{name}.{suffix}").write_bytes(changed)
+    dataset = read(tmp_path, [(i, f"{name}.{suffix}", 32, 24) for i, name in enumerate(names)], [])
+    problems = file_problems({"val": dataset}, decode=decode, num_workers=0)
+    assert [(p.kind, p.image_id) for p in problems] == [
+        ("image unreadable", 1),
+        ("image unreadable", 2),
+    ]
+
+
+def test_files_over_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png", 32, 24, 5)
+    dataset = read(tmp_path, [(0, "a.png", 32, 24)], [])
+    for module in (check_module, images_module):
+        monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    (problem,) = file_problems({"val": dataset}, decode=False, num_workers=0)
+    assert "expected at most 1000" in problem.detail
+
+
+def test_a_file_that_is_listed_twice(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 16, 16, 0)
+    save(tmp_path / "b.png", 16, 16, 1)
+    images = [(1, "a.png", 16, 16), (2, "b.png", 16, 16), (3, "./a.png", 16, 16)]
+    boxes = [(i, 1, 0, 0, 9, 9, 0) for i in (1, 2, 3)]
+    splits = {"train": read(tmp_path, images, boxes), "val": read(tmp_path, images[1:], boxes[1:])}
+    problems = annotation_problems(splits, min_size=16, max_size=16)
+    (twice,) = [problem for problem in problems if problem.kind == "image listed twice"]
+    assert (twice.severity, twice.split, twice.image_id) == ("warning", "train", 3)
+    assert "image id 1" in twice.detail and twice.file == str(tmp_path / "a.png")
+
+
+def test_nothing_to_train_on(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 16, 16, 0)
+    for crowd in (0, 1):
+        dataset = read(tmp_path, [(1, "a.png", 16, 16)], [(1, 1, 0, 0, 9, 9, crowd)])
+        for split in ("train", "val"):
+            problems = annotation_problems({split: dataset}, min_size=16, max_size=16)
+            kinds = [problem.kind for problem in problems if problem.severity == "error"]
+            assert kinds == (["nothing to train on"] if crowd and split == "train" else [])
 
 
 def test_the_same_image_in_two_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

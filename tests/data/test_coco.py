@@ -177,6 +177,7 @@ FAULTS = [  # (where, key, value; words of the message)
     (["annotations", 1], "category_id", REMOVED, ["id 8", "'category_id'", "missing"]),
     (["annotations", 1], "category_id", 1, ["id 8", "1", "not among the categories"]),
     (["annotations", 1], "category_id", False, ["id 8", "'category_id'", "False"]),
+    (["categories", 1], "name", "\ud800a", ["id 3", "'name'", "\\ud800a"]),
     (["annotations", 1], "bbox", REMOVED, ["id 8", "'bbox'", "missing"]),
     (["annotations", 1], "bbox", None, ["id 8", "'bbox'", "None"]),
     (["annotations", 1], "bbox", [1, 2, 3], ["id 8", "'bbox'", "[1, 2, 3]"]),

@@ -53,9 +53,10 @@ def test_clean_data(
 def test_broken_files_are_errors(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = (tmp_path / "val" / "1.png").read_bytes()
-    (tmp_path / "val" / "1.png").write_bytes(whole[: len(whole) // 2])
-    assert main(["check", *overrides]) == 0  # the header is whole
+    broken = bytearray((tmp_path / "val" / "1.png").read_bytes())
+    broken[len(broken) // 2] ^= 1
+    (tmp_path / "val" / "1.png").write_bytes(broken)
+    assert main(["check", *overrides]) == 0  # its header and its end are whole
     assert main(["check", "--json", "decode=true", *overrides]) == 1
     (problem,) = json.loads(capsys.readouterr().out.partition("0 warnings\n")[2])["problems"]
     assert problem["severity"] == "error" and problem["image_id"] == 1

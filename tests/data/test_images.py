@@ -232,6 +232,16 @@ def test_decompression_bombs(tmp_path: Path, kind: str, size: tuple[int, int]) -
     assert f"over {MAX_PIXELS} pixels" in refused(tmp_path / "x.jpg", size)
 
 
+def test_a_jpeg_of_many_scans(tmp_path: Path) -> None:
+    """Its last scan repeated: 400 times over 9 million pixels would take seconds."""
+    path = saved(tmp_path, Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
+    encoded = path.read_bytes()
+    scan = encoded.rindex(b"\xff\xda")
+    assert read_image(path, size=(3000, 3000)).sum() == 0
+    path.write_bytes(encoded[:scan] + 400 * encoded[scan:-2] + encoded[-2:])
+    assert "scans of 3000x3000 pixels" in refused(path, (3000, 3000))
+
+
 def test_a_whole_image_over_the_limit(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.new("1", (9460, 9460)), "PNG")
     assert path.stat().st_size < 20_000

@@ -192,6 +192,12 @@ def test_fault_of_the_image_set_is_named(
         assert culprit in str(error.value)
 
 
+def test_an_image_set_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = devkit(tmp_path, {"a": xml(DOG)}) / "ImageSets" / "Main" / "train.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(read(tmp_path)) == 1
+
+
 def test_faults_of_the_arguments_are_named(tmp_path: Path) -> None:
     root = devkit(tmp_path / "root", {"a": xml()})
     with pytest.raises(DatasetError, match="root: no object to collect classes from"):
