@@ -711,9 +711,9 @@ def test_errors_of_an_evaluation(
     fails(2, "chekpoint", "chekpoint=x")
     fails(1, "junk.pt", f"checkpoint={tmp_path / 'junk.pt'}")
     fails(1, "nowhere.json", "detections=x.json", "data.annotations=nowhere.json")
-    fails(1, f"{tmp_path}: is not a file", f"checkpoint={tmp_path}")
+    fails(1, f"{tmp_path}: cannot be read: is not a file", f"checkpoint={tmp_path}")
     folder = [f"detections={tmp_path}", f"data.annotations={tmp_path}"]
-    fails(1, f"{tmp_path}: is not a file", *folder)
+    fails(1, f"{tmp_path}: cannot be read: is not a file", *folder)
     fails(2, "iou_thresholds=[0.0]", *folder, "metric=voc07", "iou_thresholds=[0]")
     fails(2, "timing_images=-1", "checkpoint=x", "timing_images=-1")
     one = {"images": [{"id": 1}], "annotations": [], "categories": []}

@@ -28,7 +28,7 @@ part of the mean. The gain is the AP50 of what results less the AP50 of before.
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from torch.utils.tensorboard import SummaryWriter
 from detector import entry
 from detector.analysis.curves import bars, heat_map, precision_recall, to_tensorboard
 from detector.config import ConfigError, typed
+from detector.data.check import table
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.coco_matches import MAX_DETECTIONS, coco_matches
 from detector.evaluation.results import (
@@ -369,23 +370,17 @@ def report(config: ReportConfig) -> str:
 
 def split_table(split: ErrorSplit) -> str:
     """Markdown: the kinds, their counts and their gains in percent."""
-    rows: list[Iterable[object]] = [("error", "count", "AP50 gained"), ("---",) * 3]
-    rows += [(kind, split.counts[kind], f"{100 * split.gains[kind]:.1f}") for kind in KINDS]
-    return _table(rows)
+    rows = [[kind, str(split.counts[kind]), f"{100 * split.gains[kind]:.1f}"] for kind in KINDS]
+    return table(["error", "count", "AP50 gained"], rows)
 
 
 def confusion_table(matrix: Confusion) -> str:
     """Markdown: true classes in rows, predicted ones in columns."""
-    rows: list[Iterable[object]] = [("true \\ predicted", *matrix.names, "missed")]
-    rows.append(["---"] * (len(matrix.names) + 2))
-    for name, counts in zip([*matrix.names, "background"], matrix.counts.tolist(), strict=True):
-        rows.append((name, *counts))
-    return _table(rows)
-
-
-def _table(rows: list[Iterable[object]]) -> str:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    rows = [
+        [name, *map(str, counts)]
+        for name, counts in zip([*matrix.names, "background"], matrix.counts.tolist(), strict=True)
+    ]
+    return table(["true \\ predicted", *matrix.names, "missed"], rows)
 
 
 def main() -> None:

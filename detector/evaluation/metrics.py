@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from detector.data.check import table
 from detector.evaluation.coco import Curve, coco_metrics, load_backend
 from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.matches import Matches
@@ -29,12 +30,11 @@ class Metrics:
     def table(self) -> str:
         """A markdown table: all classes first, then each."""
         names = list(self.summary)
-        rows = [["class", *names], ["---"] * (len(names) + 1)]
-        for label, numbers in [("all", self.summary), *self.per_class.items()]:
-            rows.append(
-                [label, *(_percent(numbers[name]) if name in numbers else "" for name in names)]
-            )
-        return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        rows = [
+            [label, *(_percent(numbers[name]) if name in numbers else "" for name in names)]
+            for label, numbers in [("all", self.summary), *self.per_class.items()]
+        ]
+        return table(["class", *names], rows)
 
 
 def score(

@@ -124,7 +124,7 @@ def check_detections(
 
 def _load(path: Path) -> Any:
     if path.exists() and not path.is_file():
-        raise EvaluationError(f"{path}: is not a file")
+        raise EvaluationError(f"{path}: cannot be read: is not a file")
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

@@ -112,7 +112,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: there is no such file, it is damaged, or it is something else.
     """
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path}: is not a file")
+        raise CheckpointError(f"{path}: cannot be read: is not a file")
     try:
         checkpoint = _load(path)
     except CheckpointError:

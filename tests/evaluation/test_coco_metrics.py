@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.evaluation.coco import SUMMARY_NAMES, coco_metrics
+from detector.evaluation.metrics import score
 from detector.evaluation.results import EvaluationError
 
 
@@ -247,3 +248,10 @@ def test_curves() -> None:
     (curve,) = coco_metrics(ground_truth, detections).curves.values()
     assert curve.num_objects == 3
     assert curve.precision == pytest.approx([1.0] * 34 + [2 / 3] * 33 + [0.0] * 34)
+
+
+def test_class_names_that_would_break_a_table() -> None:
+    ground_truth = ground_truth_of([box(0, 10)])
+    ground_truth["categories"][0]["name"] = "a|b\nc\x1b"
+    lines = score("coco", ground_truth, []).table().splitlines()
+    assert len(lines) == 5 and lines[-1].startswith("| a\\|b c\\x1b | - | - |")
