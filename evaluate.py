@@ -4,185 +4,29 @@
     python evaluate.py detections=RESULTS.json data.annotations=GT.json [metric=...]
     python evaluate.py detections=A.json compare_with=B.json data.annotations=GT.json [metric=...]
 
-Prints a table and writes metrics.json, and for a checkpoint detections.json, into its run folder.
-configs/evaluate.yaml says what else there is.
+configs/evaluate.yaml says what else there is, `detector/commands/evaluate.py` what is done.
 """
-
-import logging
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from detector import entry
-from detector.build import (
-    build_device,
-    build_metric,
-    build_precision,
-    build_val_set,
-    check_data,
-    trained_model,
-)
-from detector.config import ConfigError, EvaluateConfig, typed, typed_data, typed_train
-from detector.data.loading import eval_loader
-from detector.evaluation.inference import detect, to_coco
-from detector.evaluation.metrics import check_options, score
-from detector.evaluation.paired import compare
-from detector.evaluation.results import (
-    EvaluationError,
-    GroundTruth,
-    read_detections,
-    read_ground_truth,
-    write_detections,
-)
-from detector.evaluation.sizes import AtSizes
-from detector.evaluation.timing import measure
-from detector.training.checkpoint import load_checkpoint
-from detector.training.record import write_json
-
-log = logging.getLogger("evaluate")
-CONFIGS = Path(__file__).resolve().parent / "configs"
+from detector.config import typed_evaluate
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
+@hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """A checkpoint or a results file."""
-    if "transform" in cfg.data:  # what a training needs need not be given
-        no_augmentation = OmegaConf.load(CONFIGS / "augment" / "none.yaml")
-        cfg.data.transform = OmegaConf.merge(no_augmentation, cfg.data.transform)
     with entry.one_line_errors():
+        if "transform" in cfg.data:  # what a training needs need not be given
+            no_augmentation = OmegaConf.load(entry.CONFIGS / "augment" / "none.yaml")
+            cfg.data.transform = OmegaConf.merge(no_augmentation, cfg.data.transform)
         if "train" in cfg.data:
-            for key in sorted(OmegaConf.missing_keys(cfg.data.val)):
-                raise ConfigError(f"{key}: Missing mandatory value")
             cfg.data.train = cfg.data.val
-        run(typed(EvaluateConfig, cfg))
+        config = typed_evaluate(cfg)
+        from detector.commands import evaluate  # torch, which takes seconds to import
 
-
-def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Score one or the other; return what metrics.json holds.
-
-    Raises:
-        ConfigError: neither or both are given, or a results file without its ground truth.
-    """
-    if (config.checkpoint is None) == (config.detections is None):
-        raise ConfigError("give either checkpoint=PATH or detections=RESULTS.json")
-    if config.checkpoint is not None and config.compare_with is not None:
-        raise ConfigError("compare_with=B.json needs detections=A.json, not a checkpoint")
-    if config.checkpoint is not None:
-        result = from_checkpoint(config)
-    elif config.compare_with is not None:
-        result = from_two_results(config)
-    else:
-        result = from_results(config)
-    write_json(Path(config.output) / "metrics.json", result)
-    log.info("written to %s", config.output)
-    return result
-
-
-def from_results(config: EvaluateConfig) -> dict[str, Any]:
-    """Score a results file against a COCO-format ground truth."""
-    metric = build_metric(config.metric or "coco")
-    options = metric_options(config, metric)
-    ground_truth = read_annotations(config)
-    detections = read_detections(Path(str(config.detections)), ground_truth)
-    metrics = score(metric, ground_truth, detections, **options)
-    log.info("%s, %s:\n%s", config.detections, metric, metrics.table())
-    return {"metrics": metrics.summary, "per_class": metrics.per_class}
-
-
-def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
-    """How much better the first results file is than the second, and how sure that is."""
-    metric = build_metric(config.metric or "coco")
-    options = metric_options(config, metric)
-    if options.pop("backend") != "pycocotools":
-        raise ConfigError(f"backend={config.backend} is not for compare_with")
-    ground_truth = read_annotations(config)
-    first, second = (
-        read_detections(Path(str(path)), ground_truth)
-        for path in (config.detections, config.compare_with)
-    )
-    comparison = compare(
-        ground_truth,
-        first,
-        second,
-        metric=metric,
-        num_resamples=config.resamples,
-        seed=config.seed,
-        **options,
-    )
-    names = f"first: {config.detections}, second: {config.compare_with}"
-    log.info("%s, %s:\n%s", names, metric, comparison.table())
-    return {
-        "metrics": {name: number and number.first for name, number in comparison.numbers.items()},
-        "comparison": comparison.as_json(),
-    }
-
-
-def metric_options(config: EvaluateConfig, metric: str) -> dict[str, Any]:
-    """The options of `score`, which the metric has."""
-    options = {
-        "class_agnostic": config.class_agnostic,
-        "backend": config.backend,
-        "pixel_inclusive": config.pixel_inclusive,
-        "iou_thresholds": tuple(config.iou_thresholds),
-    }
-    try:
-        check_options(metric, **options)
-    except EvaluationError as error:
-        raise ConfigError(str(error)) from error
-    return options
-
-
-def read_annotations(config: EvaluateConfig) -> GroundTruth:
-    """The ground truth of results files."""
-    annotations = config.data["annotations"]
-    if annotations is None:
-        raise ConfigError("detections=... needs data.annotations=GT.json")
-    return read_ground_truth(Path(annotations))
-
-
-def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
-    """Run a checkpoint over the validation images of its training, or of another data set."""
-    if config.min_sizes is not None and min(config.min_sizes, default=0) < 1:
-        raise ConfigError(f"min_sizes={config.min_sizes} must be sizes of at least 1 pixel")
-    if config.timing_images < 0:
-        raise ConfigError(f"timing_images={config.timing_images} must be at least 0")
-    path = Path(str(config.checkpoint))
-    checkpoint = load_checkpoint(path)
-    trained = typed_train(OmegaConf.create(checkpoint["config"]))
-    other = {key: value for key, value in config.data.items() if key != "annotations"}
-    data = typed_data(other) if other else trained.data
-    device = build_device(config.device)
-    precision = build_precision(config.precision or trained.precision)
-    metric = build_metric(config.metric or trained.metric)
-    options = metric_options(config, metric)
-    report = check_data({"val": build_val_set(data, tuple(checkpoint["classes"]))}, data)
-    write_json(Path(config.output) / "data_check.json", report.to_json())
-    for line in report.lines():
-        log.warning(line)
-    val_set = report.usable(data.on_error)["val"]
-    model = trained_model(trained, checkpoint)
-    batches = eval_loader(val_set, num_workers=data.num_workers)
-    min_sizes = config.min_sizes or [trained.data.transform.min_size]
-    at_sizes = AtSizes(model.to(device), min_sizes=min_sizes, flip=config.flip)
-    found, seconds = detect(at_sizes, batches, device=device, precision=precision)
-    detections = to_coco(found, val_set.category_ids)
-    write_detections(Path(config.output) / "detections.json", detections)
-    metrics = score(metric, val_set.ground_truth(), detections, **options)
-    log.info("%s, %d images, %s:\n%s", path, len(val_set), metric, metrics.table())
-    result: dict[str, Any] = {
-        "metrics": metrics.summary,
-        "per_class": metrics.per_class,
-        "seconds_per_image": seconds / len(val_set),
-    }
-    if config.timing_images:
-        count = config.timing_images
-        timing = measure(model, val_set, device=device, precision=precision, max_images=count)
-        log.info("one image of the model's own size: %s", timing.describe())
-        result["timing"] = asdict(timing)
-    return result
+        evaluate.run(config)
 
 
 if __name__ == "__main__":

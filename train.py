@@ -2,316 +2,49 @@
 
     python train.py [group=choice] [key=value]
 
-configs/train.yaml says what there is. The run folder then holds config.yaml, metrics.jsonl,
-summary.json, data_check.json, train.log, checkpoints/last.pt, previous.pt and best.pt, and
-TensorBoard events.
+configs/train.yaml says what there is, `detector/commands/train.py` what is done and what is left in
+the run folder.
 """
 
-import logging
-import os
 from pathlib import Path
-from typing import Any
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import configure_log
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from detector import entry
-from detector.analysis.ablation import draw_curves, write_table
-from detector.build import (
-    build_data,
-    build_device,
-    build_metric,
-    build_trainer,
-    build_transform,
-    check_data,
-    check_devices,
-    check_from_scratch,
-)
-from detector.config import ConfigError, TrainConfig, config_hash, to_plain, typed_train
-from detector.data.check import Problem, Report
-from detector.data.dataset import DetectionDataset
-from detector.data.loading import Augmented, kill_workers
-from detector.data.sheet import picture_sheet
-from detector.evaluation.pictures import draw
-from detector.training.checkpoint import Checkpoint, CheckpointError
-from detector.training.distribution import Ranks, joined, ranks_of_environment
-from detector.training.launch import WorkersError, launch
-from detector.training.loop import use_deterministic_algorithms
-from detector.training.preemption import Preempted, StopRequest
-from detector.training.record import Record, num_parameters, write_json
-from detector.training.resume import checkpoint_to_resume, flat
-from detector.training.trainer import Trainer
-from detector.training.validation import validate
-
-log = logging.getLogger("train")
-
-NUM_PICTURES = 4  # of either set, drawn into TensorBoard
-CONFIGS = Path(__file__).resolve().parent / "configs"
+from detector import entry, exit_codes
+from detector.config import check_root, typed_train
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="train")
 def main(cfg: DictConfig) -> None:
     """A run of its own, or one of several (-m), which end in a table."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         with entry.one_line_errors():
-            start(typed_train(cfg), folder)
+            run(cfg, folder)
         return
     try:
-        start(typed_train(cfg), folder)
+        run(cfg, folder)
     except Exception as error:  # Hydra goes on to the next run, unless all were told to stop
-        if entry.exit_code(error) in entry.STOPPED:
+        if entry.exit_code(error) in exit_codes.STOPPED:
             with entry.one_line_errors():
                 raise
         raise
     finally:
-        if ranks_of_environment().is_first:
-            log.info("%s\n%s", folder.parent / "ablation.md", write_table(folder.parent))
-            draw_curves(folder.parent)
+        from detector.commands import train
+
+        train.sum_up(folder.parent)
 
 
-def start(config: TrainConfig, folder: Path) -> None:
-    """Train in this process, or in as many new ones as there are devices.
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Refuse what can be refused without torch, then train."""
+    config = typed_train(cfg)
+    check_root(config.data)
+    from detector.commands import train  # torch, which takes seconds to import
 
-    A process that torchrun or SLURM started is one of many already.
-    """
-    if config.devices == 1:
-        try:
-            run(config, folder)
-        except Exception as error:
-            if entry.exit_code(error) is None:
-                log.exception("failed")
-            raise
-        return
-    if ranks_of_environment().num_ranks > 1:
-        raise ConfigError(f"devices={config.devices}: leave it at 1 where torchrun or SLURM starts")
-    check_devices(config.device, config.devices)
-    check_from_scratch(config.model)
-    checkpoint_to_resume(config.resume, folder, to_plain(config))  # what would refuse the run
-    job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
-    try:
-        launch(
-            *(worker, config, folder, job_logging),
-            num_ranks=config.devices,
-            max_restarts=config.max_restarts,
-            exit_code=entry.exit_code,
-        )
-    except (WorkersError, Preempted) as error:  # it knows what came first
-        write_json(folder / "summary.json", ending(config, error))
-        raise
-
-
-def worker(config: TrainConfig, folder: Path, job_logging: Any) -> None:
-    """One of the processes that `start` launches."""
-    configure_log(OmegaConf.create(job_logging))
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.devices))
-    run(config, folder)
-
-
-def run(config: TrainConfig, folder: Path) -> None:
-    """Train and evaluate in a run folder; its summary.json says how that ended."""
-    with joined() as ranks:
-        if not ranks.is_first:
-            logging.getLogger().setLevel(logging.WARNING)
-        check_from_scratch(config.model)
-        checkpoint = checkpoint_to_resume(config.resume, folder, to_plain(config))
-        check_one_folder(folder, checkpoint, ranks)
-        if ranks.is_first:
-            OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
-        try:
-            with StopRequest() as stop:
-                result = train(config, folder, checkpoint, ranks, stop)
-            summary = {"status": "done", **identity(config), **result}
-        except BaseException as error:
-            summary = ending(config, error)
-            if isinstance(error, Preempted):
-                log.info("%s: saved; the same command goes on", error)
-            raise
-        finally:
-            if ranks.is_first:
-                write_json(folder / "summary.json", summary)
-            kill_workers()
-            if summary["status"] == "preempted":
-                ranks.barrier()  # the first to end may be the end of all
-
-
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """What tells a run from another."""
-    return {"seed": config.seed, "config_hash": config_hash(config)}
-
-
-def ending(config: TrainConfig, error: BaseException) -> dict[str, Any]:
-    """The summary of a run that an error ended."""
-    if isinstance(error, Preempted):
-        return {"status": "preempted", **identity(config), "signal": str(error)}
-    kind = error.kind if isinstance(error, WorkersError) else type(error).__name__
-    return {"status": "failed", **identity(config), "error": f"{kind}: {error}"}
-
-
-def train(
-    config: TrainConfig,
-    folder: Path,
-    checkpoint: Checkpoint | None,
-    ranks: Ranks,
-    stop: StopRequest,
-) -> dict[str, Any]:
-    """Build everything, then train, evaluate and save epoch by epoch, from a checkpoint or anew.
-
-    Raises:
-        Preempted: a stop was requested, and the state is saved.
-    """
-    device, metric = build_device(config.device, ranks), build_metric(config.metric)
-    schedule = config.schedule
-    use_deterministic_algorithms(config.deterministic)
-    train_set, val_set = load_data(config, folder, ranks, stop)
-    trainer = build_trainer(
-        config,
-        train_set,
-        device=device,
-        ranks=ranks,
-        folder=folder,
-        fingerprint=f"{train_set.fingerprint()} {val_set.fingerprint()}",
-    )
-    describe(trainer, folder)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        log.info("resumed after epoch %d and %d steps", trainer.epoch, trainer.position)
-
-    num_steps = schedule.epochs * trainer.sampler.num_steps
-    record = Record(
-        folder if ranks.is_first else None, num_steps=num_steps, first_step=trainer.step
-    )
-    try:
-        if trainer.step == 0 and ranks.is_first:
-            transform = build_transform(config.data.transform)
-            samples = Augmented(train_set, transform=transform, seed=config.seed)
-            record.sheet(picture_sheet(samples, num_images=NUM_PICTURES, epoch=0))
-        while trainer.epoch < schedule.epochs and not stops_early(trainer, schedule.patience):
-            trainer.train_epoch(record, stop)
-            epoch, is_best = trainer.epoch + 1, False
-            if epoch % schedule.evaluate_every == 0 or epoch == schedule.epochs:
-                is_best = evaluate(trainer, val_set, metric, config, record, stop)
-            trainer.finish_epoch()
-            is_nth = config.keep_every is not None and epoch % config.keep_every == 0
-            trainer.save(is_best=is_best, is_nth=is_nth)
-        if not trainer.validation:  # of a run that is to be shorter than it already is
-            evaluate(trainer, val_set, metric, config, record, stop)
-        record.hparams(flat(to_plain(config)), trainer.validation["metrics"])
-    except Preempted:
-        kill_workers()  # they were told to leave as well, and would disturb a long save
-        trainer.save()
-        raise
-    finally:
-        record.close()
-    return {
-        **trainer.validation,
-        "epochs": trainer.epoch,
-        "skipped_steps": trainer.skipped,
-        "train_seconds": trainer.seconds,
-        "images_per_second": trainer.num_images / trainer.seconds,
-        "num_parameters": num_parameters(trainer.model),
-    }
-
-
-def load_data(
-    config: TrainConfig, folder: Path, ranks: Ranks, stop: StopRequest
-) -> tuple[DetectionDataset, DetectionDataset]:
-    """The training and the validation set, checked by the first rank; data_check.json has it all.
-
-    Raises:
-        DatasetError: the data cannot be used, as far as data.on_error does not overlook it.
-        Preempted: a rank was told to leave.
-    """
-    with ranks.one_of_machine_first():  # the others find generated images
-        splits = build_data(config)
-    problems: list[Problem] = []
-    if ranks.is_first:
-        problems = check_data(splits, config.data, watched=stop.before).problems
-    stop.raise_for(ranks)
-    report = Report(splits, ranks.broadcast(problems))
-    if ranks.is_first:
-        write_json(folder / "data_check.json", report.to_json())
-        for split, dataset in splits.items():
-            log.info("%s: %s", split, dataset.describe())
-        for line in report.lines():
-            log.warning(line)
-        if "val" not in splits:
-            log.warning("overfit: validation is on the training images")
-    usable = report.usable(config.data.on_error)
-    return usable["train"], usable.get("val", usable["train"])
-
-
-def evaluate(
-    trainer: Trainer,
-    val_set: DetectionDataset,
-    metric: str,
-    config: TrainConfig,
-    record: Record,
-    stop: StopRequest,
-) -> bool:
-    """Validate and record; return whether it is the best so far."""
-    model, device = trainer.evaluated_model, trainer.device
-    validation, curves = validate(
-        model,
-        val_set,
-        metric,
-        ranks=trainer.ranks,
-        device=device,
-        precision=trainer.optimization.precision,
-        num_workers=config.data.num_workers,
-        stop=stop,
-    )
-    record.validation(trainer.step, trainer.epoch + 1, validation["metrics"])
-    record.curves(trainer.step, curves)
-    if trainer.ranks.is_first:
-        samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
-        record.images(trainer.step, draw(model, samples, val_set.classes, device))
-    return trainer.note(validation)
-
-
-def check_one_folder(folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
-    """The processes must have one run folder, in name and in content.
-
-    Raises:
-        ConfigError: they do not: torchrun's have each composed a name, which holds the time.
-        CheckpointError: they have found different checkpoints.
-    """
-    if len(set(ranks.all_gather(str(folder)))) > 1:
-        raise ConfigError("the processes have different run folders: give hydra.run.dir=FOLDER")
-    steps = ranks.all_gather(None if checkpoint is None else checkpoint["step"])
-    if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"{folder}: the processes find checkpoints of the steps {steps}: all machines must "
-            "share the folder"
-        )
-
-
-def describe(trainer: Trainer, folder: Path) -> None:
-    """What is trained, and where."""
-    parameters, ranks = num_parameters(trainer.model) / 1e6, trainer.ranks.num_ranks
-    log.info("%.2f M parameters on %s, %d process(es)", parameters, trainer.device, ranks)
-    if trainer.ranks.is_first and trainer.sampler.num_batches > 1 and has_batch_norm(trainer.model):
-        size = trainer.sampler.batch_size // trainer.sampler.num_batches
-        log.warning("batch norm sees %d images at a time, not the whole batch", size)
-    log.info("run folder %s", folder)
-
-
-def has_batch_norm(model: torch.nn.Module) -> bool:
-    """Whether there are statistics of a batch, other than synchronised ones."""
-    return any(type(module) is torch.nn.BatchNorm2d for module in model.modules())
-
-
-def stops_early(trainer: Trainer, patience: int | None) -> bool:
-    """Whether the last evaluations were none of them the best."""
-    if patience is None or trainer.since_best < patience:
-        return False
-    log.info("no better evaluation in the last %d: the run ends", trainer.since_best)
-    return True
+    train.start(config, folder)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ missing values with their full key.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -87,7 +89,7 @@ class CocoConfig:
     keep_empty: bool
     group_by_aspect: bool
     on_error: str
-    num_workers: int
+    num_workers: int | str
 
 
 @dataclass
@@ -111,7 +113,7 @@ class VocConfig:
     keep_empty: bool
     group_by_aspect: bool
     on_error: str
-    num_workers: int
+    num_workers: int | str
 
 
 @dataclass
@@ -128,7 +130,7 @@ class ShapesConfig:
     keep_empty: bool
     group_by_aspect: bool
     on_error: str
-    num_workers: int
+    num_workers: int | str
 
 
 DataConfig = CocoConfig | VocConfig | ShapesConfig
@@ -207,6 +209,29 @@ class EvaluateConfig:
     output: str
 
 
+@dataclass
+class PredictConfig:
+    """What to detect in, by which checkpoint."""
+
+    checkpoint: str
+    images: str
+    min_score: float
+    device: str
+    precision: str | None
+    output: str
+
+
+@dataclass
+class DataCommandConfig:
+    """What configs/data_command.yaml adds to a training's configuration."""
+
+    decode: bool
+    json: str | None
+    out: str
+    num_images: int
+    rounds: int
+
+
 def typed(schema: type[T], config: DictConfig | dict[str, Any], where: str = "") -> T:
     """The configuration as the dataclass `schema`.
 
@@ -234,16 +259,88 @@ def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
     if name not in schemas:
         raise ConfigError(f"data.format: {name} is none of {', '.join(schemas)}")
     data: DataConfig = typed(schemas[name], config, "data")
+    workers = data.num_workers
+    if workers != "auto" and (isinstance(workers, str) or workers < 0):
+        raise ConfigError(f"data.num_workers={workers} must be auto or at least 0")
     if data.on_error not in ("stop", "warn"):
         raise ConfigError(f"data.on_error={data.on_error} is none of stop, warn")
     return data
 
 
+def check_given(config: DictConfig) -> None:
+    """Refuse a configuration without what nobody but the user knows.
+
+    Raises:
+        ConfigError: values are missing; it names all of them, as they are to be given.
+    """
+    kinds = {"annotations": "FILE", "checkpoint": "FILE", "detections": "FILE"}
+    missing = list(_missing_keys(OmegaConf.to_container(config)))
+    if missing:
+        given = [f"{key}={kinds.get(key.rpartition('.')[2], 'FOLDER')}" for key in missing]
+        raise ConfigError(f"missing: give {' '.join(given)}")
+
+
+def _missing_keys(content: Any, prefix: str = "") -> Iterator[str]:
+    """What is ???, in plain containers. OmegaConf's own fails at what refers to it."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _missing_keys(value, f"{prefix}.{name}" if prefix else str(name))
+    elif content == "???":
+        yield prefix
+
+
+def check_root(data: DataConfig) -> None:
+    """Refuse a data.root that is not there, before anything is built.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if not isinstance(data, ShapesConfig) and not Path(data.root).is_dir():
+        raise ConfigError(f"data.root={data.root}: there is no such folder")
+
+
 def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
     """The configuration of a training run, `data` included."""
+    if isinstance(config, DictConfig):
+        check_given(config)
     result = typed(TrainConfig, config)
     result.data = typed_data(result.data)
     _check_ranges(result)
+    return result
+
+
+def typed_evaluate(config: DictConfig) -> EvaluateConfig:
+    """The configuration of an evaluation.
+
+    Raises:
+        ConfigError: as `typed`; neither or both of a checkpoint and a results file are given, or a
+            results file without its ground truth.
+    """
+    check_given(config)
+    result = typed(EvaluateConfig, config)
+    if (result.checkpoint is None) == (result.detections is None):
+        raise ConfigError("give either checkpoint=PATH or detections=RESULTS.json")
+    if result.checkpoint is not None and result.compare_with is not None:
+        raise ConfigError("compare_with=B.json needs detections=A.json, not a checkpoint")
+    if result.detections is not None and result.data["annotations"] is None:
+        raise ConfigError("detections=... needs data.annotations=GT.json")
+    if result.min_sizes is not None and min(result.min_sizes, default=0) < 1:
+        raise ConfigError(f"min_sizes={result.min_sizes} must be sizes of at least 1 pixel")
+    if result.timing_images < 0:
+        raise ConfigError(f"timing_images={result.timing_images} must be at least 0")
+    return result
+
+
+def typed_predict(config: DictConfig) -> PredictConfig:
+    """The configuration of a prediction.
+
+    Raises:
+        ConfigError: as `typed`, or a score that none can be.
+    """
+    check_given(config)
+    result = typed(PredictConfig, config)
+    if not 0 <= result.min_score <= 1:
+        raise ConfigError(f"min_score={result.min_score} must be in [0, 1]")
     return result
 
 
@@ -272,7 +369,6 @@ def _check_ranges(config: TrainConfig) -> None:
         "model.box_head_channels": (config.model.box_head_channels, 1),
         "model.c5_dilation": (config.model.c5_dilation, 1),
         "deform.offset_groups": (config.deform.offset_groups, 1),
-        "data.num_workers": (config.data.num_workers, 0),
         "data.transform.min_size": (config.data.transform.min_size, 1),
         "data.transform.max_size": (config.data.transform.max_size, 1),
     }
@@ -300,15 +396,3 @@ def config_hash(config: TrainConfig) -> str:
     """Twelve hexadecimal digits that name the configuration."""
     text = json.dumps(to_plain(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@dataclass
-class PredictConfig:
-    """What to detect in, by which checkpoint."""
-
-    checkpoint: str
-    images: str
-    min_score: float
-    device: str
-    precision: str | None
-    output: str

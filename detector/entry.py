@@ -1,32 +1,52 @@
-"""What the entry points share: a user's error is one line and an exit code, not a traceback."""
+"""What the entry points share. It is imported before torch, which takes seconds to import: help and
+errors of the configuration are there at once, and what torch reads from its environment is set.
+
+A user's error is one line and an exit code, not a traceback.
+"""
 
 import os
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from detector import exit_codes
 from detector.config import ConfigError
-from detector.data.dataset import DatasetError
-from detector.evaluation.results import EvaluationError
-from detector.model.weights import WeightsError
-from detector.training.checkpoint import CheckpointError
-from detector.training.launch import WorkersError
-from detector.training.loop import StepError, is_out_of_memory
-from detector.training.preemption import EXIT_CODE, Preempted
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
-STOPPED = (EXIT_CODE, 130)  # codes of a run that was told to leave, and of a hasty Ctrl-C
-USER_ERRORS = (DatasetError, EvaluationError, WeightsError, CheckpointError, StepError)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], Any]) -> None:
     """Run a Hydra main, so that composing the configuration fails in one line as well."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints and exits by itself
+    share_the_machine()
     with one_line_errors():
         main()
+
+
+def share_the_machine() -> None:
+    """Let threads that wait for others sleep instead of spinning, unless the user has said how.
+
+    Threads that spin take a core from what they wait for as soon as anything else wants one: a
+    training step beside two busy threads takes ten times as long, and alone no less.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def show_help(text: str | None) -> None:
+    """Print a command's help and exit, if it is asked for."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(text)
+        sys.exit(0)
 
 
 @contextmanager
@@ -38,26 +58,45 @@ def one_line_errors() -> Iterator[None]:
         code = exit_code(error)
         if code is None:
             raise
-        if code != EXIT_CODE:
+        if code != exit_codes.PREEMPTED:
             print("error: " + (one_line(error) or "interrupted"), file=sys.stderr)
         sys.exit(code)
 
 
 def exit_code(error: BaseException) -> int | None:
-    """75 for a run that was told to leave and has saved its state, 2 for an error of the
-    configuration, 1 for any other of the user's, 130 for a hasty Ctrl-C; None for a bug.
-    """
-    match error:
-        case Preempted():
-            return EXIT_CODE
-        case WorkersError():
-            return error.exit_code
-        case KeyboardInterrupt():
-            return 130
+    """One of `exit_codes`, or None for a bug."""
     if isinstance(error, CONFIG_ERRORS):
-        return 2
-    is_users = isinstance(error, USER_ERRORS) or is_out_of_memory(error) or _names_a_file(error)
-    return 1 if is_users else None
+        return exit_codes.REFUSED
+    if isinstance(error, KeyboardInterrupt):
+        return exit_codes.INTERRUPTED
+    if _names_a_file(error):
+        return exit_codes.FAILED
+    return _exit_code_of_ours(error)
+
+
+def _exit_code_of_ours(error: BaseException) -> int | None:
+    """The code of an error of a module that imports torch, as it has been by then."""
+    from detector.data.errors import DatasetError
+    from detector.evaluation.results import EvaluationError
+    from detector.model.weights import WeightsError
+    from detector.training.checkpoint import CheckpointError
+    from detector.training.launch import WorkersError
+    from detector.training.loop import StepError
+    from detector.training.preemption import Preempted
+
+    if isinstance(error, Preempted):
+        return exit_codes.PREEMPTED
+    if isinstance(error, WorkersError):
+        return error.exit_code
+    users = (DatasetError, EvaluationError, WeightsError, CheckpointError, StepError)
+    is_users = isinstance(error, users) or _is_out_of_memory(error)
+    return exit_codes.FAILED if is_users else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    from detector.training.loop import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _names_a_file(error: BaseException) -> bool:
@@ -70,7 +109,47 @@ def one_line(error: BaseException) -> str:
     if _names_a_file(error):
         assert isinstance(error, OSError)
         return f"{error.filename}: {error.strerror}"
-    if is_out_of_memory(error):
+    if isinstance(error, HydraException):
+        return _of_hydra(str(error))
+    if not isinstance(error, (*CONFIG_ERRORS, KeyboardInterrupt)) and _is_out_of_memory(error):
         return f"out of memory: {' '.join(str(error).split())}"
     message = str(error).rpartition(f"{type(error).__name__}: ")[2]
     return " ".join(message.split())
+
+
+def _of_hydra(message: str) -> str:
+    """Hydra's message without what is no help here, and with the key that may have been meant."""
+    unknown = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", message)
+    if unknown is None:
+        return " ".join(re.split(r"Config search path:|See https:", message)[0].split())
+    key, owners = unknown[1], known_keys()
+    if key in owners:
+        return f"{key} is of {' and '.join(owners[key])}, which this command has not chosen"
+    meant = get_close_matches(key, owners, n=1)
+    hint = f"did you mean {meant[0]}?" if meant else "--help lists what there is"
+    return f"there is no {key}: {hint}"
+
+
+def known_keys() -> dict[str, list[str]]:
+    """Every group and every key of the configuration -> the choices, such as data=coco, with it."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(CONFIGS.glob("**/*.yaml")):
+        group = path.relative_to(CONFIGS).parent.as_posix()
+        if group in ("experiment", "ablation"):  # these set keys of the others
+            continue
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        if group == ".":
+            owner = f"{path.stem}.py"
+        else:
+            owner, content = f"{group}={path.stem}", {group: content}
+        for key in _keys_of(content):
+            if not key.startswith(("hydra", "defaults")):
+                owners[key].append(owner)
+    return owners
+
+
+def _keys_of(content: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield f"{prefix}{name}"
+            yield from _keys_of(value, f"{prefix}{name}.")

@@ -2,8 +2,9 @@
 
 Both stand on PyTorch's stable ABI, so that a library compiled against one torch (2.10 or later)
 loads under every later one. The CUDA library needs nvcc, not a GPU: it is taken from CUDA_HOME,
-from the `cuda-toolkit` wheel in the build environment, or from PATH. Where there is none, the
-library is left out, and the build says so.
+from the `cuda-toolkit` wheel in the build environment, or from PATH. Whatever goes wrong while it
+is compiled, the CPU library is installed, and `_cuda_missing.txt` beside it says why the other is
+not. DEFORM_CONV_CUDA=1 makes that an error, DEFORM_CONV_CUDA=0 does not try.
 
 CXX, CXXFLAGS and LDFLAGS are respected for the CPU library; TORCH_CUDA_ARCH_LIST, such as
 "8.0;9.0", chooses other GPU architectures.
@@ -26,6 +27,11 @@ from setuptools.command.build_ext import build_ext
 STABLE_ABI = "0x020a000000000000"  # torch 2.10
 DEFINES = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-DUSE_CUDA"]
 CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0"
+REASON = "_cuda_missing.txt"  # beside the libraries: one line, why that of CUDA is not among them
+
+
+class BuildError(RuntimeError):
+    """A library cannot be compiled. The message holds the compiler's first error."""
 
 
 class BuildLibraries(build_ext):
@@ -37,18 +43,21 @@ class BuildLibraries(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         if ext.name.endswith("_cpu"):
             build_cpu(ext.sources, target)
-            return
-        nvcc = find_nvcc()
-        if nvcc is None:
-            print("the CUDA library is not built: no nvcc was found", file=sys.stderr)
-        elif not list((torch_root() / "lib").glob("libtorch_cuda.*")):
-            print("the CUDA library is not built: this torch is for the CPU only", file=sys.stderr)
         else:
-            build_cuda(ext.sources, target, nvcc)
+            build_cuda_if_possible(ext.sources, target)
 
     def get_ext_filename(self, fullname: str) -> str:
         """`ops/_cpu.so`: the library depends on no version of Python."""
         return str(Path(*fullname.split("."))) + ".so"
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install, which has the libraries, and the reason, in the source tree."""
+        built, source = Path(self.build_lib) / "ops", Path(__file__).parent
+        for name in ("_cuda.so", REASON):  # not those of an earlier build
+            (source / name).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+        if (built / REASON).exists():
+            shutil.copy(built / REASON, source / REASON)
 
 
 def build_cpu(sources: list[str], target: Path) -> None:
@@ -88,8 +97,41 @@ def capabilities() -> dict[str, list[str]]:
     return {name: [*flags, f"-DDEFORM_CONV_CAPABILITY={name}"] for name, flags in found.items()}
 
 
-def build_cuda(sources: list[str], target: Path, nvcc: Path) -> None:
-    """Compile with the CUDA runtime linked statically: any CUDA build of torch can load it."""
+def build_cuda_if_possible(sources: list[str], target: Path) -> None:
+    """Compile the CUDA library, or leave the reason why not in its place.
+
+    Raises:
+        BuildError: it cannot be compiled and DEFORM_CONV_CUDA is 1, or is none of auto, 0, 1.
+    """
+    wanted = os.environ.get("DEFORM_CONV_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise BuildError(f"DEFORM_CONV_CUDA={wanted} is none of auto, 0, 1")
+    reason_file = target.with_name(REASON)
+    for path in (target, reason_file):
+        path.unlink(missing_ok=True)
+    try:
+        if wanted == "0":
+            raise BuildError("it was left out by DEFORM_CONV_CUDA=0")
+        build_cuda(sources, target)
+    except (BuildError, OSError) as error:
+        if wanted == "1":
+            raise BuildError(f"DEFORM_CONV_CUDA=1, but {error}") from error
+        target.unlink(missing_ok=True)
+        reason_file.write_text(f"{error}\n")
+        print(f"the CUDA library is not built: {error}", file=sys.stderr)
+
+
+def build_cuda(sources: list[str], target: Path) -> None:
+    """Compile with the CUDA runtime linked statically: any CUDA build of torch can load it.
+
+    Raises:
+        BuildError: nvcc or torch's CUDA part is not there, or nvcc fails.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise BuildError("no nvcc was found in CUDA_HOME, beside torch or on PATH")
+    if not list((torch_root() / "lib").glob("libtorch_cuda.*")):
+        raise BuildError("the torch that it was built with is for the CPU only")
     numbers = architectures(nvcc)
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
     last = numbers[-1].rstrip("af")
@@ -108,14 +150,34 @@ def architectures(nvcc: Path) -> list[str]:
     numbers = re.sub(r"[.]|\+PTX", "", chosen or CUDA_ARCHITECTURES).replace(";", " ").split()
     if chosen:
         return numbers
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
-    return [number for number in numbers if f"compute_{number}" in listed.stdout.split()]
+    listed = run([str(nvcc), "--list-gpu-arch"]).split()
+    return [number for number in numbers if f"compute_{number}" in listed]
 
 
-def run(command: list[str]) -> None:
-    """Run a compiler; a failure stops the build with its own message."""
-    print(" ".join(command), file=sys.stderr)
-    subprocess.run(command, check=True)
+def run(command: list[str]) -> str:
+    """Run a compiler, show what it prints and return it.
+
+    Raises:
+        BuildError: it fails; the message has the first line that speaks of an error.
+    """
+    print(shlex.join(command), file=sys.stderr)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    print(done.stdout, end="", file=sys.stderr)
+    if done.returncode:
+        raise BuildError(f"{command[0]} {failure(done.returncode, done.stdout)}")
+    return done.stdout
+
+
+def failure(returncode: int, output: str) -> str:
+    """What went wrong with a compiler, in one line: a negative code is the signal that ended it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\b(error|fatal|killed)\b", line, re.IGNORECASE)]
+    how = f"failed with exit code {returncode}"
+    if returncode < 0:
+        how = f"was ended by signal {-returncode}, perhaps for want of memory"
+    return ": ".join([how, *(errors or lines)[:1]])
 
 
 def torch_root() -> Path:
@@ -124,7 +186,7 @@ def torch_root() -> Path:
 
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        raise RuntimeError("torch is needed to build: pip install torch, or build with isolation")
+        raise BuildError("torch is needed to build: pip install torch, or build with isolation")
     return Path(spec.origin).parent
 
 
@@ -141,11 +203,11 @@ def find_compiler() -> list[str]:
     """CXX, which may be a command with arguments, or what is called c++, g++ or clang++."""
     given = shlex.split(os.environ.get("CXX", ""))
     if given and not shutil.which(given[0]):
-        raise RuntimeError(f"CXX={os.environ['CXX']}: there is no {given[0]}")
+        raise BuildError(f"CXX={os.environ['CXX']}: there is no {given[0]}")
     for command in (given, ["c++"], ["g++"], ["clang++"]):
         if command and shutil.which(command[0]):
             return command
-    raise RuntimeError("a C++20 compiler is needed to build: install g++ or clang++, or set CXX")
+    raise BuildError("a C++20 compiler is needed to build: install g++ or clang++, or set CXX")
 
 
 def find_nvcc() -> Path | None:

@@ -17,7 +17,6 @@ v2: Zhu et al., Deformable ConvNets v2, CVPR 2019.
 
 import math
 import operator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,24 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from ops import onnx
-
-_COMMAND = "run `pip install -e .` in the project's folder"
-
-
-def _load_libraries() -> bool:
-    """Load the compiled kernels; return whether those for CUDA are among them."""
-    folder = Path(__file__).parent
-    if not (folder / "_cpu.so").exists():
-        raise ImportError(f"the compiled operators are missing ({folder / '_cpu.so'}): {_COMMAND}")
-    torch.ops.load_library(folder / "_cpu.so")
-    has_cuda = torch.version.cuda is not None and (folder / "_cuda.so").exists()
-    if has_cuda:
-        torch.ops.load_library(folder / "_cuda.so")
-    return has_cuda
-
-
-_HAS_CUDA = _load_libraries()
+from ops import libraries, onnx
 
 
 def deform_conv2d(
@@ -286,8 +268,11 @@ def _check_kinds(
             raise ValueError(
                 f"{name} is {tensor.dtype}, input is {input.dtype}: they must be equal"
             )
-    if input.is_cuda and not _HAS_CUDA:
-        raise ValueError(f"input is on {input.device}, the CUDA library is not built: {_COMMAND}")
+    if input.is_cuda and libraries.cuda_missing is not None:
+        raise ValueError(
+            f"input is on {input.device}, but the operator's CUDA library is not there: "
+            f"{libraries.cuda_missing}; {libraries.COMMAND}"
+        )
 
 
 # ---- fake: shapes and memory formats ---------------------------------------------------------

@@ -15,6 +15,7 @@ from PIL import Image
 import predict
 from detector import entry
 from detector.build import build_model
+from detector.commands import predict as predict_command
 from detector.config import to_plain, typed_train
 from detector.evaluation.inference import detect
 from detector.training.checkpoint import KEYS, save_checkpoint
@@ -35,7 +36,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def trained() -> tuple[dict, torch.nn.Module]:
     """What a checkpoint says was trained, and the model with the weights in it."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(predict.CONFIGS)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = typed_train(compose("train", TINY))
     torch.manual_seed(0)
     model = build_model(config.model, config.deform, config.data.transform, len(CLASSES))
@@ -146,12 +147,12 @@ def test_one_file_and_nothing_found(
 def test_pictures_do_not_replace_each_other() -> None:
     paths = [Path(name) for name in ("x.webp", "x.webp.png", "x.webp.png.png", "y.bmp", "z.JPG")]
     names = ["x.webp.png.png.png", "x.webp.png", "x.webp.png.png", "y.bmp.png", "z.JPG"]
-    assert predict.drawn_names(paths) == dict(zip(paths, names, strict=True))
+    assert predict_command.drawn_names(paths) == dict(zip(paths, names, strict=True))
 
 
 def test_boxes_are_drawn_where_they_are() -> None:
     prediction = {"class": "fish", "label": 2, "score": 0.75, "box": [40.0, 50.0, 80.0, 90.0]}
-    picture = predict.draw(torch.zeros(3, 100, 120, dtype=torch.uint8), [prediction])
+    picture = predict_command.draw(torch.zeros(3, 100, 120, dtype=torch.uint8), [prediction])
     rows, columns = np.nonzero((np.asarray(picture) == (0, 255, 0)).all(axis=2))
     assert (columns >= 38).all() and columns.max() <= 82 and 88 <= rows.max() <= 92
     assert (rows == 70).any() and not ((rows == 70) & (columns == 60)).any()

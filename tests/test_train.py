@@ -20,6 +20,8 @@ import evaluate
 import train
 from detector import build as building
 from detector import entry
+from detector.commands import evaluate as evaluate_command
+from detector.commands import train as train_command
 from detector.config import typed_train
 from detector.data import check
 from detector.data.check import Problem
@@ -165,7 +167,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.M
     plan = [*TINY, "schedule.epochs=3", "schedule.decay=step", "schedule.milestones=[2]"]
     assert command(train.main, whole, *plan, monkeypatch=monkeypatch) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "train_epoch", stop_after(2))
+        patch.setattr(train_command.Trainer, "train_epoch", stop_after(2))
         assert command(train.main, broken, *plan, monkeypatch=monkeypatch) == 130
     assert read_json(broken / "summary.json")["status"] == "failed"
     assert command(train.main, broken, *plan, monkeypatch=monkeypatch) == 0
@@ -222,7 +224,7 @@ def scalar_steps(run: Path, tag: str) -> list[int]:
 
 def stop_after(num_epochs: int):
     """A `Trainer.train_epoch` that is interrupted once that many epochs are done."""
-    train_epoch = train.Trainer.train_epoch
+    train_epoch = train_command.Trainer.train_epoch
 
     def stopping(self, record, stop):
         if self.epoch == num_epochs:
@@ -320,7 +322,11 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 def test_the_average_is_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[dict[str, torch.Tensor]] = []
-    for module, name in ((validation, "detect"), (train, "draw"), (evaluate, "detect")):
+    for module, name in (
+        (validation, "detect"),
+        (train_command, "draw"),
+        (evaluate_command, "detect"),
+    ):
         noted(
             *(monkeypatch, module, name),  # evaluate.py wraps the model
             lambda args, _: used.append(state_of(getattr(args[0], "model", args[0]))),
@@ -381,7 +387,7 @@ def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     def validate(*args, **kwargs) -> tuple[dict, dict]:
         return {"metrics": {"AP": next(found)}, "per_class": {}, "seconds_per_image": 0.1}, {}
 
-    monkeypatch.setattr(train, "validate", validate)
+    monkeypatch.setattr(train_command, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.epochs=9", "schedule.decay=step"]
     for _ in range(2):  # 0.3 in epoch 2 is not exceeded in 3 and 4; started again it says the same
         stops = [*plan, "schedule.patience=2"]
@@ -401,7 +407,7 @@ def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
 def test_fewer_epochs_than_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = [*TINY, "limit_train_batches=1", "schedule.evaluate_every=9", "schedule.decay=step"]
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "train_epoch", stop_after(2))
+        patch.setattr(train_command.Trainer, "train_epoch", stop_after(2))
         longer = [*plan, "schedule.epochs=3"]
         assert command(train.main, tmp_path, *longer, monkeypatch=monkeypatch) == 130
     assert command(train.main, tmp_path, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
@@ -490,8 +496,8 @@ def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without an evaluation, for which it would compile once more.
     nothing = {"metrics": {"AP": 0.0}}, {}
-    monkeypatch.setattr(train, "validate", lambda *args, **kwargs: nothing)
-    monkeypatch.setattr(train, "draw", lambda *args: [])
+    monkeypatch.setattr(train_command, "validate", lambda *args, **kwargs: nothing)
+    monkeypatch.setattr(train_command, "draw", lambda *args: [])
     plan = [*TINY, "schedule.epochs=1", "limit_train_batches=2"]
     for compiled in ("false", "true"):
         how = [*plan, f"compile={compiled}"]
@@ -538,7 +544,8 @@ def one_line(capsys: pytest.CaptureFixture) -> str:
 @pytest.mark.parametrize(
     "overrides, culprits",
     [
-        (["schedule.epoch=3"], ["Could not override 'schedule.epoch'"]),
+        (["schedule.epoch=3"], ["schedule.epoch", "did you mean schedule.epochs?"]),
+        (["data.root=x"], ["data.root is of data=coco and data=voc"]),
         (["schedule.epochs=many"], ["schedule.epochs", "many"]),
         (["model=resnet9000"], ["model/resnet9000"]),
         (["deform.stages=c9"], ["deform.stages=c9"]),
@@ -573,7 +580,12 @@ def test_a_missing_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert command(train.main, tmp_path, "data=coco", monkeypatch=monkeypatch) == 2
-    assert "data.train.images: Missing mandatory value" in one_line(capsys)
+    line = one_line(capsys)
+    assert "data.train.images=FOLDER data.train.annotations=FILE data.val.images=FOLDER" in line
+    assert command(train.main, tmp_path, "data=voc", monkeypatch=monkeypatch) == 2
+    assert "missing: give data.root=FOLDER" in one_line(capsys)
+    assert command(train.main, tmp_path, "data=voc", "data.root=x", monkeypatch=monkeypatch) == 2
+    assert "data.root=x: there is no such folder" in one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -648,7 +660,7 @@ def test_broken_data_can_be_left_out(
     assert command(evaluate.main, scored, *strict, monkeypatch=monkeypatch) == 1
     assert "annotations[3] (id 9)" in one_line(capsys)
     assert command(evaluate.main, scored, *strict[:-2], monkeypatch=monkeypatch) == 2
-    assert "data.val.annotations: Missing" in one_line(capsys)
+    assert "missing: give data.val.annotations=FILE" in one_line(capsys)
 
     (images / "2.png").write_bytes(whole)  # a resumed run would train on it as well
     more = ["data.on_error=warn", "schedule.epochs=2"]
@@ -658,12 +670,12 @@ def test_broken_data_can_be_left_out(
 
 def test_a_signal_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_header", lambda path: pytest.fail("it goes on"))
-    with initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         config = typed_train(compose("train", overrides=small_coco(tmp_path / "data")))
     stop = StopRequest()
     stop.signal = signal.SIGTERM
     with pytest.raises(Preempted, match="SIGTERM"):
-        train.load_data(config, tmp_path, Ranks(), stop)
+        train_command.load_data(config, tmp_path, Ranks(), stop)
 
 
 def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -671,7 +683,7 @@ def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.Monke
     content = read_json(tmp_path / "data" / "gt.json")
     content["images"].append({**content["images"][0], "id": 2})
     (tmp_path / "data" / "gt.json").write_text(json.dumps(content))
-    with initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         config = typed_train(compose("train", overrides=words))
     broken = Problem("error", "train", "image unreadable", "why", "one.png", 1)
 
@@ -683,8 +695,8 @@ def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.Monke
         def all_gather(self, item: object) -> list:
             return [None, item]
 
-    monkeypatch.setattr(train, "check_data", lambda *_: pytest.fail("it looks itself"))
-    train_set, val_set = train.load_data(config, tmp_path, Second(1, 2, 1), StopRequest())
+    monkeypatch.setattr(train_command, "check_data", lambda *_: pytest.fail("it looks itself"))
+    train_set, val_set = train_command.load_data(config, tmp_path, Second(1, 2, 1), StopRequest())
     assert [record.image_id for record in train_set.records] == [2]
     assert [record.image_id for record in val_set.records] == [1, 2]
     assert not (tmp_path / "data_check.json").exists()

@@ -1,6 +1,8 @@
 """What is wrong with the detections of a results file, and what each kind of error costs.
 
     python -m detector.analysis.errors detections=RESULTS.json annotations=GT.json output=DIR
+    python -m detector.analysis.errors detections=A.json annotations=GT.json output=. iou=0.75
+    python -m detector.analysis.errors detections=A.json annotations=GT.json output=. min_score=0.3
 
 writes errors.md, errors.json, three pictures (PNG) and the same pictures for TensorBoard into DIR.
 
@@ -385,15 +387,13 @@ def confusion_table(matrix: Confusion) -> str:
 
 def main() -> None:
     """key=value arguments, as everywhere."""
-    with entry.one_line_errors():
-        given = OmegaConf.from_cli(sys.argv[1:])
-        try:
-            print(report(typed(ReportConfig, given)), end="")
-        except OSError as error:
-            raise ConfigError(
-                f"output={given.output}: cannot be written ({error.strerror})"
-            ) from error
+    given = OmegaConf.from_cli(sys.argv[1:])
+    try:
+        print(report(typed(ReportConfig, given)), end="")
+    except OSError as error:
+        raise ConfigError(f"output={given.output}: cannot be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":
-    main()
+    entry.show_help(__doc__)
+    entry.run(main)

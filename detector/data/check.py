@@ -465,5 +465,10 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _escape(text: str) -> str:
-    line = " ".join(text.split()).replace("|", "\\|")
+    return one_line(text).replace("|", "\\|")
+
+
+def one_line(text: str) -> str:
+    """A text without line ends, and without what would disturb a terminal."""
+    line = " ".join(text.split())
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)

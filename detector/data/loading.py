@@ -5,6 +5,7 @@ their number, nor their age, nor a resume changes a sample.
 """
 
 import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -142,6 +143,13 @@ def _cut(order: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, size) of an array, and what is left over."""
     end = len(order) // size * size
     return order[:end].reshape(-1, size), order[end:]
+
+
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def collate(samples: list[Sample]) -> list[Sample]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from detector.data.dataset import Sample
 from detector.data.loading import worker_errors_named
@@ -28,6 +29,13 @@ class Found(NamedTuple):
 def to_float(image: Tensor, device: torch.device) -> Tensor:
     """uint8 (3, H, W) -> float32 in [0, 1], on the device."""
     return image.to(device, non_blocking=True).float() / 255
+
+
+def progress(batches: Iterable[list[Sample]], *, shown: bool = True) -> Iterable[list[Sample]]:
+    """The batches, with a bar on a terminal while they are used."""
+    return tqdm(
+        batches, desc="evaluating", unit="image", disable=None if shown else True, leave=False
+    )
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from detector.data.check import table
+from detector.data.check import one_line
 from detector.evaluation.coco import Curve, coco_metrics, load_backend
 from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.matches import Matches
@@ -10,6 +10,9 @@ from detector.evaluation.results import Detection, EvaluationError, GroundTruth
 from detector.evaluation.voc import Rule, ap_name, check_thresholds, voc_metrics
 
 METRICS = ("coco", "voc07", "voc12")
+ALL = "all classes"
+MANY_CLASSES, SHOWN_CLASSES = 20, 5  # of so many, so many of the best and of the worst are shown
+LABEL = 34  # characters of a class's name: with six numbers, 80 columns
 VOC_THRESHOLDS = (0.5, 0.7)  # both are in the tables of Dai et al., arXiv:1703.06211
 
 
@@ -27,14 +30,42 @@ class Metrics:
     per_class: dict[str, dict[str, float | None]]
     curves: dict[str, Curve] = field(default_factory=dict)
 
-    def table(self) -> str:
-        """A markdown table: all classes first, then each."""
+    def table(self, *, all_in: str) -> str:
+        """Percent in columns, for a terminal: over all classes, six numbers a line, then of each.
+
+        Args:
+            all_in: the file that has all classes: of `MANY_CLASSES` the best and the worst stand
+                here.
+        """
         names = list(self.summary)
-        rows = [
-            [label, *(_percent(numbers[name]) if name in numbers else "" for name in names)]
-            for label, numbers in [("all", self.summary), *self.per_class.items()]
+        of_class = [name for name in names if any(name in of for of in self.per_class.values())]
+        labels = {name: one_line(name)[:LABEL] for name in self.per_class}
+        width = 2 + max(map(len, [ALL, *labels.values()]))
+        lines = []
+        for first in range(0, len(names), 6):
+            block = names[first : first + 6]
+            lines += [_line("", block, width), _line(ALL, _texts(self.summary, block), width)]
+        lines += ["", _line("", of_class, width)]
+        shown = [
+            _line(labels[name], _texts(self.per_class[name], of_class), width)
+            for name in self._ranked()
         ]
-        return table(["class", *names], rows)
+        if len(self.per_class) >= MANY_CLASSES:
+            rest = len(self.per_class) - 2 * SHOWN_CLASSES
+            shown[SHOWN_CLASSES:-SHOWN_CLASSES] = [f"... {rest} more in {all_in}"]
+        return "\n".join([*lines, *shown])
+
+    def _ranked(self) -> list[str]:
+        """The classes in their order or, of many, those with an object, the best first."""
+        if len(self.per_class) < MANY_CLASSES:
+            return list(self.per_class)
+        firsts = {name: next(iter(numbers.values())) for name, numbers in self.per_class.items()}
+        with_objects = {name: value for name, value in firsts.items() if value is not None}
+        return sorted(with_objects, key=lambda name: -with_objects[name])
+
+    def line(self) -> str:
+        """The first numbers over all classes, in percent."""
+        return "  ".join(f"{name} {_percent(self.summary[name])}" for name in [*self.summary][:3])
 
 
 def score(
@@ -148,6 +179,16 @@ def check_options(
 
 def _rule(metric: str) -> Rule:
     return "voc07" if metric == "voc07" else "voc12"
+
+
+def _texts(numbers: dict[str, float | None], names: list[str]) -> list[str]:
+    """In percent."""
+    return [_percent(numbers[name]) if name in numbers else "" for name in names]
+
+
+def _line(label: str, cells: list[str], width: int) -> str:
+    """A label and right-aligned cells."""
+    return (f"{label:<{width}}" + "".join(f"{cell:>7}" for cell in cells)).rstrip()
 
 
 def _percent(value: float | None) -> str:

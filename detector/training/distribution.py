@@ -1,8 +1,8 @@
 """Several processes that train one model: who this one is, and what they tell each other.
 
 A process learns it from its environment, which torchrun, `launch.py` and, through submitit, SLURM
-set: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT. A process without them is alone, and
-everything here does nothing to what it is given.
+set: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process without
+them is alone, and everything here does nothing to what it is given.
 """
 
 import os
@@ -26,11 +26,13 @@ class Ranks:
     Attributes:
         rank: of this process, 0 <= rank < num_ranks; the first one records and saves.
         local_rank: among those of its machine: the number of its GPU.
+        num_local: how many there are on its machine.
     """
 
     rank: int = 0
     num_ranks: int = 1
     local_rank: int = 0
+    num_local: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -115,7 +117,8 @@ def ranks_of_environment() -> Ranks:
             environment.export(set_cuda_visible_devices=False)
     if "WORLD_SIZE" not in os.environ:
         return ALONE
-    return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Ranks(*(int(os.environ[name]) for name in names))
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from detector.data.loading import SIGNALS
-from detector.training.preemption import EXIT_CODE, Preempted
+from detector.exit_codes import PREEMPTED
+from detector.training.preemption import Preempted
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def launch(
                 break
         if ending.exists():
             code, kind, message = json.loads(ending.read_text())
-            raise (Preempted(message) if code == EXIT_CODE else WorkersError(message, kind, code))
+            raise (Preempted(message) if code == PREEMPTED else WorkersError(message, kind, code))
 
 
 def _launch_config(num_ranks: int, folder: str) -> LaunchConfig:
@@ -119,10 +120,10 @@ def _worker(
             _write_once(ending, json.dumps([code, type(error).__name__, str(error)]))
         elif not ending.exists():
             log.exception("failed")
-        if code != EXIT_CODE:
+        if code != PREEMPTED:
             raise
     if os.getppid() != launcher:  # it was killed: nobody takes the result, for which torch waits
-        sys.exit(EXIT_CODE)
+        sys.exit(PREEMPTED)
 
 
 def _write_once(path: Path, text: str) -> None:

@@ -15,8 +15,6 @@ from detector.training.distribution import Ranks
 
 Item = TypeVar("Item")
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
-
 
 class Preempted(Exception):
     """The run was asked to leave, and its state is that of a whole number of steps."""

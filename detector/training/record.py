@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,28 @@ from detector.evaluation.coco import Curve
 
 log = logging.getLogger(__name__)
 
+IN_BAR = "in_bar"  # marks lines of the log that a bar on the terminal has as well
+MUCH_WAITING = 0.2  # share of the time, from which on data.num_workers deserves a look
+
 
 class Record:
     """Writes scalars and pictures of one run into its folder.
 
-    On a terminal there is a live bar below the lines of the log.
+    On a terminal there is a live bar below the lines of the log, in place of those of progress.
 
     Args:
         folder: the run's folder; a resumed run appends to what is there. None: nothing is
             recorded, as another process does.
-        num_steps: of the whole run, for the time that is left.
+        num_steps, num_epochs: of the whole run.
         first_step: steps that were done before this process started.
     """
 
-    def __init__(self, folder: Path | None, *, num_steps: int, first_step: int) -> None:
+    def __init__(
+        self, folder: Path | None, *, num_steps: int, num_epochs: int, first_step: int
+    ) -> None:
         self.folder = folder
         self.num_steps = num_steps
+        self.num_epochs = num_epochs
         self.first_step = first_step
         self.start = time.monotonic()
         if folder is None:
@@ -49,8 +54,18 @@ class Record:
         self._close.callback(self.writer.close)
         if sys.stderr.isatty():
             self._close.enter_context(logging_redirect_tqdm())
+            for handler in logging.root.handlers:  # those of before come back when it is closed
+                if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
+                    handler.addFilter(lambda line: not hasattr(line, IN_BAR))
         self.bar = self._close.enter_context(
-            tqdm(total=num_steps, initial=first_step, unit="step", disable=None, leave=False)
+            tqdm(
+                total=num_steps,
+                initial=first_step,
+                bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left",
+                dynamic_ncols=True,
+                disable=None,
+                leave=False,
+            )
         )
 
     def advance(self) -> None:
@@ -64,14 +79,19 @@ class Record:
         """One line of progress: step and epoch count from 1."""
         if self.folder is None:
             return
+        parts = [
+            *(f"{name} {scalars[name]:.3g}" for name in ("loss", "lr") if name in scalars),
+            *(f"{speed[name]:.3g} {name}" for name in ("images/s",) if name in speed),
+        ]
+        if speed.get("data wait", 0) > MUCH_WAITING:
+            parts.append(f"{speed['data wait']:.0%} waiting for data")
+        which = f"epoch {epoch}/{self.num_epochs}"
+        self.bar.set_description_str(which, refresh=False)
+        self.bar.set_postfix_str("  ".join(parts))
         seconds = (time.monotonic() - self.start) / (step - self.first_step)
-        left = timedelta(seconds=round((self.num_steps - step) * seconds))
-        parts = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-        pace = "  ".join(f"{name} {value:.3g}" for name, value in speed.items())
-        log.info(
-            "epoch %d  step %d/%d  %s  %.2f s/step  %s  ETA %s",
-            *(epoch, step, self.num_steps, parts, seconds, pace, left),
-        )
+        left = duration((self.num_steps - step) * seconds)
+        line = [which, f"step {step}/{self.num_steps}", *parts, f"{left} left"]
+        log.info("  ".join(line), extra={IN_BAR: True})
         self._write({"kind": "train", "step": step, "epoch": epoch, **scalars})
         for name, value in scalars.items():
             self.writer.add_scalar(f"train/{name}", value, step)
@@ -152,6 +172,13 @@ class Record:
                 for key, value in line.items()
             }
             file.write(json.dumps(finite, allow_nan=False) + "\n")
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, such as 2:31 or 1:02:31."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

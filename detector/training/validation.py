@@ -1,6 +1,5 @@
 """The evaluation within a run: every rank detects in its share, the first one scores."""
 
-import logging
 from typing import Any
 
 import torch
@@ -9,13 +8,10 @@ from torch.utils.data import Subset
 
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import eval_loader
-from detector.evaluation.coco import Curve
-from detector.evaluation.inference import detect, to_coco
-from detector.evaluation.metrics import score
+from detector.evaluation.inference import detect, progress, to_coco
+from detector.evaluation.metrics import Metrics, score
 from detector.training.distribution import Ranks
 from detector.training.preemption import StopRequest
-
-log = logging.getLogger(__name__)
 
 
 def validate(
@@ -28,9 +24,9 @@ def validate(
     precision: torch.dtype,
     num_workers: int,
     stop: StopRequest,
-) -> tuple[dict[str, Any], dict[str, Curve]]:
+) -> tuple[dict[str, Any], Metrics]:
     """What summary.json says of the model, on every rank: the numbers that one rank would find. On
-    the first, the curves of the classes as well.
+    the first, all that was measured as well.
 
     Each rank takes every n-th image. One that is told to leave stops at once; the others learn of
     it at the end of their share.
@@ -40,21 +36,19 @@ def validate(
     """
     ranks.broadcast_buffers(model)
     share = Subset(val_set, range(ranks.rank, len(val_set), ranks.num_ranks))
-    batches = stop.before(eval_loader(share, num_workers=num_workers))
-    found, seconds = detect(model, batches, device=device, precision=precision)
+    batches = progress(eval_loader(share, num_workers=num_workers), shown=ranks.is_first)
+    found, seconds = detect(model, stop.before(batches), device=device, precision=precision)
     stop.raise_for(ranks)
     shares, total_seconds = ranks.gather(found), sum(ranks.all_gather(seconds))
     result: dict[str, Any] = {}
-    curves: dict[str, Curve] = {}
+    metrics = Metrics({}, {})
     if ranks.is_first:
         places = (divmod(index, ranks.num_ranks) for index in range(len(val_set)))
         in_order = [shares[rank][number] for number, rank in places]
         metrics = score(metric, val_set.ground_truth(), to_coco(in_order, val_set.category_ids))
-        log.info("%d images, %s:\n%s", len(val_set), metric, metrics.table())
-        curves = metrics.curves
         result = {
             "metrics": metrics.summary,
             "per_class": metrics.per_class,
             "seconds_per_image": total_seconds / len(val_set),
         }
-    return ranks.broadcast(result), curves
+    return ranks.broadcast(result), metrics

@@ -13,7 +13,8 @@ import test_voc_metrics
 from hydra import compose, initialize_config_dir
 from test_coco_metrics import box, ground_truth_of, plain_pycocotools, random_set
 
-import evaluate
+from detector import entry
+from detector.commands import evaluate
 from detector.config import ConfigError, EvaluateConfig, typed
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.coco_matches import coco_matches
@@ -190,7 +191,7 @@ def test_refusals() -> None:
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
     """What evaluate.py writes."""
-    with initialize_config_dir(str(evaluate.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         config = compose("evaluate", overrides=[*overrides, f"output={folder}"])
     evaluate.run(typed(EvaluateConfig, config))
     return json.loads((folder / "metrics.json").read_text())

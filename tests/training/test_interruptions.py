@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from runs import EPOCHS, STEPS, Runs, assert_same_run, await_step, losses, output, summary
 
+from detector.exit_codes import PREEMPTED
 from detector.training.checkpoint import load_checkpoint
-from detector.training.preemption import EXIT_CODE
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_told_to_leave_at_any_step(
         os.killpg(pid, number)  # its workers get it as well, as in a cluster's job
     else:
         os.kill(pid, number)
-    assert runs.wait(pid) == EXIT_CODE, output(folder)
+    assert runs.wait(pid) == PREEMPTED, output(folder)
     ending = summary(folder)
     assert ending["status"] == "preempted" and ending["signal"] == number.name
     saved = load_checkpoint(folder / "checkpoints" / "last.pt")

@@ -38,12 +38,13 @@ from detector.config import typed_train
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
 from detector.entry import exit_code
+from detector.exit_codes import PREEMPTED
 from detector.training import launch as launching
 from detector.training.checkpoint import load_checkpoint
 from detector.training.distribution import joined
 from detector.training.launch import WorkersError, launch
 from detector.training.loop import Optimization, train_epoch
-from detector.training.preemption import EXIT_CODE, Preempted, StopRequest
+from detector.training.preemption import Preempted, StopRequest
 from detector.training.validation import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -310,7 +311,7 @@ def test_all_ranks_leave_together(runs: Runs, unbroken: Path, tmp_path: Path, wh
     else:
         of_name = {"rank 0": ranks[0], "rank 1": ranks[1], "a rank": rng.choice(ranks)}
         os.kill(of_name.get(whom, pid), signal.SIGTERM)
-    assert runs.wait(pid) == EXIT_CODE, output(folder)
+    assert runs.wait(pid) == PREEMPTED, output(folder)
     assert summary(folder)["status"] == "preempted" and summary(folder)["signal"] == "SIGTERM"
     saved = load_checkpoint(folder / "checkpoints" / "last.pt")
     assert before <= saved["step"] <= before + 2 and saved["step"] == len(losses(folder))
@@ -377,6 +378,6 @@ def test_a_sweep_that_is_told_to_leave_begins_no_other_arm(runs: Runs, tmp_path:
     )
     await_step(jobs / "0", 3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(LIMIT) == EXIT_CODE
+    assert process.wait(LIMIT) == PREEMPTED
     assert summary(jobs / "0")["status"] == "preempted" and not (jobs / "1").exists()
     assert "preempted" in (jobs / "ablation.md").read_text()

@@ -1,0 +1,1 @@
+"""What train.py, evaluate.py and predict.py do once their configuration is there."""
