@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from detector import entry
-from detector.config import typed_evaluate
+from detector.config import check_given, typed_evaluate
 
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="evaluate")
@@ -22,6 +22,8 @@ def main(cfg: DictConfig) -> None:
             no_augmentation = OmegaConf.load(entry.CONFIGS / "augment" / "none.yaml")
             cfg.data.transform = OmegaConf.merge(no_augmentation, cfg.data.transform)
         if "train" in cfg.data:
+            cfg.data.train = None
+            check_given(cfg)
             cfg.data.train = cfg.data.val
         config = typed_evaluate(cfg)
         from detector.commands import evaluate  # torch, which takes seconds to import

@@ -40,6 +40,7 @@ from detector.data.voc import read_voc
 from detector.evaluation.metrics import METRICS
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.flops import forward_flops
+from detector.model.memory_format import training_memory_format
 from detector.model.resnet import make_deformable, placement, resnet
 from detector.model.weights import load_file, load_imagenet, load_into, trained_weights
 from detector.training.checkpoint import Checkpoint
@@ -488,7 +489,12 @@ def build_trainer(
     seed_epoch(config.seed, 0)  # the initial weights
     with ranks.one_of_machine_first():  # the others find fetched weights
         model = build_model(config.model, config.deform, transform, len(train_set.classes))
-    model.to(device)
+    model.to(
+        device,
+        memory_format=training_memory_format(
+            device, fpn_channels=config.model.fpn_channels, min_size=transform.min_size
+        ),
+    )
     optimization = build_optimization(
         config, model, steps_per_epoch=sampler.num_steps, device=device
     )

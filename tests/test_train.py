@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import runpy
 import signal
 import sys
@@ -25,6 +26,7 @@ from detector.commands import train as train_command
 from detector.config import typed_train
 from detector.data import check
 from detector.data.check import Problem
+from detector.evaluation.metrics import Metrics
 from detector.model.weights import trained_weights
 from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
@@ -88,7 +90,11 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [line["epoch"] for line in lines if line["kind"] == "val"] == [1, 2]
-    assert "ETA" in (run / "train.log").read_text()
+    log = (run / "train.log").read_text()
+    assert re.search(
+        r"epoch 2/2  step 4/6  loss [\d.]+  lr [\d.e-]+  [\d.]+ images/s  0:\d\d left", log
+    )
+    assert f"checkpoint={run}/checkpoints/best.pt" in log and "instances" not in log
     assert "stages: c3-c5" in (run / "config.yaml").read_text()
     assert tensorboard_tags(run) == (
         {"train/loss", "train/lr", "val/AP", "val/AP50"},
@@ -384,8 +390,10 @@ def test_a_step_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([0.1, 0.3, 0.2, 0.3, 0.25])
 
-    def validate(*args, **kwargs) -> tuple[dict, dict]:
-        return {"metrics": {"AP": next(found)}, "per_class": {}, "seconds_per_image": 0.1}, {}
+    def validate(*args, **kwargs) -> tuple[dict, Metrics]:
+        numbers = {"AP": next(found)}
+        ours = {"metrics": numbers, "per_class": {}, "seconds_per_image": 0.1}
+        return ours, Metrics(numbers, {})
 
     monkeypatch.setattr(train_command, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.epochs=9", "schedule.decay=step"]
@@ -495,7 +503,7 @@ def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without an evaluation, for which it would compile once more.
-    nothing = {"metrics": {"AP": 0.0}}, {}
+    nothing = {"metrics": {"AP": 0.0}, "per_class": {}}, Metrics({"AP": 0.0}, {})
     monkeypatch.setattr(train_command, "validate", lambda *args, **kwargs: nothing)
     monkeypatch.setattr(train_command, "draw", lambda *args: [])
     plan = [*TINY, "schedule.epochs=1", "limit_train_batches=2"]

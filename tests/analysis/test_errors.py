@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector import entry
 from detector.analysis import errors
 from detector.analysis.errors import KINDS, confusion, diagnose, error_split, mended
 from detector.evaluation.coco import coco_metrics
@@ -250,7 +251,7 @@ def files(tmp_path: Path) -> list[str]:
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
     monkeypatch.setattr(sys, "argv", ["errors.py", *arguments])
     try:
-        errors.main()
+        entry.run(errors.main)
     except SystemExit as stop:
         return stop.code
     return 0

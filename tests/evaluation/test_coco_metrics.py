@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.evaluation.coco import SUMMARY_NAMES, coco_metrics
-from detector.evaluation.metrics import score
+from detector.evaluation.metrics import Metrics, score
 from detector.evaluation.results import EvaluationError
 
 
@@ -253,5 +253,25 @@ def test_curves() -> None:
 def test_class_names_that_would_break_a_table() -> None:
     ground_truth = ground_truth_of([box(0, 10)])
     ground_truth["categories"][0]["name"] = "a|b\nc\x1b"
-    lines = score("coco", ground_truth, []).table().splitlines()
-    assert len(lines) == 5 and lines[-1].startswith("| a\\|b c\\x1b | - | - |")
+    lines = score("coco", ground_truth, []).table(all_in="").splitlines()
+    assert [line.split() for line in lines[-2:]] == [["AP", "AP50"], ["a|b", "c\\x1b", "-", "-"]]
+
+
+def test_of_many_classes_the_best_and_the_worst_are_shown() -> None:
+    per_class = {f"class {n}": {"AP": (7 * n % 19) / 100} for n in range(19)}  # 0 to 18 percent
+    names = [
+        name for block in ("AP AP50 AP75 APs APm APl", "AR1 AR10 AR100") for name in block.split()
+    ]
+    few = Metrics(dict.fromkeys(names, 0.5), per_class).table(all_in="all.json")
+    assert "all.json" not in few and [line.split()[1] for line in few.splitlines()[-19:]] == [
+        str(number) for number in range(19)
+    ]
+    per_class |= {
+        "a name that is far too long for eighty columns": {"AP": 0.9},
+        "none": {"AP": None},
+    }
+    lines = Metrics(dict.fromkeys(names, 0.5), per_class).table(all_in="all.json").splitlines()
+    assert [line.split()[-1] for line in lines[-11:-6]] == ["90.0", "18.0", "17.0", "16.0", "15.0"]
+    assert lines[-6] == "... 11 more in all.json"
+    assert [line.split()[-1] for line in lines[-5:]] == ["4.0", "3.0", "2.0", "1.0", "0.0"]
+    assert max(map(len, lines)) <= 80

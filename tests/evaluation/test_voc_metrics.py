@@ -164,7 +164,7 @@ def test_the_tables_have_both_thresholds(rule: str, pixel_inclusive: bool) -> No
             assert aps == pytest.approx(expected, abs=1e-12), seed
         assert metrics.summary["mAP"] == metrics.summary["AP50"]
         assert list(metrics.summary) == ["mAP", "AP50", "AP70"]
-    assert "| class | mAP | AP50 | AP70 |" in metrics.table()
+    assert "    mAP   AP50   AP70\n" in metrics.table(all_in="")
 
 
 # ---- By hand ----
@@ -211,7 +211,7 @@ def test_other_iou_thresholds(rule: str, at_60: float) -> None:
     expected = {"AP60": pytest.approx(at_60, abs=1e-15), "AP30": 1, "AP75": 0}
     assert metrics.summary == {"mAP": expected["AP60"]} | expected
     assert metrics.per_class == {"cat": expected, "dog": dict.fromkeys(expected)}
-    assert "| class | mAP | AP60 | AP30 | AP75 |" in metrics.table()
+    assert "    mAP   AP60   AP30   AP75\n" in metrics.table(all_in="")
 
 
 def test_recall_reaches_a_tenth_exactly() -> None:

@@ -30,7 +30,7 @@ def scalar(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_scalars(tmp_path: Path) -> None:
-    record = Record(tmp_path, num_steps=4, first_step=0)
+    record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=0)
     for step, loss in ((1, 0.5), (2, 0.25)):
         speed = {"images/s": 8.0 * step, "data wait": 0.5, "TFLOP/s": 0.125}
         record.training(step, 1, {"loss": loss}, speed)
@@ -44,7 +44,7 @@ def test_scalars(tmp_path: Path) -> None:
 def test_curves(tmp_path: Path) -> None:
     """Of 8 objects 4 are found at a recall of 0.5, with one more, wrong, at a precision of 0.8."""
     precision = np.where(np.arange(101) <= 50, 0.8, 0.0)
-    record = Record(tmp_path, num_steps=4, first_step=0)
+    record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=0)
     record.curves(3, {"fish": Curve(precision, num_objects=8)})
     record.close()
     (event,) = events(tmp_path).Tensors("val/fish")
@@ -62,7 +62,7 @@ def test_a_loss_that_is_not_finite_is_json(tmp_path: Path) -> None:
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not in JSON")
 
-    record = Record(tmp_path, num_steps=4, first_step=0)
+    record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=0)
     record.training(1, 1, {"loss": float("nan"), "loss_a": float("inf"), "lr": 0.5}, {})
     record.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_is_json(tmp_path: Path) -> None:
 
 
 def test_the_table_of_runs(tmp_path: Path) -> None:
-    record = Record(tmp_path, num_steps=4, first_step=0)
+    record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=0)
     config = {"schedule.lr": 0.5, "compile": True, "deform.version": "v2"}
     record.hparams(config | {"overfit": None, "milestones": [8, 11]}, {"AP": 0.25, "APs": None})
     record.close()
@@ -88,7 +88,7 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
 
 def test_no_bar_where_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    record = Record(tmp_path, num_steps=4, first_step=1)
+    record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=1)
     record.advance()
     record.close()
     assert sys.stderr.getvalue() == ""
@@ -100,7 +100,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        record = Record(tmp_path, num_steps=4, first_step=1)
+        record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=1)
         for _ in range(3):
             time.sleep(0.15)  # it is drawn at most ten times a second
             record.advance()
@@ -113,7 +113,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_other_processes_record_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    record = Record(None, num_steps=4, first_step=0)
+    record = Record(None, num_steps=4, num_epochs=2, first_step=0)
     record.advance()
     record.training(1, 1, {"loss": 0.5}, {"images/s": 8.0})
     record.validation(1, 1, {"AP": 0.25})

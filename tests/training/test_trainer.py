@@ -110,7 +110,7 @@ def trainer(
 
 
 def train_epoch(trained: Trainer, folder: Path) -> None:
-    record = Record(folder, num_steps=9, first_step=trained.step)
+    record = Record(folder, num_steps=9, num_epochs=2, first_step=trained.step)
     try:
         trained.train_epoch(record, StopRequest())
     finally:

@@ -14,8 +14,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train  # noqa: E402
-from detector.commands import train as _  # noqa: E402, F401
 from detector import entry  # noqa: E402
+from detector.commands import train as _  # noqa: E402, F401
 
 
 def run(output: str, *overrides: str) -> None:
