@@ -40,6 +40,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from detector.build import build_model, build_optimizer
 from detector.config import TrainConfig, typed_train
+from detector.model.memory_format import training_memory_format
 from detector.model.resnet import convolutions_3x3
 from ops import memory
 from ops.benchmark import machine, seconds, table
@@ -122,6 +123,13 @@ def build(name: str, device: str, size: int) -> Candidate:
     model = ours(frozen) if who == "ours" else torchvisions(deformable=bool(how))
     model.load_state_dict(initial_state(deform, [image.cpu() for image in images]))
     model.train().to(device)
+    if who == "ours":
+        channels = frozen.model.fpn_channels
+        model.to(
+            memory_format=training_memory_format(
+                torch.device(device), fpn_channels=channels, min_size=size
+            )
+        )
     optimizer = build_optimizer(model, frozen.schedule, frozen.deform.offset_lr_multiplier)
     return Candidate(model, optimizer, images, targets)
 

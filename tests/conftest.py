@@ -1,10 +1,18 @@
-"""Fixtures for every test."""
+"""Fixtures for every test, and what a run says of the tests that this machine cannot run."""
 
+import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from detector.data.loading import kill_workers
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many as cores: torch is imported with one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from detector.data.loading import kill_workers  # noqa: E402
+
+LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -16,6 +24,26 @@ def shared_data() -> Path:
     return folder
 
 
-def pytest_sessionfinish() -> None:
+def pytest_sessionfinish(session: pytest.Session) -> None:
     """Workers of loaders that tests keep would hold up the end: they leave late, see loading.py."""
     kill_workers()
+    left_out = getattr(session.config, "left_out", Counter())
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(left_out)
+    else:
+        session.config.stash.setdefault(LEFT_OUT, left_out)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, in the process that started the workers
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker has left out the same."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", {})
+    node.config.stash[LEFT_OUT] = Counter(left_out)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One line."""
+    left_out = config.stash.get(LEFT_OUT, Counter())
+    if left_out:
+        counts = ", ".join(f"{number} for want of {what}" for what, number in left_out.items())
+        terminalreporter.write_line(f"Tests left out here: {counts}.")

@@ -79,7 +79,17 @@ def read_json(path: Path) -> dict:
 
 def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
+    formats: list[tuple[dict, torch.memory_format]] = []
+
+    def memory_format(device: torch.device, **of: int) -> torch.memory_format:
+        formats.append((of, torch.contiguous_format))
+        return torch.contiguous_format
+
+    monkeypatch.setattr(building, "training_memory_format", memory_format)
     assert command(train.main, run, *TINY, "schedule.epochs=2", monkeypatch=monkeypatch) == 0
+    assert formats == [({"fpn_channels": 16, "min_size": 64}, torch.contiguous_format)]
+    weights = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
+    assert weights["backbone.body.layer1.0.conv1.weight"].is_contiguous()
 
     summary = read_json(run / "summary.json")
     assert summary["status"] == "done" and summary["seed"] == 0

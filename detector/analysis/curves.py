@@ -92,10 +92,10 @@ def heat_map(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) ->
     picture = Image.new("RGB", size, WHITE)
     draw = ImageDraw.Draw(picture)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    for row, column in np.ndindex(*counts.shape):
+    for row, column in np.argwhere(counts):  # the others are white already
         x, y, share = left + cell * column, left + cell * row, float(shares[row, column])
         draw.rectangle([x, y, x + cell - 1, y + cell - 1], _blend(WHITE, BLUE, share))
-        if cell >= 30 and counts[row, column]:
+        if cell >= 30:
             color = WHITE if share > 0.5 else BLACK
             _text(draw, (x + cell / 2, y + cell / 2), str(counts[row, column]), "mm", color)
     if cell >= 12:

@@ -136,8 +136,6 @@ def test_memory_of_torchvision_is_its_columns() -> None:
 def test_the_command(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
     monkeypatch.setattr(benchmark, "SHAPES", [(4, 5, 6), (8, 3, 4)])
     monkeypatch.setattr(benchmark, "COPY_BYTES", 2**10)
     monkeypatch.setattr(memory, "peaks", lambda *_: {"forward": 1.0, "forward+backward": None})

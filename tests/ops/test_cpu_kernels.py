@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import planted_bugs
@@ -17,12 +18,22 @@ CASES = "amx and not sizes_of_a_detector"  # these take the emulation a minute
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
-def test_kernels_share_no_function(tmp_path: Path) -> None:
+def test_the_library_compiles_and_loads_and_its_kernels_share_no_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The linker keeps one of several equal inline functions: it could be the one for a processor
     # that the user does not have.
-    for capability, options in build.capabilities().items():
-        target = str(tmp_path / f"{capability}.o")
-        build.compile_cpu(str(KERNELS), options, target)
+    monkeypatch.setattr(build, "TemporaryDirectory", lambda: nullcontext(str(tmp_path)))
+    sources = [str(ROOT / "ops/csrc/register.cpp"), *map(str, KERNELS.parent.glob("*.cpp"))]
+    build.build_cpu(sources, tmp_path / "_cpu.so")
+    code = (
+        f"import torch; torch.ops.load_library({str(tmp_path / '_cpu.so')!r});"
+        "print(torch.ops.deform_conv.forward.default._schema.name)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "deform_conv::forward", result.stderr
+    for capability in build.capabilities():
+        target = str(tmp_path / f"kernels_{capability}.o")
         symbols = subprocess.run(["nm", "-C", target], capture_output=True, text=True, check=True)
         lines = [line.split(maxsplit=2) for line in symbols.stdout.splitlines() if line[0] != " "]
         shared = [name for _, kind, name in lines if kind in "WwVvu" and "DW.ref." not in name]
@@ -36,19 +47,15 @@ def test_faults_can_still_be_planted(tmp_path: Path, edits: list[tuple[str, str,
     planted_bugs.plant(tmp_path, edits)  # stops where a line is gone
 
 
-@pytest.mark.skipif("amx" not in build.capabilities(), reason="only x86 has this matrix unit")
+@pytest.mark.processor("avx512_bf16")  # of the kernels around the matrix unit
 def test_matrix_unit_by_emulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The operator's own tests, on a library whose matrix unit is tests/ops/amx_emulation.h.
-    import torch
-
-    if "avx512_bf16" not in torch.ops.deform_conv.cpu_capabilities().split():
-        pytest.skip("the kernels around the matrix unit need AVX512-BF16")
     header = Path(__file__).with_name("amx_emulation.h")
     monkeypatch.setenv("CXXFLAGS", f"'-DDEFORM_CONV_EMULATE_AMX=\"{header}\"'")
     shutil.copytree(ROOT / "ops", tmp_path / "ops", ignore=shutil.ignore_patterns("*.so", "csrc"))
     sources = [str(ROOT / "ops/csrc/register.cpp"), *map(str, KERNELS.parent.glob("*.cpp"))]
     build.build_cpu(sources, tmp_path / "ops/_cpu.so")
-    for name in ("cases.py", "reference.py", "test_deform_conv.py"):
+    for name in ("cases.py", "conftest.py", "reference.py", "test_deform_conv.py"):
         shutil.copy(Path(__file__).with_name(name), tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", CASES]
     result = subprocess.run(

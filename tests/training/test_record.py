@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import pty
 import sys
@@ -16,7 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 
 from detector.evaluation.coco import Curve
-from detector.training.record import Record
+from detector.training.record import Record, duration
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -94,21 +95,55 @@ def test_no_bar_where_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sys.stderr.getvalue() == ""
 
 
-def test_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
     termios.tcsetwinsize(theirs, (24, 80))
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        logging.root.addHandler(console := logging.StreamHandler(sys.stdout))
+        logging.root.addHandler(file := logging.FileHandler(tmp_path / "train.log"))
+        caplog.set_level("INFO")
         record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=1)
-        for _ in range(3):
+        for step in (2, 3, 4):
             time.sleep(0.15)  # it is drawn at most ten times a second
             record.advance()
+            record.training(step, 2, {"loss": 0.5}, {"images/s": 8.0})
+        logging.getLogger("other").info("another line")
         record.close()
+        logging.root.removeHandler(console)
+        logging.root.removeHandler(file)
         shown = os.read(ours, 10_000).decode()
     os.close(ours)
-    assert "1/4" in shown and "step" in shown
+    assert "1/4" in shown and "epoch 2/2" in shown and "loss 0.5  8 images/s" in shown
     assert any(f"{step}/4" in shown for step in (2, 3, 4))
+    assert "another line" in shown and "step 3/4" not in shown  # the bar has it
+    log = (tmp_path / "train.log").read_text()
+    assert "epoch 2/2  step 3/4  loss 0.5  8 images/s  0:0" in log and "another line" in log
+
+
+def test_a_line_where_there_is_no_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    record = Record(tmp_path, num_steps=90000, num_epochs=12, first_step=0)
+    scalars = {"loss": 1.23456, "loss_objectness": 0.5, "lr": 0.00123456}
+    speed = {"images/s": 104.321, "data wait": 0.5, "TFLOP/s": 0.125}
+    record.training(100, 1, scalars, speed | {"data wait": 0.1})
+    record.training(100, 1, scalars, speed)
+    record.close()
+    short, waiting = (line.getMessage() for line in caplog.records)
+    start = "epoch 1/12  step 100/90000  loss 1.23  lr 0.00123  104 images/s  "
+    assert short.startswith(start) and short.endswith(" left")
+    assert waiting.startswith(start + "50% waiting for data  ")
+
+
+def test_durations() -> None:
+    seconds = (0.4, 59.6, 151, 3600, 100 * 3600 + 61)
+    assert [duration(s) for s in seconds] == ["0:00", "1:00", "2:31", "1:00:00", "100:01:01"]
 
 
 def test_other_processes_record_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

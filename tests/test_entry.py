@@ -1,0 +1,104 @@
+"""What is said before torch is imported, and what torch is told."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detector import entry
+from detector.data.__main__ import HELP, main
+
+ROOT = Path(__file__).resolve().parents[1]
+FRUGAL = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+
+# Runs a script, or a module after -m, and tells at the end whether torch was imported.
+WATCHED = """
+import atexit, runpy, sys
+atexit.register(lambda: print("TORCH" if "torch" in sys.modules else "NO TORCH"))
+del sys.argv[0]
+if sys.argv[0] == "-m":
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def without_torch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command, in an empty folder, that must have ended before torch is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1] == "NO TORCH", done
+    return done
+
+
+@pytest.mark.parametrize("program", ["train.py", "evaluate.py", "predict.py"])
+def test_help_of_the_programs(program: str, tmp_path: Path) -> None:
+    done = without_torch(tmp_path, str(ROOT / program), "--help")
+    first, _, *rest = done.stdout.splitlines()
+    assert done.returncode == 0 and first.endswith(".")
+    assert sum(f"python {program}" in line for line in rest[:3]) == 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [[], *([command] for command in HELP)], ids=["", *HELP])
+def test_help_of_the_data_commands(words: list[str], tmp_path: Path) -> None:
+    done = without_torch(tmp_path, "-m", "detector.data", *words, "--help")
+    assert done.returncode == 0
+    command = f"python -m detector.data {words[0] if words else ''}".rstrip()
+    assert sum(line.strip().startswith(command) for line in done.stdout.splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["shedule.lr=1"], "there is no shedule.lr: did you mean schedule.lr?"),
+        (["schedul=1x"], "there is no schedul: did you mean schedule?"),
+        (["qwertz=1"], "there is no qwertz: --help lists what there is"),
+        (["data.root=x"], "data.root is of data=coco and data=voc, which this command has not"),
+        (["data=cocoo"], "Could not find 'data/cocoo' Available options in 'data': coco shapes"),
+        (["data.num_workers=some"], "data.num_workers=some must be auto or at least 0"),
+        (["data=voc"], "missing: give data.root=FOLDER"),
+        (["+experiment=aquarium"], "missing: give data.root=FOLDER"),
+        (["data=voc", "data.root=nowhere"], "data.root=nowhere: there is no such folder"),
+    ],
+)
+def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:
+    done = without_torch(tmp_path, str(ROOT / "train.py"), *words)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}") or message in line, line
+
+
+def test_mistakes_of_the_other_programs(tmp_path: Path) -> None:
+    done = without_torch(tmp_path, str(ROOT / "predict.py"), "images=x")
+    assert "missing: give checkpoint=FILE" in done.stderr and done.returncode == 2
+    done = without_torch(tmp_path, str(ROOT / "evaluate.py"), "chekpoint=x")
+    assert "there is no chekpoint: did you mean checkpoint?" in done.stderr
+    done = without_torch(tmp_path, "-m", "detector.data", "check", "data=voc")
+    assert "missing: give data.root=FOLDER" in done.stderr and done.returncode == 2
+
+
+def test_help_within_the_process(capsys: pytest.CaptureFixture) -> None:
+    for arguments in ([], ["-h"], ["sheet", "--help"], ["prepare", "-h"]):
+        assert main(arguments) == 0
+        assert "python -m detector.data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*FRUGAL, "KMP_BLOCKTIME"])
+def test_what_threads_wait_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(entry.os, "environ", environment)
+    entry.share_the_machine()
+    assert environment == FRUGAL
+    environment.clear()
+    environment[name] = "the user's"
+    entry.share_the_machine()
+    assert environment == {name: "the user's"}
