@@ -1,4 +1,4 @@
-"""Prints, as constraints for pip, the lowest version that a pyproject.toml admits of each package."""
+"""Prints the lowest versions that a pyproject.toml admits, as constraints for pip."""
 
 import re
 import sys

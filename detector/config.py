@@ -296,7 +296,7 @@ def check_root(data: DataConfig) -> None:
         ConfigError: there is no such folder.
     """
     if not isinstance(data, ShapesConfig) and not Path(data.root).is_dir():
-        raise ConfigError(f"data.root={data.root}: there is no such folder")
+        raise ConfigError(f"data.root={data.root}: no such folder; give the one with the data")
 
 
 def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:

@@ -603,7 +603,7 @@ def test_a_missing_value(
     assert command(train.main, tmp_path, "data=voc", monkeypatch=monkeypatch) == 2
     assert "missing: give data.root=FOLDER" in one_line(capsys)
     assert command(train.main, tmp_path, "data=voc", "data.root=x", monkeypatch=monkeypatch) == 2
-    assert "data.root=x: there is no such folder" in one_line(capsys)
+    assert "data.root=x: no such folder" in one_line(capsys)
 
 
 @pytest.mark.parametrize(

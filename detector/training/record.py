@@ -55,7 +55,7 @@ class Record:
         if sys.stderr.isatty():
             self._close.enter_context(logging_redirect_tqdm())
             for handler in logging.root.handlers:  # those of before come back when it is closed
-                if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
+                if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                     handler.addFilter(lambda line: not hasattr(line, IN_BAR))
         self.bar = self._close.enter_context(
             tqdm(
