@@ -67,7 +67,10 @@ def test_help_of_the_data_commands(words: list[str], tmp_path: Path) -> None:
         (["data.num_workers=some"], "data.num_workers=some must be auto or at least 0"),
         (["data=voc"], "missing: give data.root=FOLDER"),
         (["+experiment=aquarium"], "data.root=FOLDER: no such folder; give the one with the data"),
-        (["data=voc", "data.root=nowhere"], "data.root=nowhere: no such folder; give the one with the data"),
+        (
+            ["data=voc", "data.root=nowhere"],
+            "data.root=nowhere: no such folder; give the one with the data",
+        ),
     ],
 )
 def test_mistakes(words: list[str], message: str, tmp_path: Path) -> None:

@@ -664,8 +664,8 @@ def test_broken_data_can_be_left_out(
     (broken,) = {p["file"] for p in report["problems"] if p["kind"] == "image unreadable"}
     assert broken == str(images / "2.png") and report["errors"] == 4
     log = (run / "train.log").read_text()
-    assert "train: 1 x image unreadable (error), such as" in log and "2.png" in log
-    assert "val: 3 x image shared (warning), such as" in log
+    assert "error: 1 x image unreadable in train, such as 2.png" in log
+    assert "warning: 3 x image shared in val, such as" in log
 
     checkpoint = f"checkpoint={run / 'checkpoints' / 'last.pt'}"
     assert command(evaluate.main, scored, checkpoint, monkeypatch=monkeypatch) == 0

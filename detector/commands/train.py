@@ -229,8 +229,11 @@ def load_data(
         write_json(folder / "data_check.json", report.to_json())
         for split, dataset in splits.items():
             log.info("%s: %s", split, dataset.describe())
-        for line in report.lines():
+        lines = report.lines()
+        for line in lines:
             log.warning(line)
+        if lines:
+            log.info("every problem, with its file: %s", shortest(folder / "data_check.json"))
         if "val" not in splits:
             log.warning("overfit: validation is on the training images")
     usable = report.usable(config.data.on_error)
@@ -320,7 +323,7 @@ def describe(trainer: Trainer, folder: Path) -> None:
     if trainer.ranks.is_first and trainer.sampler.num_batches > 1 and has_batch_norm(trainer.model):
         size = trainer.sampler.batch_size // trainer.sampler.num_batches
         log.warning("batch norm sees %d images at a time, not the whole batch", size)
-    log.info("run folder %s", folder)
+    log.info("run folder %s", shortest(folder))
 
 
 def has_batch_norm(model: torch.nn.Module) -> bool:

@@ -59,7 +59,7 @@ class Report:
     def lines(self) -> list[str]:
         """A line for each kind of problem, errors first: how often, and the first of them."""
         return [
-            f"{split}: {len(group)} x {kind} ({severity}), such as {_named(group[0])}"
+            f"{severity}: {len(group)} x {kind} in {split}, such as {_example(group[0])}"
             for (severity, split, kind), group in _by_kind(self.problems)
         ]
 
@@ -443,6 +443,11 @@ def _by_kind(problems: list[Problem]) -> list[tuple[tuple[str, str, str], list[P
     for problem in problems:
         groups.setdefault(problem[:3], []).append(problem)
     return sorted(groups.items())
+
+
+def _example(problem: Problem) -> str:
+    """The file's name, short enough for a line; who wants the folder has the report."""
+    return problem.detail if problem.file is None else shown(Path(problem.file).name)
 
 
 def _named(problem: Problem) -> str:

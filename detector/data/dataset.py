@@ -118,12 +118,11 @@ class DetectionDataset(Dataset[Sample]):
         """One line: how much there is."""
         num_objects = sum(len(record.boxes) for record in self.records)
         num_crowds = sum(int(record.iscrowd.sum()) for record in self.records)
-        num_empty = sum(len(record.boxes) == 0 for record in self.records)
         sides = [side for record in self.records for side in (record.width, record.height)]
+        ignored = f" ({num_crowds} crowd or difficult)" if num_crowds else ""
         return (
-            f"{len(self)} images ({num_empty} without objects) with sides of {min(sides)} to "
-            f"{max(sides)} pixels, {num_objects} objects ({num_crowds} crowd or difficult), "
-            f"{len(self.classes)} classes"
+            f"{len(self)} images of {min(sides)} to {max(sides)} pixels, "
+            f"{num_objects} objects{ignored}, {len(self.classes)} classes"
         )
 
     def fingerprint(self) -> str:

@@ -61,7 +61,7 @@ def shapes_folder(
     folder = cache / name
     if folder.is_dir():
         return folder
-    logger.info("generating %d images into %s", num_train + num_val, folder)
+    logger.info("generating %d images, once, into %s", num_train + num_val, cache)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".shapes-") as partial:
         unfinished = Path(partial) / name

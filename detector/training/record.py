@@ -59,6 +59,7 @@ class Record:
                     handler.addFilter(lambda line: not hasattr(line, IN_BAR))
         self.bar = self._close.enter_context(
             tqdm(
+                desc=f"epoch {first_step * num_epochs // num_steps + 1}/{num_epochs}",
                 total=num_steps,
                 initial=first_step,
                 bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left",

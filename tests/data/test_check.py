@@ -317,9 +317,9 @@ def test_usable(dataset: DetectionDataset) -> None:
     assert [record.image_id for record in usable["train"].records] == [7, 9]
     assert len(usable["val"]) == 3
     assert report.lines() == [
-        f"train: 2 x image unreadable (error), such as {path}: why; image id 8",
-        "val: 1 x object left out (error), such as gt.json: why",
-        f"train: 1 x tiny object (warning), such as {path}: why; image id 8",
+        f"error: 2 x image unreadable in train, such as {Path(path).name}",
+        "error: 1 x object left out in val, such as gt.json: why",
+        f"warning: 1 x tiny object in train, such as {Path(path).name}",
     ]
     nothing = [broken._replace(split="val", file="x.png", image_id=i) for i in (7, 8, 9)]
     with pytest.raises(DatasetError, match=r"^x\.png: why; image id 7; no image of val is left"):

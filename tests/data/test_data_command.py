@@ -121,7 +121,7 @@ def test_other_commands_tell_errors_as_well(
     with pytest.raises(DatasetError, match="category_id 77"):
         main(words)
     assert main([*words, "data.on_error=warn"]) == 0
-    assert "1 x object left out (error), such as" in capsys.readouterr().err
+    assert "1 x object left out in train, such as" in capsys.readouterr().err
 
 
 def test_sheet(tmp_path: Path, overrides: list[str]) -> None:
