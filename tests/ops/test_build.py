@@ -9,6 +9,12 @@ from ops import build
 from ops.libraries import REASON
 
 
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of CUDA, by who builds and tests here."""
+    monkeypatch.delenv("DEFORM_CONV_CUDA", raising=False)
+
+
 def test_build_and_use_agree_on_a_name() -> None:
     assert build.REASON == REASON  # the build must not import ops, which needs what it builds
 

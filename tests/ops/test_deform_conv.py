@@ -628,7 +628,7 @@ for name in ("__init__.py", "deform_conv.py", "libraries.py", "onnx.py"):
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     code = """
-import pathlib, sys
+import pathlib, sys, torch.utils.flop_counter  # they may lie where ops is installed
 sys.path = [entry for entry in sys.path if not (pathlib.Path(entry) / "ops/_cpu.so").exists()]
 import ops
 """
