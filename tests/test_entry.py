@@ -11,7 +11,7 @@ from detector import entry
 from detector.data.__main__ import HELP, main
 
 ROOT = Path(__file__).resolve().parents[1]
-FRUGAL = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+FRUGAL = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "4000"}
 
 # Runs a script, or a module after -m, and tells at the end whether torch was imported.
 WATCHED = """
