@@ -127,14 +127,20 @@ def _of_hydra(message: str) -> str:
         return " ".join(re.split(r"Config search path:|See https:", message)[0].split())
     key, owners = unknown[1], known_keys()
     if key in owners:
-        return f"{key} is of {' and '.join(owners[key])}, which this command has not chosen"
+        return f"{key} belongs to {' and '.join(owners[key])}, which this command does not use"
     meant = get_close_matches(key, owners, n=1)
     hint = f"did you mean {meant[0]}?" if meant else "--help lists what there is"
     return f"there is no {key}: {hint}"
 
 
 def known_keys() -> dict[str, list[str]]:
-    """Every group and every key of the configuration -> the choices, such as data=coco, with it."""
+    """Every group and every key of the configuration -> the commands or choices that have it."""
+    commands = {
+        "train": "train.py",
+        "evaluate": "evaluate.py",
+        "predict": "predict.py",
+        "data_command": "python -m detector.data",
+    }
     owners: dict[str, list[str]] = defaultdict(list)
     for path in sorted(CONFIGS.glob("**/*.yaml")):
         group = path.relative_to(CONFIGS).parent.as_posix()
@@ -142,10 +148,11 @@ def known_keys() -> dict[str, list[str]]:
             continue
         content = OmegaConf.to_container(OmegaConf.load(path))
         if group == ".":
-            owner = f"{path.stem}.py"
+            owner, prefix = commands[path.stem], ""
         else:
-            owner, content = f"{group}={path.stem}", {group: content}
-        for key in _keys_of(content):
+            owner, prefix = f"{group}={path.stem}", f"{group}."
+            owners[group] = [commands["train"]]
+        for key in _keys_of(content, prefix):
             if not key.startswith(("hydra", "defaults")):
                 owners[key].append(owner)
     return owners

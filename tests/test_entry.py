@@ -62,7 +62,7 @@ def test_help_of_the_data_commands(words: list[str], tmp_path: Path) -> None:
         (["shedule.lr=1"], "there is no shedule.lr: did you mean schedule.lr?"),
         (["schedul=1x"], "there is no schedul: did you mean schedule?"),
         (["qwertz=1"], "there is no qwertz: --help lists what there is"),
-        (["data.root=x"], "data.root is of data=coco and data=voc, which this command has not"),
+        (["data.root=x"], "data.root belongs to data=coco and data=voc, which this command does"),
         (["data=cocoo"], "Could not find 'data/cocoo' Available options in 'data': coco shapes"),
         (["data.num_workers=some"], "data.num_workers=some must be auto or at least 0"),
         (["data=voc"], "missing: give data.root=FOLDER"),
@@ -85,6 +85,12 @@ def test_mistakes_of_the_other_programs(tmp_path: Path) -> None:
     assert "missing: give checkpoint=FILE" in done.stderr and done.returncode == 2
     done = without_torch(tmp_path, str(ROOT / "evaluate.py"), "chekpoint=x")
     assert "there is no chekpoint: did you mean checkpoint?" in done.stderr
+    done = without_torch(tmp_path, str(ROOT / "predict.py"), "seed=1", "checkpoint=x", "images=x")
+    assert "seed belongs to evaluate.py and train.py" in done.stderr
+    done = without_torch(tmp_path, str(ROOT / "train.py"), "decode=true")
+    assert "decode belongs to python -m detector.data" in done.stderr
+    done = without_torch(tmp_path, str(ROOT / "predict.py"), "deform=none")
+    assert "deform belongs to train.py, which this command does not use" in done.stderr
     done = without_torch(tmp_path, "-m", "detector.data", "check", "data=voc")
     assert "missing: give data.root=FOLDER" in done.stderr and done.returncode == 2
 

@@ -563,7 +563,7 @@ def one_line(capsys: pytest.CaptureFixture) -> str:
     "overrides, culprits",
     [
         (["schedule.epoch=3"], ["schedule.epoch", "did you mean schedule.epochs?"]),
-        (["data.root=x"], ["data.root is of data=coco and data=voc"]),
+        (["data.root=x"], ["data.root belongs to data=coco and data=voc"]),
         (["schedule.epochs=many"], ["schedule.epochs", "many"]),
         (["model=resnet9000"], ["model/resnet9000"]),
         (["deform.stages=c9"], ["deform.stages=c9"]),
