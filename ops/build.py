@@ -107,8 +107,7 @@ def build_cuda_if_possible(sources: list[str], target: Path) -> None:
     if wanted not in ("auto", "0", "1"):
         raise BuildError(f"DEFORM_CONV_CUDA={wanted} is none of auto, 0, 1")
     reason_file = target.with_name(REASON)
-    for path in (target, reason_file):
-        path.unlink(missing_ok=True)
+    reason_file.unlink(missing_ok=True)
     try:
         if wanted == "0":
             raise BuildError("it was left out by DEFORM_CONV_CUDA=0")

@@ -420,6 +420,29 @@ def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert command(train.main, tmp_path, *more, monkeypatch=monkeypatch) == 0
     assert read_json(tmp_path / "summary.json")["epochs"] == 5
     assert [line["AP"] for line in lines_of(tmp_path, "val")] == [0.1, 0.3, 0.2, 0.3, 0.25]
+    log = (tmp_path / "train.log").read_text()  # the best is not the last one's
+    assert f"The best checkpoint, with AP 30.0, is {tmp_path}/checkpoints/best.pt" in log
+
+
+def test_a_run_that_went_on_elsewhere_and_found_no_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.3, 0.2])
+
+    def validate(*args, **kwargs) -> tuple[dict, Metrics]:
+        numbers = {"AP": next(found)}
+        ours = {"metrics": numbers, "per_class": {}, "seconds_per_image": 0.1}
+        return ours, Metrics(numbers, {})
+
+    monkeypatch.setattr(train_command, "validate", validate)
+    plan = [*TINY, "limit_train_batches=1", "schedule.decay=step"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert command(train.main, first, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
+    more = ["schedule.epochs=2", f"resume={first / 'checkpoints' / 'last.pt'}"]
+    assert command(train.main, second, *plan, *more, monkeypatch=monkeypatch) == 0
+    log = (second / "train.log").read_text()
+    assert f"The last checkpoint is {second}/checkpoints/last.pt" in log
+    assert f"python evaluate.py checkpoint={second}/checkpoints/last.pt" in log
 
 
 def test_fewer_epochs_than_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

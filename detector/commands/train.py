@@ -206,6 +206,7 @@ def train(
         "train_seconds": trainer.seconds,
         "images_per_second": trainer.num_images / trainer.seconds,
         "num_parameters": num_parameters(trainer.model),
+        "best": trainer.best,
     }
 
 
@@ -273,20 +274,23 @@ def evaluate(
 
 
 def ending(config: TrainConfig, folder: Path) -> str:
-    """What a run that is done has to say: its metrics, its best checkpoint, and what to do next."""
+    """What a run that is done has to say: its last metrics, its best checkpoint, and what to do
+    next. A run that went on from another's checkpoint, and found no better one, has its last.
+    """
     summary = json.loads((folder / "summary.json").read_text())
     folder = shortest(folder)
-    table = Metrics(summary["metrics"], summary["per_class"]).table(
-        all_in=str(folder / "summary.json")
-    )
-    best = folder / "checkpoints" / "best.pt"
-    checkpoint = shlex.quote(f"checkpoint={best}")
+    metrics = Metrics(summary["metrics"], summary["per_class"])
+    kept, name = folder / "checkpoints" / "best.pt", next(iter(metrics.summary))
+    which = f"The best checkpoint, with {name} {100 * summary['best']:.1f}, is"
+    if not kept.exists():
+        kept, which = kept.with_name("last.pt"), "The last checkpoint is"
+    checkpoint = shlex.quote(f"checkpoint={kept}")
     images = shlex.quote(f"images={shortest(val_images(config.data))}")
     return f"""done in {duration(summary["train_seconds"])} of training, {config.metric} in percent:
 
-{table}
+{metrics.table(all_in=str(folder / "summary.json"))}
 
-The best checkpoint is {best}
+{which} {kept}
 Next:
   tensorboard --logdir {shlex.quote(str(folder))}
   python evaluate.py {checkpoint}
