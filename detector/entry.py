@@ -22,6 +22,11 @@ from detector import exit_codes
 from detector.config import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # how OpenMP's threads wait
+FRUGAL = {
+    "OMP_WAIT_POLICY": "passive",  # LLVM's and Intel's
+    "GOMP_SPINCOUNT": "4000",  # GNU's, which is torch's on Linux
+}
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 
 
@@ -37,12 +42,10 @@ def share_the_machine() -> None:
     """Let threads that wait for others soon sleep, unless the user has said what they do.
 
     OpenMP's spin, and so take the cores from those that they wait for as soon as anything else
-    wants one: a training step beside busy neighbours then takes several times as long. Here they
-    look four thousand times, which alone is as fast (measured: README).
+    wants one. What that costs, `detector/step_benchmark.py` measures; README has the figures.
     """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-        os.environ["OMP_WAIT_POLICY"] = "passive"  # LLVM's and Intel's
-        os.environ["GOMP_SPINCOUNT"] = "4000"  # GNU's, which is torch's on Linux
+    if not WAITS & os.environ.keys():
+        os.environ.update(FRUGAL)
 
 
 def show_help(text: str | None) -> None:
@@ -128,6 +131,8 @@ def _of_hydra(message: str) -> str:
     key, owners = unknown[1], known_keys()
     if key in owners:
         return f"{key} belongs to {' and '.join(owners[key])}, which this command does not use"
+    if (CONFIGS / key).is_dir():  # a group of which nothing is chosen by default
+        return f"{key} is added to what is chosen: +{key}=..., with a plus"
     meant = get_close_matches(key, owners, n=1)
     hint = f"did you mean {meant[0]}?" if meant else "--help lists what there is"
     return f"there is no {key}: {hint}"

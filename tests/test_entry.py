@@ -11,7 +11,6 @@ from detector import entry
 from detector.data.__main__ import HELP, main
 
 ROOT = Path(__file__).resolve().parents[1]
-FRUGAL = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "4000"}
 
 # Runs a script, or a module after -m, and tells at the end whether torch was imported.
 WATCHED = """
@@ -61,6 +60,7 @@ def test_help_of_the_data_commands(words: list[str], tmp_path: Path) -> None:
     [
         (["shedule.lr=1"], "there is no shedule.lr: did you mean schedule.lr?"),
         (["schedul=1x"], "there is no schedul: did you mean schedule?"),
+        (["experiment=aquarium"], "experiment is added to what is chosen: +experiment=..., with a"),
         (["qwertz=1"], "there is no qwertz: --help lists what there is"),
         (["data.root=x"], "data.root belongs to data=coco and data=voc, which this command does"),
         (["data=cocoo"], "Could not find 'data/cocoo' Available options in 'data': coco shapes"),
@@ -101,12 +101,12 @@ def test_help_within_the_process(capsys: pytest.CaptureFixture) -> None:
         assert "python -m detector.data" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [*FRUGAL, "KMP_BLOCKTIME"])
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
 def test_what_threads_wait_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment: dict[str, str] = {}
     monkeypatch.setattr(entry.os, "environ", environment)
     entry.share_the_machine()
-    assert environment == FRUGAL
+    assert environment == {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "4000"}
     environment.clear()
     environment[name] = "the user's"
     entry.share_the_machine()

@@ -118,7 +118,12 @@ def test_a_bar_on_a_terminal(
         logging.root.removeHandler(file)
         shown = os.read(ours, 10_000).decode()
     os.close(ours)
-    assert "1/4" in shown and "epoch 2/2" in shown and "loss 0.5  8 images/s" in shown
+    assert (
+        "1/4" in shown
+        and "epoch 1/2" in shown
+        and "epoch 2/2" in shown
+        and "loss 0.5  8 images/s" in shown
+    )
     assert any(f"{step}/4" in shown for step in (2, 3, 4))
     assert "another line" in shown and "step 3/4" not in shown  # the bar has it
     log = (tmp_path / "train.log").read_text()
@@ -137,7 +142,7 @@ def test_a_line_where_there_is_no_terminal(
     record.close()
     short, waiting = (line.getMessage() for line in caplog.records)
     start = "epoch 1/12  step 100/90000  loss 1.23  lr 0.00123  104 images/s  "
-    assert short.startswith(start) and short.endswith(" left")
+    assert short.startswith(start) and short.endswith(" left") and "waiting" not in short
     assert waiting.startswith(start + "50% waiting for data  ")
 
 

@@ -1,0 +1,201 @@
+"""Seconds of a training step, and what they depend on beside the network.
+
+    python -m detector.step_benchmark formats model=resnet50_fpn model.weights=null ...
+    python -m detector.step_benchmark workers +experiment=aquarium data.root=aquarium
+    python -m detector.step_benchmark neighbours rounds=5 steps=8 json=neighbours.json
+
+formats      the features in channels-last order and in NCHW
+workers      the images loaded by the process that trains, and by one and two others
+neighbours   alone and beside one and two busy processes, by what OpenMP's threads wait with
+
+All take what train.py takes, and rounds=N, steps=N and json=FILE. Every step is that of a training
+run, its images' loading included. The candidates take turns, one round after the other, each in a
+process of its own, since OpenMP reads its environment only once; the first steps of a process are
+left out. Printed are medians over all steps, and those of the slowest and of the fastest round.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from detector import entry
+from detector.config import ConfigError, check_root, typed_train
+
+WARM_UP = 2  # steps of a process that are not counted
+BUSY = "while True: pass"
+WAITING: dict[str, dict[str, str]] = {  # what OpenMP's threads wait with
+    "as OpenMP does by itself": {},
+    "as here": entry.FRUGAL,
+    "1000 looks": entry.FRUGAL | {"GOMP_SPINCOUNT": "1000"},
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a process trains with.
+
+    Attributes:
+        memory_format: a name of torch's, or None for the one that training chooses.
+        neighbours: busy processes beside it.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    memory_format: str | None = None
+    neighbours: int = 0
+
+
+COMPARISONS = {
+    "formats": [
+        Candidate("channels-last", memory_format="channels_last"),
+        Candidate("NCHW", memory_format="contiguous_format"),
+    ],
+    "workers": [
+        Candidate(f"{count} workers", overrides=(f"data.num_workers={count}",))
+        for count in (0, 1, 2)
+    ],
+    "neighbours": [
+        Candidate(f"{name}, {count} neighbours", environment=environment, neighbours=count)
+        for count in (0, 1, 2)
+        for name, environment in WAITING.items()
+    ],
+}
+
+
+def compare(
+    candidates: list[Candidate], overrides: list[str], *, rounds: int, steps: int
+) -> dict[str, list[list[float]]]:
+    """Seconds of each candidate's steps: a list for each round."""
+    seconds: dict[str, list[list[float]]] = {candidate.name: [] for candidate in candidates}
+    for round_ in range(1, rounds + 1):
+        for candidate in candidates:
+            print(f"round {round_} of {rounds}: {candidate.name}", file=sys.stderr, flush=True)
+            seconds[candidate.name].append(in_child(candidate, overrides, steps))
+    return seconds
+
+
+def in_child(candidate: Candidate, overrides: list[str], steps: int) -> list[float]:
+    """The steps of one process.
+
+    Raises:
+        ConfigError: it failed, with what it said last.
+    """
+    words = [*overrides, *candidate.overrides, f"limit_train_batches={steps + WARM_UP}"]
+    environment = {k: v for k, v in os.environ.items() if k not in entry.WAITS}
+    command = [sys.executable, "-m", "detector.step_benchmark", "child"]
+    with busy(candidate.neighbours):
+        done = subprocess.run(
+            [*command, str(candidate.memory_format), *words],
+            env=environment | candidate.environment,
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise ConfigError(f"{candidate.name}: {done.stderr.strip().splitlines()[-1]}")
+    seconds: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that do nothing, as fast as they can."""
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def child(memory_format: str, overrides: list[str]) -> list[float]:
+    """Train for an epoch on the CPU, without evaluation; return the steps' seconds."""
+    import torch
+
+    from detector.build import build_data, build_trainer
+    from detector.training.distribution import ALONE
+    from detector.training.loop import train_epoch
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
+        config = typed_train(compose("train", overrides))
+    check_root(config.data)
+    trainer = build_trainer(
+        config,
+        build_data(config)["train"],
+        device=torch.device("cpu"),
+        ranks=ALONE,
+        folder=Path(),
+        fingerprint="",
+    )
+    if memory_format != "None":
+        trainer.model.to(memory_format=getattr(torch, memory_format))
+    ends: list[float] = []
+    train_epoch(
+        trainer.model,
+        trainer.batches,
+        trainer.optimization,
+        on_step=lambda _: ends.append(time.perf_counter()),
+    )
+    return [after - before for before, after in pairwise(ends[WARM_UP - 1 :])]
+
+
+def to_markdown(seconds: dict[str, list[list[float]]]) -> str:
+    """A row for each candidate."""
+    lines = ["| | seconds of a step | of the rounds |", "| --- | --- | --- |"]
+    for name, of_rounds in seconds.items():
+        medians = sorted(statistics.median(of_round) for of_round in of_rounds)
+        median = statistics.median(value for of_round in of_rounds for value in of_round)
+        lines.append(f"| {name} | {median:.3f} | {medians[0]:.3f} to {medians[-1]:.3f} |")
+    return "\n".join(lines)
+
+
+def options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The command's own values, and what is train.py's."""
+    own = {"rounds": "3", "steps": "10", "json": ""}
+    given = dict(word.partition("=")[::2] for word in words if word.partition("=")[0] in own)
+    for name in ("rounds", "steps"):
+        if not given.get(name, "1").isdecimal() or int(given.get(name, "1")) < 1:
+            raise ConfigError(f"{name}={given[name]} must be a number of at least 1")
+    return own | given, [word for word in words if word.partition("=")[0] not in own]
+
+
+def main() -> None:
+    """Measure, print a table, and write JSON where asked."""
+    if len(sys.argv) < 2 or sys.argv[1] not in (*COMPARISONS, "child"):
+        raise ConfigError(f"give one of {', '.join(COMPARISONS)}")
+    name, *words = sys.argv[1:]
+    if name == "child":
+        print(json.dumps(child(words[0], words[1:])))
+        return
+    own, overrides = options(words)
+    candidates, rounds, steps = COMPARISONS[name], int(own["rounds"]), int(own["steps"])
+    seconds = compare(candidates, overrides, rounds=rounds, steps=steps)
+    print(to_markdown(seconds))
+    if own["json"]:
+        from ops.benchmark import machine
+
+        content: dict[str, Any] = {
+            "machine": machine("cpu"),
+            "command": [name, *words],
+            "candidates": [asdict(candidate) for candidate in candidates],
+            "seconds": seconds,
+        }
+        Path(own["json"]).write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    entry.show_help(__doc__)
+    with entry.one_line_errors():
+        main()
