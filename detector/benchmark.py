@@ -1,6 +1,8 @@
 """Times a training step of ours beside torchvision's: Faster R-CNN R50-FPN, 512x512, batch 2.
 
-    python -m detector.benchmark [--device cpu|cuda] [--threads 2] [--rounds 3] [--json FILE]
+    python -m detector.benchmark
+    python -m detector.benchmark --threads 1 --rounds 5
+    python -m detector.benchmark --device cuda --json step.json
 
     ours                    `model=resnet50_fpn deform=none`, as the application builds it
     ours deformable         the same with `deform=c3-c5_v2`
@@ -335,7 +337,11 @@ def time_table(rows: list[Row]) -> str:
 
 def main() -> None:
     """Measure, print markdown tables, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m detector.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)

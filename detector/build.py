@@ -74,6 +74,7 @@ def build_model(
             modulated=deform.version == "v2",
             offset_groups=deform.offset_groups,
             mask_start=deform.mask_start,
+            offset_limit=deform.offset_limit,
         )
         detector = faster_rcnn(
             body,

@@ -16,6 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 
+# Keys of `deform` that earlier checkpoints lack, with the value that makes their model.
+SINCE_THE_FIRST_CHECKPOINTS = {"offset_limit": None}
+
 
 class ConfigError(ValueError):
     """A value that the configuration cannot have. The message names the key."""
@@ -51,6 +54,7 @@ class DeformConfig:
     version: str
     offset_groups: int
     mask_start: float
+    offset_limit: float | None
     offset_lr_multiplier: float
 
 
@@ -300,9 +304,16 @@ def check_root(data: DataConfig) -> None:
 
 
 def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
-    """The configuration of a training run, `data` included."""
+    """The configuration of a training run, `data` included.
+
+    Args:
+        config: as Hydra composed it, or as a checkpoint holds it, perhaps of an earlier version.
+    """
     if isinstance(config, DictConfig):
         check_given(config)
+    else:
+        deform = SINCE_THE_FIRST_CHECKPOINTS | config["deform"]
+        config = config | {"deform": deform}
     result = typed(TrainConfig, config)
     result.data = typed_data(result.data)
     _check_ranges(result)
@@ -382,6 +393,9 @@ def _check_ranges(config: TrainConfig) -> None:
             raise ConfigError(f"{key}={value} must be at least {least}")
     if not 0 < config.deform.mask_start <= 1:
         raise ConfigError(f"deform.mask_start={config.deform.mask_start} must be in (0, 1]")
+    limit = config.deform.offset_limit
+    if limit is not None and not limit > 0:
+        raise ConfigError(f"deform.offset_limit={limit} must be more than 0, or null")
     decay = config.schedule.ema_decay
     if decay is not None and not 0 <= decay < 1:
         raise ConfigError(f"schedule.ema_decay={decay} must be in [0, 1)")

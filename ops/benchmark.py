@@ -1,6 +1,8 @@
 """Times the operator beside its peers, a plain convolution and the machine's limits.
 
-    python -m ops.benchmark [--device cpu|cuda] [--threads 1,2] [--rounds 5] [--json FILE]
+    python -m ops.benchmark
+    python -m ops.benchmark --threads 1,2 --rounds 9
+    python -m ops.benchmark --device cuda --json operator.json
 
 The shapes are those of a detector's c3, c4 and c5; `candidates.py` says what runs. Rounds are
 interleaved: each runs every candidate once, in an order of its own, after garbage is collected; a
@@ -256,7 +258,11 @@ def machine(device: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print markdown tables, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m ops.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", default=str(torch.get_num_threads()))
     parser.add_argument("--rounds", type=int, default=5)

@@ -23,7 +23,7 @@ def measurable(device: str) -> bool:
     """Whether the peak can be reset here."""
     try:
         if device == "cpu":
-            _reset_resident_peak()
+            reset_resident_peak()
     except OSError:
         return False
     return True
@@ -69,20 +69,20 @@ def peak(function: Callable[[], object], device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         function()
         return torch.cuda.max_memory_allocated()
-    _reset_resident_peak()
+    reset_resident_peak()
     function()
-    return _status("VmHWM")
+    return resident("VmHWM")
 
 
 def _present(device: str) -> int:
-    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
+    return torch.cuda.memory_allocated() if device == "cuda" else resident("VmRSS")
 
 
-def _reset_resident_peak() -> None:
+def reset_resident_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(field: str) -> int:
+def resident(field: str) -> int:
     """Bytes that /proc/self/status gives in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))

@@ -1,7 +1,9 @@
 """One training run: build -> train -> evaluate -> summary.
 
 The run folder then holds config.yaml, metrics.jsonl, summary.json, data_check.json, train.log,
-checkpoints/last.pt, previous.pt and best.pt, and TensorBoard events.
+checkpoints/last.pt, previous.pt and best.pt, TensorBoard events, and, for a study of several runs,
+ground_truth.json and detections.json: what is on the validation images, and what the last
+evaluation found there.
 """
 
 import json
@@ -179,8 +181,8 @@ def train(
     )
     try:
         if trainer.step == 0 and ranks.is_first:
-            transform = build_transform(config.data.transform)
-            samples = Augmented(train_set, transform=transform, seed=config.seed)
+            augment = build_transform(config.data.transform)
+            samples = Augmented(train_set, transform=augment, seed=config.seed)
             record.sheet(picture_sheet(samples, num_images=NUM_PICTURES, epoch=0))
         while trainer.epoch < schedule.epochs and not stops_early(trainer, schedule.patience):
             trainer.train_epoch(record, stop)
@@ -199,13 +201,17 @@ def train(
         raise
     finally:
         record.close()
+    transform = config.data.transform
     return {
         **trainer.validation,
         "epochs": trainer.epoch,
         "skipped_steps": trainer.skipped,
         "train_seconds": trainer.seconds,
         "images_per_second": trainer.num_images / trainer.seconds,
+        "seconds_per_step": trainer.seconds / max(trainer.step, 1),
+        "peak_memory": trainer.peak_memory,
         "num_parameters": num_parameters(trainer.model),
+        "gflops": trainer.speed.flops_per_pixel * transform.min_size * transform.max_size / 1e9,
         "best": trainer.best,
     }
 
@@ -238,7 +244,10 @@ def load_data(
         if "val" not in splits:
             log.warning("overfit: validation is on the training images")
     usable = report.usable(config.data.on_error)
-    return usable["train"], usable.get("val", usable["train"])
+    train_set, val_set = usable["train"], usable.get("val", usable["train"])
+    if ranks.is_first:
+        write_json(folder / "ground_truth.json", val_set.ground_truth(), indent=None)
+    return train_set, val_set
 
 
 def evaluate(
@@ -251,7 +260,7 @@ def evaluate(
 ) -> bool:
     """Validate and record; return whether it is the best so far."""
     model, device = trainer.evaluated_model, trainer.device
-    validation, metrics = validate(
+    validation = validate(
         model,
         val_set,
         metric,
@@ -261,15 +270,19 @@ def evaluate(
         num_workers=build_num_workers(config.data.num_workers, trainer.device, trainer.ranks),
         stop=stop,
     )
-    record.validation(trainer.step, trainer.epoch + 1, validation["metrics"])
-    record.curves(trainer.step, metrics.curves)
-    is_best = trainer.note(validation)
+    summary, metrics = validation.summary, validation.metrics
+    step, epoch = trainer.step, trainer.epoch + 1
+    record.validation(step, epoch, summary["metrics"], seconds=trainer.seconds)
+    record.curves(step, metrics.curves)
+    record.offsets(step, epoch, validation.offsets.summary())
+    is_best = trainer.note(summary)
     if trainer.ranks.is_first:
+        write_json(trainer.folder / "detections.json", validation.detections, indent=None)
         best = "  (the best so far)" if is_best else ""
-        which = f"epoch {trainer.epoch + 1}/{config.schedule.epochs}"
+        which = f"epoch {epoch}/{config.schedule.epochs}"
         log.info("%s  %d images  %s%s", which, len(val_set), metrics.line(), best)
         samples = [val_set[index] for index in range(min(NUM_PICTURES, len(val_set)))]
-        record.images(trainer.step, draw(model, samples, val_set.classes, device))
+        record.images(step, draw(model, samples, val_set.classes, device))
     return is_best
 
 

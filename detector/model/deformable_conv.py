@@ -23,6 +23,8 @@ class DeformableConv2d(DeformConv2d):
         offset_groups: groups of input channels with offsets of their own.
         mask_start: the mask of a new layer, in (0, 1]: 0.5 as the paper (a sigmoid at zero), or 1
             to start as the plain convolution. The mask is `2 * mask_start * sigmoid`.
+        offset_limit: pixels of the input that each offset stays below: `limit * tanh(x / limit)`,
+            which small offsets do not notice. None: offsets are not bounded.
         others: as `torch.nn.Conv2d`.
     """
 
@@ -40,6 +42,7 @@ class DeformableConv2d(DeformConv2d):
         modulated: bool,
         offset_groups: int,
         mask_start: float,
+        offset_limit: float | None = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
@@ -51,6 +54,7 @@ class DeformableConv2d(DeformConv2d):
         self.num_offsets = 2 * offset_groups * kernel_size[0] * kernel_size[1]
         self.num_masks = self.num_offsets // 2 if modulated else 0
         self.mask_start = mask_start
+        self.offset_limit = offset_limit
         self.conv_offset = nn.Conv2d(
             in_channels,
             self.num_offsets + self.num_masks,
@@ -75,14 +79,26 @@ class DeformableConv2d(DeformConv2d):
         """
         with torch.autocast(input.device.type, enabled=False):
             predicted = self.conv_offset(input.to(self.weight.dtype))
-        if not self.num_masks:
-            return predicted, None
-        offset, logits = predicted.split([self.num_offsets, self.num_masks], dim=1)
-        return offset, 2 * self.mask_start * logits.sigmoid()
+        return self.split(predicted)
+
+    def split(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `conv_offset` predicted, as `offsets` returns it."""
+        offset, mask = predicted, None
+        if self.num_masks:
+            offset, logits = predicted.split([self.num_offsets, self.num_masks], dim=1)
+            mask = 2 * self.mask_start * logits.sigmoid()
+        if self.offset_limit is not None:
+            offset = self.offset_limit * torch.tanh(offset / self.offset_limit)
+        return offset, mask
 
 
 def deformable_like(
-    conv: nn.Conv2d, *, modulated: bool, offset_groups: int, mask_start: float
+    conv: nn.Conv2d,
+    *,
+    modulated: bool,
+    offset_groups: int,
+    mask_start: float,
+    offset_limit: float | None = None,
 ) -> DeformableConv2d:
     """The deformable layer that takes the place, and the weights, of a convolution.
 
@@ -90,13 +106,17 @@ def deformable_like(
     plain and in a deformable network.
     """
     with torch.random.fork_rng(devices=[]):
-        layer = _new_layer_like(conv, modulated, offset_groups, mask_start)
+        layer = _new_layer_like(conv, modulated, offset_groups, mask_start, offset_limit)
     layer.load_state_dict(conv.state_dict() | layer.conv_offset.state_dict(prefix="conv_offset."))
     return layer
 
 
 def _new_layer_like(
-    conv: nn.Conv2d, modulated: bool, offset_groups: int, mask_start: float
+    conv: nn.Conv2d,
+    modulated: bool,
+    offset_groups: int,
+    mask_start: float,
+    offset_limit: float | None,
 ) -> DeformableConv2d:
     assert isinstance(conv.padding, tuple)
     return DeformableConv2d(
@@ -111,4 +131,5 @@ def _new_layer_like(
         modulated=modulated,
         offset_groups=offset_groups,
         mask_start=mask_start,
+        offset_limit=offset_limit,
     )

@@ -108,6 +108,7 @@ def make_deformable(
     modulated: bool,
     offset_groups: int,
     mask_start: float,
+    offset_limit: float | None = None,
 ) -> None:
     """Replace the named convolutions, in place. State-dict names and weights stay as they are."""
     for name in convolutions:
@@ -115,6 +116,10 @@ def make_deformable(
         assert isinstance(conv, nn.Conv2d)
         parent, _, child = name.rpartition(".")
         layer = deformable_like(
-            conv, modulated=modulated, offset_groups=offset_groups, mask_start=mask_start
+            conv,
+            modulated=modulated,
+            offset_groups=offset_groups,
+            mask_start=mask_start,
+            offset_limit=offset_limit,
         )
         setattr(body.get_submodule(parent), child, layer)

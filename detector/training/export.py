@@ -1,8 +1,14 @@
-"""A checkpoint's bare weights, as others expect a model: safetensors and a model card.
+"""Writes a checkpoint's bare weights as others expect a model: safetensors and a model card.
 
-model.safetensors   the model's state dict, names unchanged
-config.yaml         the configuration that it was trained with
-README.md           the model card: classes, metrics, licence, how to load it
+    python -m detector.training.checkpoint export RUN/checkpoints/best.pt exported
+    python -m detector.training.checkpoint export RUN/checkpoints/last.pt exported/last
+    python -m detector.training.checkpoint export SWEEP/3/checkpoints/best.pt exported/3
+
+writes into the folder that is named last:
+
+    model.safetensors   the model's state dict, names unchanged
+    config.yaml         the configuration that it was trained with
+    README.md           the model card: classes, metrics, licence, how to load it
 """
 
 import argparse
@@ -146,9 +152,19 @@ def shown(value: float | None) -> str:
 
 def main() -> None:
     """The command line of `python -m detector.training.checkpoint`."""
-    parser = argparse.ArgumentParser(prog="python -m detector.training.checkpoint")
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m detector.training.checkpoint",
+        description=__doc__,
+        formatter_class=as_written,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("export", help="write bare weights and a model card")
+    command = commands.add_parser(
+        "export",
+        help="write bare weights and a model card",
+        description=__doc__,
+        formatter_class=as_written,
+    )
     command.add_argument("checkpoint", type=Path)
     command.add_argument("directory", type=Path)
     arguments = parser.parse_args()

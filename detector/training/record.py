@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from detector.evaluation.coco import Curve
+from detector.evaluation.offset_sizes import LayerSizes
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Record:
         self.num_epochs = num_epochs
         self.first_step = first_step
         self.start = time.monotonic()
+        self._far: set[str] = set()  # layers that were warned of
         if folder is None:
             return
         self._forget_after(folder, first_step)
@@ -99,15 +102,40 @@ class Record:
         for name, value in speed.items():
             self.writer.add_scalar(f"speed/{name.replace('/', ' per ')}", value, step)
 
-    def validation(self, step: int, epoch: int, scalars: dict[str, float | None]) -> None:
-        """Metrics of one evaluation; None stands for 'no such objects'."""
+    def validation(
+        self, step: int, epoch: int, scalars: dict[str, float | None], *, seconds: float
+    ) -> None:
+        """Metrics of one evaluation; None stands for 'no such objects'.
+
+        Args:
+            seconds: of training until then.
+        """
         if self.folder is None:
             return
-        self._write({"kind": "val", "step": step, "epoch": epoch, **scalars})
+        self._write({"kind": "val", "step": step, "epoch": epoch, "seconds": seconds, **scalars})
         for name, value in scalars.items():
             if value is not None:
                 self.writer.add_scalar(f"val/{name}", value, step)
         self.writer.flush()
+
+    def offsets(self, step: int, epoch: int, layers: dict[str, LayerSizes]) -> None:
+        """How far the offsets of each layer reach at an evaluation. A layer whose 99th percentile
+        passes a quarter of its map's shorter side is warned of, once.
+        """
+        if self.folder is None or not layers:
+            return
+        sizes = {name: asdict(layer) for name, layer in layers.items()}
+        self._write({"kind": "offsets", "step": step, "epoch": epoch, "layers": sizes})
+        for name, layer in layers.items():
+            for number in ("mean", "p99", "largest"):
+                self.writer.add_scalar(f"offsets {number}/{name}", getattr(layer, number), step)
+            if layer.p99 > layer.side / 4 and name not in self._far:
+                self._far.add(name)
+                log.warning(
+                    "%s: one offset of 100 is longer than %.1f pixels, more than a quarter of its "
+                    "map's %.0f: see deform.offset_limit",
+                    *(name, layer.p99, layer.side),
+                )
 
     def curves(self, step: int, curves: dict[str, Curve]) -> None:
         """Precision over recall of each class."""
@@ -188,11 +216,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all. NaN is refused: JSON has none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
     os.replace(temporary, path)
 
 

@@ -1,9 +1,13 @@
-"""How fast training is, and what it waits for."""
+"""How fast training is, what it waits for, and how much memory it takes."""
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+import torch
 
 from detector.data.dataset import Sample
+from ops import memory
 
 
 class Speed:
@@ -64,3 +68,21 @@ class Speed:
         }
         self._start()
         return values
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` forget what was before, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        memory.reset_resident_peak()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held since: tensors on a GPU, or the whole process; 0 where it is unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        return memory.resident("VmHWM")
+    except OSError:
+        return 0

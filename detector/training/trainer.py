@@ -28,7 +28,7 @@ from detector.training.loop import (
 )
 from detector.training.preemption import StopRequest
 from detector.training.record import Record
-from detector.training.speed import Speed
+from detector.training.speed import Speed, peak_memory, reset_peak_memory
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,8 @@ class Trainer:
         self.since_best = 0
         self.seconds_before = 0.0
         self.num_images_before = 0
+        self.peak_memory_before = 0
+        reset_peak_memory(self.device)
 
     @property
     def seconds(self) -> float:
@@ -107,6 +109,11 @@ class Trainer:
     @property
     def num_images(self) -> int:
         return self.num_images_before + self.speed.num_images
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes, the most of all processes that this run was in."""
+        return max(self.peak_memory_before, peak_memory(self.device))
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -215,6 +222,7 @@ class Trainer:
             "generators": generator_states(self.device),
             "seconds": self.seconds,
             "num_images": self.num_images,
+            "peak_memory": self.peak_memory,
             "validation": self.validation,
             "best": self.best,
             "since_best": self.since_best,
@@ -244,3 +252,4 @@ class Trainer:
         self.validation, self.best = checkpoint["validation"], checkpoint["best"]
         self.seconds_before = checkpoint["seconds"]
         self.num_images_before = checkpoint["num_images"]
+        self.peak_memory_before = checkpoint.get("peak_memory", 0)  # earlier ones have none

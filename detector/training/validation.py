@@ -1,6 +1,6 @@
 """The evaluation within a run: every rank detects in its share, the first one scores."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -10,8 +10,26 @@ from detector.data.dataset import DetectionDataset
 from detector.data.loading import eval_loader
 from detector.evaluation.inference import detect, progress, to_coco
 from detector.evaluation.metrics import Metrics, score
+from detector.evaluation.offset_sizes import OffsetSizes
+from detector.evaluation.results import Detection
 from detector.training.distribution import Ranks
 from detector.training.preemption import StopRequest
+
+
+class Validation(NamedTuple):
+    """What an evaluation found; on ranks other than the first, the summary alone.
+
+    Attributes:
+        summary: what summary.json says of the model.
+        metrics: all that was measured.
+        detections: as COCO results.
+        offsets: of the deformable layers, over all images.
+    """
+
+    summary: dict[str, Any]
+    metrics: Metrics
+    detections: list[Detection]
+    offsets: OffsetSizes
 
 
 def validate(
@@ -24,9 +42,8 @@ def validate(
     precision: torch.dtype,
     num_workers: int,
     stop: StopRequest,
-) -> tuple[dict[str, Any], Metrics]:
-    """What summary.json says of the model, on every rank: the numbers that one rank would find. On
-    the first, all that was measured as well.
+) -> Validation:
+    """Detect and score: the numbers are those that one rank would find.
 
     Each rank takes every n-th image. One that is told to leave stops at once; the others learn of
     it at the end of their share.
@@ -37,18 +54,24 @@ def validate(
     ranks.broadcast_buffers(model)
     share = Subset(val_set, range(ranks.rank, len(val_set), ranks.num_ranks))
     batches = progress(eval_loader(share, num_workers=num_workers), shown=ranks.is_first)
-    found, seconds = detect(model, stop.before(batches), device=device, precision=precision)
+    sizes, offsets = OffsetSizes(), OffsetSizes()
+    with sizes.watching(model):
+        found, seconds = detect(model, stop.before(batches), device=device, precision=precision)
     stop.raise_for(ranks)
     shares, total_seconds = ranks.gather(found), sum(ranks.all_gather(seconds))
+    for of_rank in ranks.gather(sizes):
+        offsets.add(of_rank)
     result: dict[str, Any] = {}
     metrics = Metrics({}, {})
+    detections: list[Detection] = []
     if ranks.is_first:
         places = (divmod(index, ranks.num_ranks) for index in range(len(val_set)))
         in_order = [shares[rank][number] for number, rank in places]
-        metrics = score(metric, val_set.ground_truth(), to_coco(in_order, val_set.category_ids))
+        detections = to_coco(in_order, val_set.category_ids)
+        metrics = score(metric, val_set.ground_truth(), detections)
         result = {
             "metrics": metrics.summary,
             "per_class": metrics.per_class,
             "seconds_per_image": total_seconds / len(val_set),
         }
-    return ranks.broadcast(result), metrics
+    return Validation(ranks.broadcast(result), metrics, detections, offsets)

@@ -180,7 +180,7 @@ def validate_oracle(path: Path) -> None:
     with joined() as ranks:
         with ranks.one_of_machine_first():
             val_set = build_data(config)["val"]
-        found, _ = validate(
+        found, *_ = validate(
             Oracle(val_set),
             val_set,
             "coco",

@@ -156,7 +156,7 @@ def test_other_processes_record_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     record = Record(None, num_steps=4, num_epochs=2, first_step=0)
     record.advance()
     record.training(1, 1, {"loss": 0.5}, {"images/s": 8.0})
-    record.validation(1, 1, {"AP": 0.25})
+    record.validation(1, 1, {"AP": 0.25}, seconds=1.0)
     record.images(1, [])
     record.hparams({}, {})
     record.close()
