@@ -8,24 +8,17 @@ configs/evaluate.yaml says what else there is, `detector/commands/evaluate.py` w
 """
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from detector import entry
-from detector.config import check_given, typed_evaluate
+from detector.config import typed_evaluate, with_data_of_evaluation
 
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """A checkpoint or a results file."""
     with entry.one_line_errors():
-        if "transform" in cfg.data:  # what a training needs need not be given
-            no_augmentation = OmegaConf.load(entry.CONFIGS / "augment" / "none.yaml")
-            cfg.data.transform = OmegaConf.merge(no_augmentation, cfg.data.transform)
-        if "train" in cfg.data:
-            cfg.data.train = None
-            check_given(cfg)
-            cfg.data.train = cfg.data.val
-        config = typed_evaluate(cfg)
+        config = typed_evaluate(with_data_of_evaluation(cfg))
         from detector.commands import evaluate  # torch, which takes seconds to import
 
         evaluate.run(config)

@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
 # Keys of `deform` that earlier checkpoints lack, with the value that makes their model.
 SINCE_THE_FIRST_CHECKPOINTS = {"offset_limit": None}
 
@@ -226,6 +228,28 @@ class PredictConfig:
 
 
 @dataclass
+class OffsetsConfig:
+    """Which checkpoint's offsets to look at, and on what."""
+
+    checkpoint: str
+    data: Any
+    max_images: int
+    device: str
+    output: str | None
+
+
+@dataclass
+class SamplingConfig:
+    """Which checkpoint samples in which images, and for which points (x, y)."""
+
+    checkpoint: str
+    images: str
+    output: str
+    points: list[list[float]]
+    device: str
+
+
+@dataclass
 class DataCommandConfig:
     """What configs/data_command.yaml adds to a training's configuration."""
 
@@ -277,7 +301,7 @@ def check_given(config: DictConfig) -> None:
     Raises:
         ConfigError: values are missing; it names all of them, as they are to be given.
     """
-    kinds = {"annotations": "FILE", "checkpoint": "FILE", "detections": "FILE"}
+    kinds = dict.fromkeys(("annotations", "checkpoint", "detections"), "FILE")
     missing = list(_missing_keys(OmegaConf.to_container(config)))
     if missing:
         given = [f"{key}={kinds.get(key.rpartition('.')[2], 'FOLDER')}" for key in missing]
@@ -340,6 +364,47 @@ def typed_evaluate(config: DictConfig) -> EvaluateConfig:
     if result.timing_images < 0:
         raise ConfigError(f"timing_images={result.timing_images} must be at least 0")
     return result
+
+
+def with_data_of_evaluation(config: DictConfig) -> DictConfig:
+    """The configuration with what only a training needs of `data` filled in, where there is any:
+    no augmentation, and the validation images for training ones.
+
+    Raises:
+        ConfigError: values are missing.
+    """
+    OmegaConf.set_struct(config, False)
+    if "transform" in config.data:
+        no_augmentation = OmegaConf.load(CONFIGS / "augment" / "none.yaml")
+        config.data.transform = OmegaConf.merge(no_augmentation, config.data.transform)
+    if "train" in config.data:
+        config.data.train = None
+        check_given(config)
+        config.data.train = config.data.val
+    return config
+
+
+def typed_offsets(config: DictConfig) -> OffsetsConfig:
+    """The configuration of a look at offsets.
+
+    Raises:
+        ConfigError: as `typed`, or no image is to be looked at.
+    """
+    check_given(config)
+    result = typed(OffsetsConfig, config)
+    if result.max_images < 1:
+        raise ConfigError(f"max_images={result.max_images} must be at least 1")
+    return result
+
+
+def typed_sampling(config: DictConfig) -> SamplingConfig:
+    """The configuration of a look at sampled places.
+
+    Raises:
+        ConfigError: as `typed`.
+    """
+    check_given(config)
+    return typed(SamplingConfig, config)
 
 
 def typed_predict(config: DictConfig) -> PredictConfig:

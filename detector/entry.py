@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -19,9 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detector import exit_codes
-from detector.config import ConfigError
+from detector.config import CONFIGS, ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # how OpenMP's threads wait
 FRUGAL = {
     "OMP_WAIT_POLICY": "passive",  # LLVM's and Intel's

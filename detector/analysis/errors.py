@@ -41,7 +41,7 @@ from pycocotools import mask
 from torch.utils.tensorboard import SummaryWriter
 
 from detector import entry
-from detector.analysis.curves import bars, heat_map, precision_recall, to_tensorboard
+from detector.analysis.charts import bars, heat_map, precision_recall, save, to_tensorboard
 from detector.config import ConfigError, typed
 from detector.data.check import table
 from detector.evaluation.coco import coco_metrics
@@ -364,7 +364,7 @@ def report(config: ReportConfig) -> str:
     (folder / "errors.md").write_text(tables, encoding="utf-8")
     (folder / "errors.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     for name, picture in pictures.items():
-        picture.save(folder / f"{name}.png")
+        save(picture, folder / f"{name}.png")
     with SummaryWriter(str(folder)) as writer:
         to_tensorboard(writer, pictures, step=0)
     return tables

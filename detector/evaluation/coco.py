@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.evaluation.coco_matches import LARGEST_AREA
+from detector.evaluation.coco_matches import AREAS
 from detector.evaluation.results import (
     Detection,
     EvaluationError,
@@ -202,7 +202,7 @@ def _curves(ground_truth: GroundTruth, precisions: np.ndarray) -> dict[str, Curv
     counts = Counter(
         annotation["category_id"]
         for annotation in ground_truth["annotations"]
-        if not annotation["iscrowd"] and annotation["area"] <= LARGEST_AREA
+        if not annotation["iscrowd"] and annotation["area"] <= AREAS["all"][1]
     )
     classes = sorted(ground_truth["categories"], key=lambda category: category["id"])
     return {

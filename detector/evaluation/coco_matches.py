@@ -5,7 +5,7 @@ detection matched. The rules, from its `COCOeval.evaluateImg`: of an image and c
 detections of the highest scores choose by falling score, each the object of the highest IoU, at
 least the threshold, that no earlier one took; of equals the last. Only where there is none may it
 match what is ignored: a crowd, which any number may match and which asks for an overlap with the
-detection's area alone, or an object beyond the largest area.
+detection's area alone, or an object whose area is out of the range that is looked at.
 
 G: objects and crowds, D: detections, P: pairs of the two within an image and class;
 T: IoU thresholds;  I: images;  K: classes;  R: recall points.
@@ -29,7 +29,12 @@ from detector.evaluation.results import (
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS = 100  # of an image and class
-LARGEST_AREA = 1e5**2
+AREAS = {  # square pixels, both ends included
+    "all": (0.0, 1e5**2),
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, 1e5**2),
+}
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,20 @@ class _Columns:
 
 
 def coco_matches(
-    ground_truth: GroundTruth, detections: list[Detection], *, class_agnostic: bool = False
+    ground_truth: GroundTruth,
+    detections: list[Detection],
+    *,
+    class_agnostic: bool = False,
+    area: str = "all",
 ) -> Matches:
     """Match `detections` with `ground_truth` as `coco_metrics` does; neither is changed.
 
-    T are the thresholds 0.50, 0.55 ... 0.95, for objects of all sizes. The summary's AP and AP50
-    are those of `coco_metrics`, to the last bit where pycocotools is compiled without fused
-    multiplications, as on x86-64.
+    T are the thresholds 0.50, 0.55 ... 0.95. The summary's AP and AP50 are those of `coco_metrics`,
+    to the last bit where pycocotools is compiled without fused multiplications, as on x86-64; its
+    AP for small, medium and large objects is the AP of that `area`.
+
+    Args:
+        area: one of `AREAS`.
 
     Raises:
         EvaluationError: one of the two breaks the format, or they do not belong together.
@@ -72,7 +84,8 @@ def coco_matches(
     )
     num_classes = 1 if class_agnostic else len(class_ids)
     is_crowd = objects.of("iscrowd") == 1
-    is_ignored = is_crowd | (objects.of("area") > LARGEST_AREA)
+    smallest, largest = AREAS[area]
+    is_ignored = is_crowd | (objects.of("area") < smallest) | (objects.of("area") > largest)
     scores = found.of("score")
 
     kept, ranks = _highest(found.classes * len(image_ids) + found.images, scores)
@@ -84,7 +97,8 @@ def coco_matches(
         THRESHOLDS[0],
     )
     matched, excused = _match(pairs, ranks, is_crowd, is_ignored)
-    excused |= ~matched & (boxes[:, 2] * boxes[:, 3] > LARGEST_AREA)
+    areas = boxes[:, 2] * boxes[:, 3]
+    excused |= ~matched & ((areas < smallest) | (areas > largest))
 
     of_classes = []
     for place in range(num_classes):

@@ -166,22 +166,34 @@ def resampled(metric: str, matches: Matches, counts: np.ndarray) -> dict[str, np
     Args:
         counts: integers (I, B), how often each image is there.
     """
+    means = class_mean(resampled_classes(metric, matches, counts))  # (T, B)
+    return {name: means[chosen].mean(axis=0) for name, chosen in matches.thresholds.items()}
+
+
+def class_mean(aps: np.ndarray) -> np.ndarray:
+    """The mean (T, B) over the classes that have an object, of AP (K, T, B)."""
+    present = np.isfinite(aps)
+    with np.errstate(invalid="ignore"):
+        mean: np.ndarray = np.where(present, aps, 0.0).sum(axis=0) / present.sum(axis=0)
+    return mean
+
+
+def resampled_classes(metric: str, matches: Matches, counts: np.ndarray) -> np.ndarray:
+    """AP (K, T, B) of each class in each resample, nan where it has no object to be found.
+
+    Args:
+        counts: integers (I, B), how often each image is there.
+    """
     num_resamples = counts.shape[1]
-    chunks = []
+    aps = np.full((len(matches.classes), len(matches.classes[0].right), num_resamples), np.nan)
     for start in range(0, num_resamples, CHUNK):
         chunk = np.ascontiguousarray(counts[:, start : start + CHUNK])
-        total = np.zeros((len(matches.classes[0].right), chunk.shape[1]))
-        num_classes = np.zeros(chunk.shape[1])
-        for of_class in matches.classes:
+        for number, of_class in enumerate(matches.classes):
             present = np.flatnonzero(of_class.num_objects)
             num_objects = of_class.num_objects[present] @ chunk[present]
-            aps = _average_precisions(metric, of_class, chunk, num_objects)
-            total += np.where(num_objects > 0, aps, 0.0)
-            num_classes += num_objects > 0
-        with np.errstate(invalid="ignore"):
-            chunks.append(total / num_classes)
-    means = np.concatenate(chunks, axis=1)  # (T, B)
-    return {name: means[chosen].mean(axis=0) for name, chosen in matches.thresholds.items()}
+            found = _average_precisions(metric, of_class, chunk, num_objects)
+            aps[number, :, start : start + CHUNK] = np.where(num_objects > 0, found, np.nan)
+    return aps
 
 
 def _average_precisions(

@@ -1,0 +1,201 @@
+"""Charts, drawn with matplotlib: each function returns a figure; nothing is shown on a screen.
+
+All are readable in black and white: what belongs together shares a marker or a line's dashes as
+well as a colour.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from detector.evaluation.coco import Curve
+
+if TYPE_CHECKING:
+    from detector.analysis.sampling.places import Look
+
+MAX_NAMED = 24  # classes in a legend: those with the most objects
+MAX_CELLS = 30  # classes on a side of a heat map whose cells have room for numbers
+COLORS = ("#1f5fbf", "#d9622b", "#3c8d40", "#8a4fb0", "#777777", "#b08900")  # of arms
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+
+matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+matplotlib.rcParams["svg.hashsalt"] = "deformable"  # the same figure is the same file
+
+
+def precision_recall(curves: dict[str, Curve]) -> Figure:
+    """Precision over recall at an IoU of 0.5: a thin line a class, and their mean in black."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    recall = np.linspace(0, 1, 101)
+    named = sorted(curves, key=lambda name: -curves[name].num_objects)[:MAX_NAMED]
+    for number, (name, curve) in enumerate(curves.items()):
+        label = f"{short(name)} {100 * curve.precision.mean():.1f}" if name in named else None
+        color = matplotlib.colormaps["turbo"](number / max(len(curves), 1))
+        axes.plot(recall, curve.precision, color=color, linewidth=1, label=label)
+    if curves:
+        mean = np.mean([curve.precision for curve in curves.values()], axis=0)
+        label = f"mean {100 * mean.mean():.1f}"
+        axes.plot(recall, mean, color="black", linewidth=3, label=label)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.01))
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def heat_map(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """Counts (R, C), each cell as dark as its share of its row."""
+    side = min(max(4.0, 0.4 * max(counts.shape)), 20.0)
+    figure = Figure(figsize=(side + 1.5, side + 1.5), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 8 if max(counts.shape) <= MAX_CELLS else 4
+    axes.set_xticks(range(len(columns)), [short(name) for name in columns], rotation=90, size=size)
+    axes.set_yticks(range(len(rows)), [short(name) for name in rows], size=size)
+    axes.set(xlabel="predicted", ylabel="true")
+    if max(counts.shape) <= MAX_CELLS:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
+    return figure
+
+
+def bars(values: dict[str, float], title: str) -> Figure:
+    """A horizontal bar from 0 for each value, the first on top."""
+    figure = Figure(figsize=(6, 0.5 + 0.45 * max(len(values), 1)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh([short(name) for name in values], list(values.values()), color=COLORS[0])
+    axes.bar_label(drawn, fmt="%.1f", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_title(title, loc="left")
+    return figure
+
+
+def forest(rows: Sequence[dict[str, Any]], xlabel: str) -> Figure:
+    """Differences with their intervals, the first on top.
+
+    Args:
+        rows: label, value, low, high and `seeds`: single differences, drawn small; in points.
+    """
+    figure = Figure(figsize=(7, 0.9 + 0.45 * max(len(rows), 1)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        axes.plot([row["low"], row["high"]], [place, place], color="black", linewidth=2)
+        axes.plot(row["value"], place, "s", color="black", markersize=7)
+        axes.plot(row["seeds"], [place + 0.22] * len(row["seeds"]), "|", color="#555555")
+    axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(rows)), [short(row["label"], 40) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def spread(lines: dict[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str, y: str) -> Figure:
+    """For each arm its seeds' curves, thin, and their mean, where they share their x.
+
+    Args:
+        lines: arm -> (xs, ys) of each seed.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (arm, seeds) in enumerate(lines.items()):
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        dashes = DASHES[number % len(DASHES)]
+        for xs, ys in seeds:
+            axes.plot(xs, ys, color=color, linewidth=0.7, alpha=0.5, linestyle=dashes)
+        if seeds and len({len(xs) for xs, _ in seeds}) == 1:
+            mean_x = np.mean([xs for xs, _ in seeds], axis=0)
+            mean_y = np.mean([ys for _, ys in seeds], axis=0)
+            style = {"color": color, "marker": marker, "linestyle": dashes}
+            axes.plot(mean_x, mean_y, linewidth=2, markersize=5, label=short(arm, 40), **style)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    if lines:
+        axes.legend()
+    return figure
+
+
+def cost_and_gain(arms: dict[str, tuple[float, float]], x: str, y: str) -> Figure:
+    """A point an arm: what it takes, and what it reaches."""
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (arm, (cost, gain)) in enumerate(arms.items()):
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        axes.plot(cost, gain, marker, color=color, markersize=9)
+        axes.annotate(short(arm, 40), (cost, gain), xytext=(8, 6), textcoords="offset points")
+    axes.margins(0.3)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def looks_figure(image: np.ndarray, looks: Sequence["Look"]) -> Figure:
+    """A row a point: where the network samples, where a plain one would, and what reaches it.
+
+    Args:
+        image: uint8 (H, W, 3).
+    """
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(12, 4 * len(looks) * height / width + 0.6), layout="constrained")
+    panels = figure.subplots(len(looks), 3, squeeze=False)
+    for row, one in zip(panels, looks, strict=True):
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+            axes.imshow(image, extent=(0, width, height, 0))
+            axes.set(xlim=(0, width), ylim=(height, 0))
+        strength = one.weights / max(float(one.weights.max(initial=0)), 1e-12)
+        row[0].scatter(*one.places.T, s=4, c="red", alpha=0.15 + 0.85 * strength.clip(0, 1))
+        row[1].scatter(*one.grid.T, s=4, c="red")
+        field = np.sqrt(one.field / max(float(one.field.max()), 1e-30))
+        row[2].imshow(field, extent=(0, width, height, 0), cmap="inferno", alpha=0.75)
+        for axes in row:
+            axes.plot(*one.point, "+", color="lime", markersize=12, markeredgewidth=2)
+    titles = (
+        f"{len(looks[0].places)} places that are sampled",
+        "the same without offsets",
+        "effective receptive field (root of the gradient)",
+    )
+    for axes, title in zip(panels[0], titles, strict=True):
+        axes.set_title(title)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """As PNG, or whatever the file's name says."""
+    figure.savefig(path, dpi=110)
+
+
+def png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def svg(figure: Figure) -> str:
+    """The element alone, for a page, with the same bytes every time."""
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def to_tensorboard(writer: SummaryWriter, figures: dict[str, Figure], step: int) -> None:
+    """Show the figures, each under its name."""
+    for name, figure in figures.items():
+        writer.add_figure(name, figure, step, close=False)
+
+
+def short(name: str, length: int = 20) -> str:
+    """One line that fits beside a chart, of which matplotlib takes nothing for mathematics."""
+    name = " ".join(name.split())
+    name = name if len(name) <= length else name[: length - 1] + "…"
+    return name.replace("$", r"\$")

@@ -1,0 +1,139 @@
+"""Where the 3x3 convolutions of a backbone sample, for one image: plain and deformable ones alike.
+
+    with sampling(model) as layers:
+        model([image])
+    layers["layer4.0.conv2"].places()      # (G, K, 2, Ho, Wo) (y, x) in pixels of the layer's input
+
+G: offset groups, K: taps (row-major), Ho, Wo: the layer's output, H, W: its input. A cell (i, j) of
+a map of stride s stands on the pixel (s i, s j) of the image that the network sees.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+
+from detector.model.deformable_conv import DeformableConv2d
+
+SIDE = 3  # of a kernel
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution's forward.
+
+    Attributes:
+        offsets: float32 (G, K, 2, Ho, Wo) as (dy, dx), zeros for a plain convolution.
+        masks: float32 (G, K, Ho, Wo), ones where there are none.
+        input_size: (H, W).
+    """
+
+    name: str
+    offsets: np.ndarray
+    masks: np.ndarray
+    input_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    is_deformable: bool
+    is_modulated: bool
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        height, width = self.offsets.shape[-2:]
+        return height, width
+
+    def grid(self) -> np.ndarray:
+        """Where a plain convolution samples: float64 (K, 2, Ho, Wo)."""
+        return self.taps(np.indices(self.output_size))
+
+    def taps(self, cells: np.ndarray) -> np.ndarray:
+        """The plain places (K, 2, ...) of the outputs at cells (2, ...), which may be fractions."""
+        tap = np.stack(np.meshgrid(*[range(SIDE)] * 2, indexing="ij")).reshape(2, -1).T  # (K, 2)
+        ahead = tap * self.dilation - np.array(self.padding)
+        start = cells * np.array(self.stride).reshape(2, *[1] * (cells.ndim - 1))
+        places: np.ndarray = start + ahead.reshape(*ahead.shape, *[1] * (cells.ndim - 1))
+        return places.astype(np.float64)
+
+    def places(self) -> np.ndarray:
+        """Where it samples: float64 (G, K, 2, Ho, Wo)."""
+        return self.grid() + self.offsets
+
+    def effective_dilation(self) -> np.ndarray:
+        """(Ho, Wo): the mean distance of neighbouring places of the filter, over offset groups
+        (Dai et al. 2017, section 4.2). A plain convolution's is its dilation.
+        """
+        places = self.places().reshape(-1, SIDE, SIDE, 2, *self.output_size)
+        down = np.linalg.norm(np.diff(places, axis=1), axis=3).reshape(-1, *self.output_size)
+        right = np.linalg.norm(np.diff(places, axis=2), axis=3).reshape(-1, *self.output_size)
+        mean: np.ndarray = np.concatenate([down, right]).mean(axis=0)
+        return mean
+
+
+@contextmanager
+def sampling(model: FasterRCNN) -> Iterator[dict[str, Layer]]:
+    """Fill a dictionary, while the model detects in one image, with every 3x3 convolution of its
+    backbone's stages, in their order.
+    """
+    layers: dict[str, Layer] = {}
+    handles = [
+        module.register_forward_hook(_hook(layers, name))
+        for name, module in convolutions(model).items()
+    ]
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def convolutions(model: FasterRCNN) -> dict[str, nn.Conv2d | DeformableConv2d]:
+    """The 3x3 convolutions of a detector's stages, plain and deformable, by their names in it."""
+    body: nn.Module = model.backbone.body
+    offsets = {id(m.conv_offset) for m in body.modules() if isinstance(m, DeformableConv2d)}
+    return {
+        name: module
+        for name, module in body.named_modules()
+        if name.startswith("layer")
+        and isinstance(module, (nn.Conv2d, DeformableConv2d))
+        and module.kernel_size == (SIDE, SIDE)
+        and id(module) not in offsets
+    }
+
+
+def _hook(layers: dict[str, Layer], name: str) -> Any:
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, (nn.Conv2d, DeformableConv2d))
+        (input,) = inputs
+        height, width = output.shape[-2:]
+        taps = SIDE * SIDE
+        offset, mask = torch.zeros(2 * taps, height, width), None
+        if isinstance(module, DeformableConv2d):
+            with torch.no_grad():
+                offsets, masks = module.offsets(input[:1])
+            offset, mask = offsets[0], None if masks is None else masks[0]
+        groups = len(offset) // (2 * taps)
+        layers[name] = Layer(
+            name,
+            offset.float().cpu().numpy().reshape(groups, taps, 2, height, width),
+            np.ones((groups, taps, height, width), dtype=np.float32)
+            if mask is None
+            else mask.float().cpu().numpy().reshape(groups, taps, height, width),
+            (input.shape[-2], input.shape[-1]),
+            _pair(module.stride),
+            _pair(module.padding),
+            _pair(module.dilation),
+            isinstance(module, DeformableConv2d),
+            mask is not None,
+        )
+
+    return look
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -1,0 +1,1 @@
+"""What deformable layers have learned, over a validation set."""

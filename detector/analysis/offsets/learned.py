@@ -1,0 +1,230 @@
+"""What deformable layers have learned, over a validation set: `__main__.py` explains the numbers.
+
+G: offset groups, K: taps, Ho, Wo: a layer's output, H, W: its input, M: objects of an image.
+"""
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.models.detection import FasterRCNN
+from tqdm import tqdm
+
+from detector.analysis.layers import Layer, sampling
+from detector.data.check import table
+from detector.data.dataset import DetectionDataset
+from detector.evaluation.inference import to_float
+from detector.evaluation.offset_sizes import EDGES
+
+SMALL, LARGE = 32.0**2, 96.0**2  # square pixels, COCO's
+PLACES = ("small", "medium", "large", "background")
+
+
+@dataclass
+class _Moments:
+    """Of numbers that come one array after the other."""
+
+    number: int = 0
+    total: Any = 0.0
+    squares: Any = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Along the last axis."""
+        self.number += values.shape[-1]
+        self.total = self.total + values.sum(axis=-1, dtype=np.float64)
+        self.squares = self.squares + np.square(values, dtype=np.float64).sum(axis=-1)
+
+    @property
+    def mean(self) -> Any:
+        return self.total / max(self.number, 1)
+
+    @property
+    def variance(self) -> Any:
+        return np.maximum(self.squares / max(self.number, 1) - self.mean**2, 0.0)
+
+
+@dataclass
+class _Seen:
+    """Of one layer, so far."""
+
+    dilations: dict[str, _Moments] = field(default_factory=lambda: defaultdict(_Moments))
+    offsets: _Moments = field(default_factory=_Moments)  # of each channel
+    masks: _Moments = field(default_factory=_Moments)  # of each channel, less 1
+    lengths: _Moments = field(default_factory=_Moments)
+    bins: np.ndarray = field(default_factory=lambda: np.zeros(len(EDGES) + 1, dtype=np.int64))
+    outside: _Moments = field(default_factory=_Moments)
+    grid_outside: _Moments = field(default_factory=_Moments)
+
+
+@dataclass(frozen=True)
+class Dilation:
+    """Effective dilation at `number` places; None where there are none."""
+
+    mean: float | None
+    deviation: float | None
+    number: int
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Of one layer. Lengths are in pixels of its input, shares in 0..1.
+
+    Attributes:
+        dilation: of each of `PLACES`.
+        outside, grid_outside: the share of places that lie outside the map, more than half a pixel
+            from its outermost ones: its own, and those of a plain convolution.
+        offsets_by_place, masks_by_place: how much depends on the place; None for no offsets, or
+            masks that are 1 everywhere.
+    """
+
+    is_deformable: bool
+    dilation: dict[str, Dilation]
+    offset_mean: float
+    offset_p99: float
+    outside: float
+    grid_outside: float
+    offsets_by_place: float | None
+    mask_mean: float
+    mask_deviation: float
+    masks_by_place: float | None
+
+
+@torch.no_grad()
+def learned(
+    model: FasterRCNN, dataset: DetectionDataset, *, device: torch.device, max_images: int
+) -> dict[str, Learned]:
+    """Look at the first images, each alone; the model is left in evaluation mode.
+
+    Returns:
+        Name of a convolution in the backbone -> what it has learned.
+    """
+    model.eval()
+    seen: dict[str, _Seen] = defaultdict(_Seen)
+    kinds: dict[str, bool] = {}
+    for index in tqdm(range(min(max_images, len(dataset))), disable=None, leave=False):
+        sample = dataset[index]
+        image = to_float(sample["image"], device)
+        with sampling(model) as layers:
+            images, _ = model.transform([image])
+            model.backbone(images.tensors)
+        size, padded = images.image_sizes[0], images.tensors.shape[-2:]
+        scale = np.array(size) / np.array(image.shape[-2:])
+        for name, layer in layers.items():
+            kinds[name] = layer.is_deformable
+            strides = np.array(padded) / np.array(layer.output_size)
+            _add(seen[name], layer, sample, scale / strides, np.array(size) / strides)
+    return {name: _learned(of_layer, kinds[name]) for name, of_layer in seen.items()}
+
+
+def _add(
+    seen: _Seen, layer: Layer, sample: Any, cells_a_pixel: np.ndarray, num_cells: np.ndarray
+) -> None:
+    """Count one image, whose content covers the first `num_cells` (2,) of the map."""
+    dilation = layer.effective_dilation()
+    height, width = np.minimum(np.ceil(num_cells).astype(int), layer.output_size)
+    boxes = sample["boxes"].numpy().reshape(-1, 2, 2)[:, :, ::-1] * cells_a_pixel  # (y, x) corners
+    for box, area, crowd in zip(
+        boxes, sample["area"].tolist(), sample["iscrowd"].tolist(), strict=True
+    ):
+        if crowd:
+            continue
+        y, x = np.minimum(box.mean(axis=0).astype(int), (height - 1, width - 1))
+        name = "small" if area < SMALL else "medium" if area < LARGE else "large"
+        seen.dilations[name].add(dilation[y, x].reshape(1))
+    seen.dilations["background"].add(dilation[:height, :width][_outside(boxes, height, width)])
+
+    offsets = layer.offsets[..., :height, :width]
+    groups, taps = offsets.shape[:2]
+    lengths = np.linalg.norm(offsets, axis=2)
+    seen.offsets.add(offsets.reshape(groups * taps * 2, -1))
+    seen.masks.add(layer.masks[..., :height, :width].reshape(groups * taps, -1) - 1)
+    seen.lengths.add(lengths.reshape(-1))
+    found = np.searchsorted(EDGES, lengths[np.isfinite(lengths)])
+    seen.bins += np.bincount(found, minlength=len(EDGES) + 1)
+    sides = np.array(layer.input_size)[:, None, None]
+    for moments, places in (
+        (seen.outside, layer.places()),
+        (seen.grid_outside, np.broadcast_to(layer.grid(), layer.offsets.shape)),
+    ):
+        places = places[..., :height, :width]
+        moments.add(((places < -0.5) | (places > sides - 0.5)).any(axis=2).reshape(-1))
+
+
+def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Cells (H, W) whose middle is in none of the boxes (M, 2, 2)."""
+    y, x = np.indices((height, width)) + 0.5
+    free = np.ones((height, width), dtype=bool)
+    for (top, left), (bottom, right) in boxes:
+        free &= ~((y >= top) & (y <= bottom) & (x >= left) & (x <= right))
+    return free
+
+
+def _learned(seen: _Seen, is_deformable: bool) -> Learned:
+    reached = int(np.searchsorted(np.cumsum(seen.bins), 0.99 * seen.bins.sum()))
+    return Learned(
+        is_deformable=is_deformable,
+        dilation={place: _dilation(seen.dilations[place]) for place in PLACES},
+        offset_mean=float(seen.lengths.mean),
+        offset_p99=float(EDGES[min(reached, len(EDGES) - 1)]) if reached else 0.0,
+        outside=float(seen.outside.mean),
+        grid_outside=float(seen.grid_outside.mean),
+        offsets_by_place=_by_place(seen.offsets),
+        mask_mean=float(np.mean(seen.masks.mean)) + 1,
+        mask_deviation=float(np.sqrt(np.mean(seen.masks.variance))),
+        masks_by_place=_by_place(seen.masks),
+    )
+
+
+def _dilation(moments: _Moments) -> Dilation:
+    if moments.number == 0:
+        return Dilation(None, None, 0)
+    return Dilation(float(moments.mean), float(np.sqrt(moments.variance)), moments.number)
+
+
+def _by_place(moments: _Moments) -> float | None:
+    squares = float(np.sum(moments.squares)) / max(moments.number, 1)
+    return float(np.sum(moments.variance)) / squares if squares else None
+
+
+def dilation_table(layers: dict[str, Learned]) -> str:
+    """Markdown: the paper's table 2, of all layers, from the output to the input."""
+    rows = []
+    for name, layer in reversed(layers.items()):
+        cells = [
+            "-" if one.mean is None else f"{one.mean:.2f} ± {one.deviation:.2f}"
+            for one in layer.dilation.values()
+        ]
+        rows.append([name, "deformable" if layer.is_deformable else "plain", *cells])
+    return table(["effective dilation", "", *PLACES], rows)
+
+
+def offsets_table(layers: dict[str, Learned]) -> str:
+    """Markdown: sizes, of the deformable layers, from the output to the input."""
+    rows = []
+    for name, layer in reversed(layers.items()):
+        if layer.is_deformable:
+            masks = f"{layer.mask_mean:.2f} ± {layer.mask_deviation:.2f}"
+            rows.append(
+                [
+                    name,
+                    f"{layer.offset_mean:.2f}",
+                    f"{layer.offset_p99:.2f}",
+                    f"{100 * layer.outside:.1f} % ({100 * layer.grid_outside:.1f} %)",
+                    _share(layer.offsets_by_place),
+                    masks,
+                    _share(layer.masks_by_place),
+                ]
+            )
+    header = ["offsets", "mean, pixels", "99th percentile", "outside the map (plain grid)"]
+    return table([*header, "by place", "masks", "by place"], rows)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def as_json(layers: dict[str, Learned]) -> dict[str, Any]:
+    """Plain containers."""
+    return {name: asdict(layer) for name, layer in layers.items()}

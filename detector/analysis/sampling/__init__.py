@@ -1,0 +1,1 @@
+"""Where a network looks for one place: sampled places and effective receptive field."""

@@ -1,0 +1,1 @@
+"""Several runs, read as an experiment: runs -> numbers -> statistics -> report and page."""

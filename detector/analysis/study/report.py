@@ -1,0 +1,148 @@
+"""study.json as markdown, for reading in a terminal, a pull request or a README."""
+
+from typing import Any
+
+from detector.analysis.study.study import classes_of, errors_of
+from detector.data.check import table
+
+SHOWN_CLASSES = 5  # of the best and of the worst
+METHOD = """\
+A difference is between means over seeds. Its 95 % interval covers, where arms have two seeds or
+more, both the choice of validation images and the seeds: the variance between seeds, pooled over
+arms, beside that of a paired bootstrap over {num_resamples} resamples of the {num_images} images,
+with t's quantile at Satterthwaite's degrees of freedom. Verdicts are corrected for the number of
+arms (Holm, 5 %), intervals are not."""
+
+
+def markdown(study: dict[str, Any]) -> str:
+    """The whole report."""
+    primary = study["primary"]
+    parts = [f"# Study: {primary} of {len(study['arms'])} arms", study["says"]]
+    parts.append(arms_table(study))
+    if study["comparisons"]:
+        parts.append(METHOD.format_map(study))
+    if seen := could_have_seen(study):
+        parts.append(seen)
+    overall = [
+        name
+        for name in study["arms"][0]["numbers"]
+        if " " not in name or not name.startswith(("class ", "error "))
+    ]
+    if len(overall) > 1:
+        parts += ["## By threshold and size", numbers_table(study, {n: n for n in overall})]
+    classes = ranked_classes(study)
+    if len(classes) > 2 * SHOWN_CLASSES:
+        rest = len(classes) - 2 * SHOWN_CLASSES
+        shown = classes[:SHOWN_CLASSES] + classes[-SHOWN_CLASSES:]
+        title = f"## By class: the best and worst five, {rest} more in study.json"
+    else:
+        shown, title = classes, "## By class"
+    if shown:
+        parts += [title, numbers_table(study, {f"class {name}": name for name in shown})]
+    errors = list(errors_of(study["arms"][0]["numbers"]))
+    if errors:
+        parts += [
+            "## By kind of error: the AP50 that mending all of a kind would add",
+            numbers_table(study, {f"error {kind}": kind for kind in errors}),
+        ]
+    parts += ["## Cost, as measured", cost_table(study)]
+    if study["notes"]:
+        parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in study["notes"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def arms_table(study: dict[str, Any]) -> str:
+    """A line for each arm: what it reached, and how it differs from the baseline."""
+    primary = study["primary"]
+    compared = {one["arm"]: one for one in study["comparisons"]}
+    rows = []
+    for arm in study["arms"]:
+        number = arm["numbers"][primary]
+        seeds = ", ".join(percent(value) for value in number["seeds"].values())
+        row = [arm["arm"], percent(number["mean"]), seeds]
+        if arm["arm"] in compared:
+            one = compared[arm["arm"]]
+            row += [interval(one["differences"][primary]), f"{one['p_holm']:.3f}", one["verdict"]]
+        else:
+            row += ["", "", "the baseline"]
+        rows.append(row)
+    header = ["arm", primary, "of each seed", "difference, 95 % interval", "p (Holm)", "verdict"]
+    return table(header, rows)
+
+
+def numbers_table(study: dict[str, Any], names: dict[str, str]) -> str:
+    """A line for each number: the baseline's mean, and each other arm's mean and difference.
+
+    Args:
+        names: name in study.json -> as it is shown.
+    """
+    baseline = study["baseline"]
+    arms = {one["arm"]: one["numbers"] for one in study["arms"]}
+    header = ["", baseline]
+    for one in study["comparisons"]:
+        header += [one["arm"], "difference"]
+    rows = []
+    for name, shown in names.items():
+        row = [shown, percent(arms[baseline][name]["mean"])]
+        for one in study["comparisons"]:
+            row += [percent(arms[one["arm"]][name]["mean"]), interval(one["differences"][name])]
+        rows.append(row)
+    return table(header, rows)
+
+
+def ranked_classes(study: dict[str, Any]) -> list[str]:
+    """The classes, those first that the first arm beside the baseline gained most in."""
+    names = list(classes_of(study["arms"][0]["numbers"]))
+    if not study["comparisons"]:
+        return names
+    gains = classes_of(study["comparisons"][0]["differences"])
+    return sorted(names, key=lambda name: -gains[name]["value"])
+
+
+def cost_table(study: dict[str, Any]) -> str:
+    """What each arm takes."""
+    units = {
+        "num_parameters": ("M parameters", 1e-6, ".2f"),
+        "gflops": ("GFLOP an image", 1, ".2f"),
+        "seconds_per_step": ("s/step", 1, ".3f"),
+        "seconds_per_image": ("s/image", 1, ".4f"),
+        "peak_memory": ("peak MiB", 2**-20, ".0f"),
+        "train_seconds": ("s/training", 1, ".0f"),
+    }
+    shown = [cost for cost in units if any(cost in arm["costs"] for arm in study["arms"])]
+    rows = []
+    for arm in study["arms"]:
+        row = [arm["arm"]]
+        for cost in shown:
+            _, scale, digits = units[cost]
+            value = arm["costs"].get(cost)
+            row.append("-" if value is None else format(scale * value, digits))
+        rows.append(row)
+    return table(["arm", *(units[cost][0] for cost in shown)], rows)
+
+
+def could_have_seen(study: dict[str, Any]) -> str:
+    """What a difference must have been to be found."""
+    seen = study["could_have_seen"]
+    if seen is None:
+        return ""
+    halve = seen["seeds_to_halve_it"]
+    more = (
+        "no number of seeds would halve that: the images are too few"
+        if halve is None
+        else f"{halve} seeds an arm would halve that"
+    )
+    return (
+        f"With {seen['num_seeds']} seeds an arm and these images, a true difference of "
+        f"{100 * seen['difference']:.1f} {study['primary']} would have been found four times of "
+        f"five; {more}."
+    )
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def interval(one: dict[str, Any]) -> str:
+    """Difference and interval, in points."""
+    return f"{100 * one['value']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"

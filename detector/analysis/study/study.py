@@ -1,0 +1,276 @@
+"""From runs to what they say: the content of study.json, in plain containers.
+
+An arm is its seeds. Each number of an arm is the mean over them, and is compared with the
+baseline's as `statistics.py` says. Numbers are in 0..1, differences too.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from detector.analysis.study import statistics
+from detector.analysis.study.numbers import CLASS, ERROR, numbers
+from detector.analysis.study.runs import Run, Runs, StudyError
+from detector.analysis.study.statistics import Arm, Difference, Noise
+from detector.evaluation.paired import draw_images
+
+FORMAT = 1
+BETTER, WORSE, NOTHING_SHOWN = "better", "worse", "no difference shown"
+COSTS = (  # of summary.json
+    "num_parameters",
+    "gflops",
+    "seconds_per_step",
+    "seconds_per_image",
+    "peak_memory",
+    "train_seconds",
+)
+ONE_POINT = 0.01
+
+
+def study(
+    runs: Runs,
+    *,
+    baseline: str | None,
+    num_resamples: int,
+    seed: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Compare all arms with one.
+
+    Args:
+        baseline: the name of an arm; None: `none` if there is one, else the first.
+        seed: of the choice of images.
+        progress: is told of each run.
+
+    Raises:
+        StudyError: there is no such arm.
+    """
+    baseline = _baseline(runs, baseline)
+    num_images = len(runs.ground_truth["images"])
+    counts = draw_images(num_images, num_resamples, np.random.default_rng(seed))
+    measured: dict[str, list[dict[str, np.ndarray]]] = {}
+    for name, of_arm in runs.arms.items():
+        for run in of_arm:
+            progress(f"{name}, seed {run.seed}")
+            found = numbers(runs.metric, runs.ground_truth, run.detections, counts)
+            measured.setdefault(name, []).append(found)
+    primary = next(iter(measured[baseline][0]))
+    quantities = {
+        name: {
+            arm: _arm(runs.arms[arm], [found[name] for found in of_arm])
+            for arm, of_arm in measured.items()
+        }
+        for name in measured[baseline][0]
+    }
+    quantities = {
+        name: arms
+        for name, arms in quantities.items()
+        if all(np.isfinite(arm.values).all() for arm in arms.values())
+    }
+    noises = {name: statistics.noise(arms, num_images) for name, arms in quantities.items()}
+    comparisons = _comparisons(quantities, noises, baseline, primary)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "metric": runs.metric,
+        "primary": primary,
+        "num_images": num_images,
+        "num_resamples": num_resamples,
+        "baseline": baseline,
+        "arms": [
+            _described(name, of_arm, {q: arms[name] for q, arms in quantities.items()})
+            for name, of_arm in runs.arms.items()
+        ],
+        "comparisons": comparisons,
+        "noise": _noise_described(noises[primary]),
+        "could_have_seen": _could_have_seen(
+            quantities[primary], noises[primary], baseline, len(comparisons)
+        ),
+        "left_out": runs.left_out,
+    }
+    content["notes"] = notes(content)
+    return {"says": headline(content)} | content
+
+
+def _baseline(runs: Runs, baseline: str | None) -> str:
+    if baseline is None:
+        return "none" if "none" in runs.arms else next(iter(runs.arms))
+    if baseline not in runs.arms:
+        raise StudyError(f"baseline={baseline} is none of the arms {', '.join(runs.arms)}")
+    return baseline
+
+
+def _arm(runs: list[Run], found: list[np.ndarray]) -> Arm:
+    together = np.stack(found)
+    return Arm(tuple(run.seed for run in runs), together[:, 0], together[:, 1:])
+
+
+def _comparisons(
+    quantities: dict[str, dict[str, Arm]],
+    noises: dict[str, Noise],
+    baseline: str,
+    primary: str,
+) -> list[dict[str, Any]]:
+    """Each arm beside the baseline, with the verdict on the primary number."""
+    others = [name for name in quantities[primary] if name != baseline]
+    differences = {
+        arm: {
+            name: statistics.difference(arms[arm], arms[baseline], noises[name])
+            for name, arms in quantities.items()
+        }
+        for arm in others
+    }
+    adjusted = statistics.holm([differences[arm][primary].p for arm in others])
+    return [
+        {
+            "arm": arm,
+            "verdict": verdict(differences[arm][primary], p),
+            "p_holm": p,
+            "differences": {
+                name: _difference_described(one) for name, one in differences[arm].items()
+            },
+        }
+        for arm, p in zip(others, adjusted, strict=True)
+    ]
+
+
+def verdict(difference: Difference, p_holm: float) -> str:
+    """Nothing is shown by single runs: another seed might say the opposite."""
+    if not difference.covers_seeds or p_holm >= 1 - statistics.LEVEL:
+        return NOTHING_SHOWN
+    return BETTER if difference.value > 0 else WORSE
+
+
+def _difference_described(one: Difference) -> dict[str, Any]:
+    return {
+        "value": one.value,
+        "low": one.low,
+        "high": one.high,
+        "standard_error": one.error,
+        "degrees_of_freedom": one.degrees,
+        "p": one.p,
+        "covers": "images and seeds" if one.covers_seeds else "images",
+    }
+
+
+def _described(name: str, runs: list[Run], quantities: dict[str, Arm]) -> dict[str, Any]:
+    costs = {
+        cost: float(np.mean([run.summary[cost] for run in runs]))
+        for cost in COSTS
+        if all(cost in run.summary for run in runs)
+    }
+    return {
+        "arm": name,
+        "runs": {str(run.seed): str(run.folder) for run in runs},
+        "numbers": {
+            quantity: {
+                "mean": float(arm.values.mean()),
+                "seeds": {
+                    str(run.seed): float(value) for run, value in zip(runs, arm.values, strict=True)
+                },
+            }
+            for quantity, arm in quantities.items()
+        },
+        "costs": costs,
+        "curves": {str(run.seed): run.curve for run in runs},
+        "offsets": {str(run.seed): run.offsets for run in runs if run.offsets},
+    }
+
+
+def _noise_described(noise: Noise) -> dict[str, Any]:
+    return {
+        "between_seeds_on_these_images": _root(noise.between_runs),
+        "of_it_due_to_the_images": _root(noise.runs_with_images),
+        "of_it_due_to_the_seeds": _root(noise.seeds) if noise.degrees else None,
+        "degrees_of_freedom": noise.degrees,
+        "seeds_are_paired": noise.is_paired,
+    }
+
+
+def _root(variance: float | None) -> float | None:
+    return None if variance is None else math.sqrt(variance)
+
+
+def _could_have_seen(
+    arms: dict[str, Arm], noise: Noise, baseline: str, num_compared: int
+) -> dict[str, Any] | None:
+    """The smallest difference that would have been found four times of five, at the arms' mean
+    variance over images and the fewest seeds; None where single runs cannot show anything.
+    """
+    if not num_compared or noise.between_runs is None:
+        return None
+    images = float(
+        np.mean(
+            [
+                np.nanvar(arm.resampled.mean(axis=0) - arms[baseline].resampled.mean(axis=0))
+                for name, arm in arms.items()
+                if name != baseline
+            ]
+        )
+    )
+    num_seeds = min(len(arm.values) for arm in arms.values())
+    return {
+        "difference": statistics.detectable(images, num_seeds, noise, num_compared),
+        "num_seeds": num_seeds,
+        "seeds_to_halve_it": statistics.seeds_to_halve(images, num_seeds, noise, num_compared),
+        "from_images_alone": math.sqrt(images),
+    }
+
+
+def headline(content: dict[str, Any]) -> str:
+    """What the study says, in one line, beginning with what it cannot say."""
+    seen, primary = content["could_have_seen"], content["primary"]
+    parts = []
+    if not content["comparisons"]:
+        return f"One arm, {content['baseline']}: there is nothing to compare it with."
+    if seen is None:
+        parts.append("One seed an arm: this cannot tell a better arm from a lucky seed.")
+    elif seen["difference"] > ONE_POINT:
+        parts.append(
+            f"This study cannot see one point of {primary}: it would find "
+            f"{100 * seen['difference']:.1f} four times of five."
+        )
+    for one in content["comparisons"]:
+        difference = one["differences"][primary]
+        interval = f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+        parts.append(
+            f"{one['arm']} against {content['baseline']}: {one['verdict']}, "
+            f"{100 * difference['value']:+.1f} {primary} {interval}."
+        )
+    return " ".join(parts)
+
+
+def notes(content: dict[str, Any]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    arms, said = content["arms"], []
+    seeds = {one["arm"]: list(one["runs"]) for one in arms}
+    counts = {len(of_arm) for of_arm in seeds.values()}
+    if len({tuple(of_arm) for of_arm in seeds.values()}) > 1:
+        listed = "; ".join(f"{arm}: {', '.join(of_arm)}" for arm, of_arm in seeds.items())
+        said.append(f"The arms have different seeds ({listed}).")
+    if counts == {1}:
+        said.append(
+            "One seed an arm: intervals cover the choice of images alone. Another seed may move "
+            "each arm by more than that, so that no verdict is given."
+        )
+    elif min(counts) == 1:
+        said.append("An arm of one seed is taken to vary between seeds as the others do.")
+    if min(counts) == 2:
+        said.append(
+            "Two seeds an arm: what varies between seeds is known from few pairs alone, so that "
+            "intervals are wide, and too narrow where one arm varies much more than another."
+        )
+    for run, why in content["left_out"].items():
+        said.append(f"Left out: {run}: {why}.")
+    return said
+
+
+def classes_of(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Class name -> its entry."""
+    return {k.removeprefix(CLASS): v for k, v in numbers.items() if k.startswith(CLASS)}
+
+
+def errors_of(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Kind of error -> its entry."""
+    return {k.removeprefix(ERROR): v for k, v in numbers.items() if k.startswith(ERROR)}

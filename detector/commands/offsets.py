@@ -1,0 +1,38 @@
+"""What the deformable layers of a checkpoint have learned, as offsets.md and offsets.json."""
+
+import logging
+from pathlib import Path
+
+from detector.analysis.offsets.learned import as_json, dilation_table, learned, offsets_table
+from detector.build import build_device, build_val_set, check_data, trained_model
+from detector.config import OffsetsConfig, typed_data, typed_train
+from detector.training.checkpoint import load_checkpoint
+from detector.training.record import write_json
+
+log = logging.getLogger("offsets")
+
+
+def run(config: OffsetsConfig) -> None:
+    """Look at all layers over the validation images.
+
+    Raises:
+        CheckpointError, WeightsError: the checkpoint cannot be used.
+        DatasetError: the images cannot.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    path = Path(config.checkpoint)
+    checkpoint = load_checkpoint(path)
+    trained = typed_train(checkpoint["config"])
+    data = typed_data(config.data) if config.data else trained.data
+    device = build_device(config.device)
+    report = check_data({"val": build_val_set(data, tuple(checkpoint["classes"]))}, data)
+    for line in report.lines():
+        log.warning(line)
+    val_set = report.usable(data.on_error)["val"]
+    model = trained_model(trained, checkpoint).to(device)
+    layers = learned(model, val_set, device=device, max_images=config.max_images)
+    output = Path(config.output) if config.output is not None else path.absolute().parent.parent
+    tables = f"{dilation_table(layers)}\n\n{offsets_table(layers)}\n"
+    write_json(output / "offsets.json", as_json(layers))
+    (output / "offsets.md").write_text(tables, encoding="utf-8")
+    log.info("%s\nwritten to %s", tables, output)

@@ -1,0 +1,52 @@
+"""Where a checkpoint's network samples in images, drawn."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from detector.analysis.charts import looks_figure, save
+from detector.analysis.sampling.places import look
+from detector.build import build_device, trained_model
+from detector.commands.predict import image_paths
+from detector.config import ConfigError, SamplingConfig, typed_train
+from detector.data.images import read_image
+from detector.evaluation.inference import to_float
+from detector.training.checkpoint import load_checkpoint
+
+log = logging.getLogger("sampling")
+NUM_POINTS = 3  # of an image, where none are given
+
+
+def run(config: SamplingConfig) -> None:
+    """Draw all images.
+
+    Raises:
+        CheckpointError, WeightsError: the checkpoint cannot be used.
+        ConfigError: a point is not in an image.
+        DatasetError: an image cannot be read, or there is none.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    checkpoint = load_checkpoint(Path(config.checkpoint))
+    device = build_device(config.device)
+    model = trained_model(typed_train(checkpoint["config"]), checkpoint).to(device).eval()
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for path in image_paths(Path(config.images)):
+        image = read_image(path)
+        height, width = image.shape[-2:]
+        points = [(x, y) for x, y in config.points]
+        for x, y in points:
+            if x >= width or y >= height:
+                raise ConfigError(
+                    f"points={x:g},{y:g} is outside {path}, which is {width}x{height} pixels"
+                )
+        pixels = to_float(image, device)
+        if not points:
+            with torch.no_grad():
+                boxes = model([pixels])[0]["boxes"][:NUM_POINTS].cpu().tolist()
+            points = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
+            points = points or [(width / 2, height / 2)]
+        target = output / f"{path.stem}.png"
+        save(looks_figure(image.permute(1, 2, 0).numpy(), look(model, pixels, points)), target)
+        log.info("%s", target)
