@@ -4,7 +4,7 @@ All are readable in black and white: what belongs together shares a marker or a 
 well as a colour.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ def forest(rows: Sequence[dict[str, Any]], xlabel: str) -> Figure:
     return figure
 
 
-def spread(lines: dict[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str, y: str) -> Figure:
+def spread(lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str, y: str) -> Figure:
     """For each arm its seeds' curves, thin, and their mean, where they share their x.
 
     Args:
@@ -115,7 +115,7 @@ def spread(lines: dict[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str, y:
         if seeds and len({len(xs) for xs, _ in seeds}) == 1:
             mean_x = np.mean([xs for xs, _ in seeds], axis=0)
             mean_y = np.mean([ys for _, ys in seeds], axis=0)
-            style = {"color": color, "marker": marker, "linestyle": dashes}
+            style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": dashes}
             axes.plot(mean_x, mean_y, linewidth=2, markersize=5, label=short(arm, 40), **style)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)

@@ -3,9 +3,11 @@
 import logging
 from pathlib import Path
 
-from detector.analysis.offsets.learned import as_json, dilation_table, learned, offsets_table
+from detector.analysis.offsets.learned import as_json, learned
+from detector.analysis.offsets.report import dilation_rows, offsets_rows
 from detector.build import build_device, build_val_set, check_data, trained_model
 from detector.config import OffsetsConfig, typed_data, typed_train
+from detector.data.check import table
 from detector.training.checkpoint import load_checkpoint
 from detector.training.record import write_json
 
@@ -30,9 +32,11 @@ def run(config: OffsetsConfig) -> None:
         log.warning(line)
     val_set = report.usable(data.on_error)["val"]
     model = trained_model(trained, checkpoint).to(device)
-    layers = learned(model, val_set, device=device, max_images=config.max_images)
+    layers = as_json(learned(model, val_set, device=device, max_images=config.max_images))
     output = Path(config.output) if config.output is not None else path.absolute().parent.parent
-    tables = f"{dilation_table(layers)}\n\n{offsets_table(layers)}\n"
-    write_json(output / "offsets.json", as_json(layers))
+    tables = f"effective dilation\n\n{table(*dilation_rows(layers))}\n"
+    if any(layer["is_deformable"] for layer in layers.values()):
+        tables += f"\noffsets and masks\n\n{table(*offsets_rows(layers))}\n"
+    write_json(output / "offsets.json", layers)
     (output / "offsets.md").write_text(tables, encoding="utf-8")
     log.info("%s\nwritten to %s", tables, output)

@@ -1,19 +1,31 @@
 """A study of runs, written as study.json, study.md and study.html."""
 
-import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from detector.analysis.study.report import arms_table, markdown
-from detector.analysis.study.runs import read_runs
+from detector.analysis.offsets.learned import as_json, learned
+from detector.analysis.study.explorer import differing_images, images_of, maps_of, most_cells
+from detector.analysis.study.page import page
+from detector.analysis.study.report import arms_rows, markdown
+from detector.analysis.study.runs import Run, Runs, read_runs
 from detector.analysis.study.study import study
+from detector.build import build_device, build_val_set, trained_model
+from detector.config import typed_train
+from detector.data.check import table
+from detector.data.dataset import DetectionDataset
+from detector.data.errors import DatasetError
+from detector.model.resnet import STAGES
+from detector.training.checkpoint import load_checkpoint
 from detector.training.record import write_json
 
 log = logging.getLogger("study")
 
 RESAMPLES = 1000
+LOOKED_AT = 200  # images, for what layers have learned
 
 
 def write(
@@ -37,15 +49,68 @@ def write(
             baseline=baseline,
             num_resamples=num_resamples,
             seed=seed,
-            progress=lambda _: bar.update() and None,
+            progress=lambda _: bar.update(),
         )
+    explorer = look(runs, content)
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "study.json", content)
     (output / "study.md").write_text(markdown(content), encoding="utf-8")
-    log.info("%s\n\n%s\n\nall of it is in %s", content["says"], arms_table(content), output)
+    (output / "study.html").write_text(page(content, explorer), encoding="utf-8")
+    said = table(*arms_rows(content))
+    log.info("%s\n\n%s\n\nall of it is in %s", content["says"], said, output / "study.html")
 
 
-def read(path: Path) -> dict[str, object]:
-    """A study.json."""
-    content: dict[str, object] = json.loads(path.read_text())
-    return content
+def look(runs: Runs, content: dict[str, Any]) -> dict[str, Any] | None:
+    """Open the models of one seed of each arm, where their checkpoints and the images are there:
+    add what their layers have learned to the study, and return what its page explores.
+    """
+    chosen = {arm: run for arm, of_arm in runs.arms.items() if (run := _with_checkpoint(of_arm))}
+    missing = [arm for arm in runs.arms if arm not in chosen]
+    if missing:
+        content["notes"].append(f"There is no checkpoint of {', '.join(missing)} to look into.")
+    try:
+        dataset = _images(next(iter(chosen.values()))) if chosen else None
+        ids = {record.image_id for record in dataset.records} if dataset else set()
+        if not dataset or not ids.issuperset(one["id"] for one in runs.ground_truth["images"]):
+            raise DatasetError("they are not those of the ground truth")
+    except DatasetError as error:
+        content["notes"].append(f"The validation images cannot be shown: {error}.")
+        return None
+    device = build_device("auto")
+    image_ids = differing_images(runs, content["baseline"])
+    cells = most_cells(len(chosen) * len(STAGES) * len(image_ids))
+    content["learned"], maps = {}, {}
+    for arm, run in chosen.items():
+        model = _model(run, device)
+        layers = as_json(learned(model, dataset, device=device, max_images=LOOKED_AT))
+        num_images = min(LOOKED_AT, len(dataset))
+        content["learned"][arm] = {"seed": run.seed, "num_images": num_images, "layers": layers}
+        maps[arm] = maps_of(model, dataset, image_ids, device=device, most_cells=cells)
+    seeds = {arm: chosen.get(arm, of_arm[0]).seed for arm, of_arm in runs.arms.items()}
+    return {
+        "baseline": content["baseline"],
+        "arms": list(runs.arms),
+        "mapped": list(maps),
+        "stages": list(STAGES),
+        "images": images_of(runs, seeds, dataset, image_ids),
+        "maps": maps,
+    }
+
+
+def _with_checkpoint(runs: list[Run]) -> Run | None:
+    return next((run for run in runs if _checkpoint(run).exists()), None)
+
+
+def _checkpoint(run: Run) -> Path:
+    return run.folder / "checkpoints" / "last.pt"  # whose detections are compared
+
+
+def _images(run: Run) -> DetectionDataset:
+    checkpoint = load_checkpoint(_checkpoint(run))
+    data = typed_train(checkpoint["config"]).data
+    return build_val_set(data, tuple(checkpoint["classes"]))
+
+
+def _model(run: Run, device: torch.device) -> Any:
+    checkpoint = load_checkpoint(_checkpoint(run))
+    return trained_model(typed_train(checkpoint["config"]), checkpoint).to(device)

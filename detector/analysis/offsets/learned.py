@@ -13,7 +13,6 @@ from torchvision.models.detection import FasterRCNN
 from tqdm import tqdm
 
 from detector.analysis.layers import Layer, sampling
-from detector.data.check import table
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.inference import to_float
 from detector.evaluation.offset_sizes import EDGES
@@ -186,43 +185,6 @@ def _dilation(moments: _Moments) -> Dilation:
 def _by_place(moments: _Moments) -> float | None:
     squares = float(np.sum(moments.squares)) / max(moments.number, 1)
     return float(np.sum(moments.variance)) / squares if squares else None
-
-
-def dilation_table(layers: dict[str, Learned]) -> str:
-    """Markdown: the paper's table 2, of all layers, from the output to the input."""
-    rows = []
-    for name, layer in reversed(layers.items()):
-        cells = [
-            "-" if one.mean is None else f"{one.mean:.2f} ± {one.deviation:.2f}"
-            for one in layer.dilation.values()
-        ]
-        rows.append([name, "deformable" if layer.is_deformable else "plain", *cells])
-    return table(["effective dilation", "", *PLACES], rows)
-
-
-def offsets_table(layers: dict[str, Learned]) -> str:
-    """Markdown: sizes, of the deformable layers, from the output to the input."""
-    rows = []
-    for name, layer in reversed(layers.items()):
-        if layer.is_deformable:
-            masks = f"{layer.mask_mean:.2f} ± {layer.mask_deviation:.2f}"
-            rows.append(
-                [
-                    name,
-                    f"{layer.offset_mean:.2f}",
-                    f"{layer.offset_p99:.2f}",
-                    f"{100 * layer.outside:.1f} % ({100 * layer.grid_outside:.1f} %)",
-                    _share(layer.offsets_by_place),
-                    masks,
-                    _share(layer.masks_by_place),
-                ]
-            )
-    header = ["offsets", "mean, pixels", "99th percentile", "outside the map (plain grid)"]
-    return table([*header, "by place", "masks", "by place"], rows)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
 
 
 def as_json(layers: dict[str, Learned]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ of one's input is a place of the output of the one before.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,6 +67,10 @@ def trace(layers: list[Layer], cell: np.ndarray, *, plain: bool) -> tuple[np.nda
     return places, weights
 
 
+def _keep(outputs: dict[str, Tensor], name: str, _: object, __: object, output: Tensor) -> None:
+    outputs[name] = output
+
+
 def look(model: FasterRCNN, image: Tensor, points: list[tuple[float, float]]) -> list[Look]:
     """Look at points (x, y) of an image, in its pixels; the model is left in evaluation mode.
 
@@ -78,9 +83,7 @@ def look(model: FasterRCNN, image: Tensor, points: list[tuple[float, float]]) ->
     seen = images.tensors.detach().clone().requires_grad_()
     outputs: dict[str, Tensor] = {}
     handles = [
-        module.register_forward_hook(
-            lambda _, __, output, name=name: outputs.update({name: output})
-        )
+        module.register_forward_hook(partial(_keep, outputs, name))
         for name, module in convolutions(model).items()
     ]
     try:

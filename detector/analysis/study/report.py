@@ -1,7 +1,10 @@
 """study.json as markdown, for reading in a terminal, a pull request or a README."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from detector.analysis.offsets.report import Rows, dilation_rows, offsets_rows
+from detector.analysis.study.numbers import CLASS, ERROR
 from detector.analysis.study.study import classes_of, errors_of
 from detector.data.check import table
 
@@ -16,42 +19,44 @@ arms (Holm, 5 %), intervals are not."""
 
 def markdown(study: dict[str, Any]) -> str:
     """The whole report."""
-    primary = study["primary"]
-    parts = [f"# Study: {primary} of {len(study['arms'])} arms", study["says"]]
-    parts.append(arms_table(study))
+    parts = [f"# Study: {study['primary']} of {len(study['arms'])} arms", study["says"]]
+    parts.append(table(*arms_rows(study)))
     if study["comparisons"]:
         parts.append(METHOD.format_map(study))
     if seen := could_have_seen(study):
         parts.append(seen)
-    overall = [
-        name
-        for name in study["arms"][0]["numbers"]
-        if " " not in name or not name.startswith(("class ", "error "))
-    ]
-    if len(overall) > 1:
-        parts += ["## By threshold and size", numbers_table(study, {n: n for n in overall})]
-    classes = ranked_classes(study)
-    if len(classes) > 2 * SHOWN_CLASSES:
-        rest = len(classes) - 2 * SHOWN_CLASSES
-        shown = classes[:SHOWN_CLASSES] + classes[-SHOWN_CLASSES:]
-        title = f"## By class: the best and worst five, {rest} more in study.json"
-    else:
-        shown, title = classes, "## By class"
-    if shown:
-        parts += [title, numbers_table(study, {f"class {name}": name for name in shown})]
-    errors = list(errors_of(study["arms"][0]["numbers"]))
-    if errors:
-        parts += [
-            "## By kind of error: the AP50 that mending all of a kind would add",
-            numbers_table(study, {f"error {kind}": kind for kind in errors}),
-        ]
-    parts += ["## Cost, as measured", cost_table(study)]
+    for title, rows in sections(study):
+        parts += [f"## {title}", table(*rows)]
     if study["notes"]:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in study["notes"]))
     return "\n\n".join(parts) + "\n"
 
 
-def arms_table(study: dict[str, Any]) -> str:
+def sections(study: dict[str, Any]) -> Iterator[tuple[str, Rows]]:
+    """Title and table of whatever there is beside the arms' first number."""
+    numbers = study["arms"][0]["numbers"]
+    overall = [name for name in numbers if not name.startswith((CLASS, ERROR))]
+    if len(overall) > 1:
+        yield "By threshold and size", numbers_rows(study, {name: name for name in overall})
+    shown, title = ranked_classes(study), "By class"
+    if len(shown) > 2 * SHOWN_CLASSES:
+        rest = len(shown) - 2 * SHOWN_CLASSES
+        shown = shown[:SHOWN_CLASSES] + shown[-SHOWN_CLASSES:]
+        title = f"By class: the best and worst five, {rest} more in study.json"
+    if shown:
+        yield title, numbers_rows(study, {CLASS + name: name for name in shown})
+    if kinds := errors_of(numbers):
+        title = "By kind of error: the AP50 that mending all of a kind would add"
+        yield title, numbers_rows(study, {ERROR + kind: kind for kind in kinds})
+    yield "Cost, as measured", cost_rows(study)
+    for arm, one in study.get("learned", {}).items():
+        title = f"What {arm} learned, seed {one['seed']}, {one['num_images']} images"
+        yield f"{title}: effective dilation", dilation_rows(one["layers"])
+        if any(layer["is_deformable"] for layer in one["layers"].values()):
+            yield f"{title}: offsets and masks", offsets_rows(one["layers"])
+
+
+def arms_rows(study: dict[str, Any]) -> Rows:
     """A line for each arm: what it reached, and how it differs from the baseline."""
     primary = study["primary"]
     compared = {one["arm"]: one for one in study["comparisons"]}
@@ -67,10 +72,10 @@ def arms_table(study: dict[str, Any]) -> str:
             row += ["", "", "the baseline"]
         rows.append(row)
     header = ["arm", primary, "of each seed", "difference, 95 % interval", "p (Holm)", "verdict"]
-    return table(header, rows)
+    return header, rows
 
 
-def numbers_table(study: dict[str, Any], names: dict[str, str]) -> str:
+def numbers_rows(study: dict[str, Any], names: dict[str, str]) -> Rows:
     """A line for each number: the baseline's mean, and each other arm's mean and difference.
 
     Args:
@@ -87,7 +92,7 @@ def numbers_table(study: dict[str, Any], names: dict[str, str]) -> str:
         for one in study["comparisons"]:
             row += [percent(arms[one["arm"]][name]["mean"]), interval(one["differences"][name])]
         rows.append(row)
-    return table(header, rows)
+    return header, rows
 
 
 def ranked_classes(study: dict[str, Any]) -> list[str]:
@@ -99,7 +104,7 @@ def ranked_classes(study: dict[str, Any]) -> list[str]:
     return sorted(names, key=lambda name: -gains[name]["value"])
 
 
-def cost_table(study: dict[str, Any]) -> str:
+def cost_rows(study: dict[str, Any]) -> Rows:
     """What each arm takes."""
     units = {
         "num_parameters": ("M parameters", 1e-6, ".2f"),
@@ -118,7 +123,7 @@ def cost_table(study: dict[str, Any]) -> str:
             value = arm["costs"].get(cost)
             row.append("-" if value is None else format(scale * value, digits))
         rows.append(row)
-    return table(["arm", *(units[cost][0] for cost in shown)], rows)
+    return ["arm", *(units[cost][0] for cost in shown)], rows
 
 
 def could_have_seen(study: dict[str, Any]) -> str:

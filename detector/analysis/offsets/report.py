@@ -1,0 +1,40 @@
+"""offsets.json as tables: a header and rows of text, for markdown and for pages."""
+
+from typing import Any
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def dilation_rows(layers: dict[str, dict[str, Any]]) -> Rows:
+    """Dai et al. 2017, table 2, of all layers, from the output to the input."""
+    rows = []
+    for name, layer in reversed(layers.items()):
+        cells = [
+            "-" if one["mean"] is None else f"{one['mean']:.2f} ± {one['deviation']:.2f}"
+            for one in layer["dilation"].values()
+        ]
+        rows.append([name, "deformable" if layer["is_deformable"] else "plain", *cells])
+    return ["layer", "", *next(iter(layers.values()))["dilation"]], rows
+
+
+def offsets_rows(layers: dict[str, dict[str, Any]]) -> Rows:
+    """Sizes, of the deformable layers, from the output to the input."""
+    rows = [
+        [
+            name,
+            f"{layer['offset_mean']:.2f}",
+            f"{layer['offset_p99']:.2f}",
+            f"{100 * layer['outside']:.1f} % ({100 * layer['grid_outside']:.1f} %)",
+            _share(layer["offsets_by_place"]),
+            f"{layer['mask_mean']:.2f} ± {layer['mask_deviation']:.2f}",
+            _share(layer["masks_by_place"]),
+        ]
+        for name, layer in reversed(layers.items())
+        if layer["is_deformable"]
+    ]
+    header = ["layer", "offsets: mean, pixels", "99th percentile", "outside the map (plain grid)"]
+    return [*header, "by place", "masks", "by place"], rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"

@@ -1,0 +1,173 @@
+"""What the page of a study shows of single images: detections of the arms beside the truth, and
+where each deformable arm samples.
+
+Offsets are kept in 32nds of a pixel, masks in 128ths, and of a large map every n-th cell, so that
+ten images stay below 15 MB.
+"""
+
+import base64
+from collections import defaultdict
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.models.detection import FasterRCNN
+
+from detector.analysis.layers import Layer, sampling
+from detector.analysis.study.runs import Runs
+from detector.data.dataset import DetectionDataset
+from detector.evaluation.coco_matches import coco_matches
+from detector.evaluation.inference import to_float
+from detector.evaluation.results import Detection, GroundTruth
+from detector.model.resnet import STAGES
+
+NUM_IMAGES = 10
+MIN_SCORE = 0.5  # of detections that are drawn, and by which images are chosen
+LONGEST_SIDE = 640  # pixels of a picture
+MOST_BYTES = 9_000_000  # of all maps together, before they are written as text
+OFFSET_SCALE, MASK_SCALE = 32, 128  # of a pixel, of 1
+BYTES_A_TAP = 5  # two of each offset, one of the mask
+
+
+def differing_images(runs: Runs, baseline: str) -> list[int]:
+    """The ids of the images in which arms differ most, by right less wrong detections of a score of
+    at least `MIN_SCORE`, the mean over seeds.
+    """
+    image_ids = sorted(image["id"] for image in runs.ground_truth["images"])
+    means = {
+        arm: np.mean([_balance(runs.ground_truth, run.detections) for run in of_arm], axis=0)
+        for arm, of_arm in runs.arms.items()
+    }
+    apart = np.zeros(len(image_ids))
+    for arm, mean in means.items():
+        if arm != baseline:
+            apart = np.maximum(apart, np.abs(mean - means[baseline]))
+    order = np.argsort(-apart, kind="stable")[:NUM_IMAGES]
+    return [image_ids[place] for place in order]
+
+
+def _balance(ground_truth: GroundTruth, detections: list[Detection]) -> np.ndarray:
+    """Right less wrong detections (I,) of each image, by ids."""
+    sure = [detection for detection in detections if detection["score"] >= MIN_SCORE]
+    balance = np.zeros(len(ground_truth["images"]))
+    for of_class in coco_matches(ground_truth, sure).classes:
+        np.add.at(balance, of_class.images, 1.0 * of_class.right[0] - of_class.wrong[0])
+    return balance
+
+
+def images_of(
+    runs: Runs, seeds: dict[str, int], dataset: DetectionDataset, image_ids: list[int]
+) -> list[dict[str, Any]]:
+    """Pictures with what is on them and what each arm's run of a seed found."""
+    places = {record.image_id: place for place, record in enumerate(dataset.records)}
+    names = {one["id"]: one["name"] for one in runs.ground_truth["categories"]}
+    truth: dict[int, list[Any]] = defaultdict(list)
+    for one in runs.ground_truth["annotations"]:
+        truth[one["image_id"]].append([*_rounded(one["bbox"]), names[one["category_id"]]])
+    found: dict[tuple[str, int], list[Any]] = defaultdict(list)
+    for arm, of_arm in runs.arms.items():
+        run = next(run for run in of_arm if run.seed == seeds[arm])
+        for one in run.detections:
+            if one["score"] >= MIN_SCORE:
+                label = f"{names[one['category_id']]} {one['score']:.2f}"
+                found[arm, one["image_id"]].append([*_rounded(one["bbox"]), label])
+    shown = []
+    for image_id in image_ids:
+        record = dataset.records[places[image_id]]
+        pixels = dataset[places[image_id]]["image"].permute(1, 2, 0).numpy()
+        shown.append(
+            {
+                "name": record.path.name,
+                "width": record.width,
+                "height": record.height,
+                "picture": _jpeg(pixels),
+                "truth": truth[image_id],
+                "found": {arm: found[arm, image_id] for arm in runs.arms},
+            }
+        )
+    return shown
+
+
+def _rounded(box: list[float]) -> list[float]:
+    return [round(float(value), 1) for value in box]
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@torch.no_grad()
+def maps_of(
+    model: FasterRCNN,
+    dataset: DetectionDataset,
+    image_ids: list[int],
+    *,
+    device: torch.device,
+    most_cells: int,
+) -> list[dict[str, Any]]:
+    """For each image, stage -> where the stage's last 3x3 convolution samples.
+
+    Args:
+        most_cells: of a map that are kept.
+    """
+    model.eval()
+    places = {record.image_id: place for place, record in enumerate(dataset.records)}
+    maps = []
+    for image_id in image_ids:
+        image = to_float(dataset[places[image_id]]["image"], device)
+        with sampling(model) as layers:
+            images, _ = model.transform([image])
+            model.backbone(images.tensors)
+        scale = np.array(images.image_sizes[0]) / np.array(image.shape[-2:])
+        padded = np.array(images.tensors.shape[-2:])
+        stages = {}
+        for stage, module in STAGES.items():
+            last = [layer for name, layer in layers.items() if name.startswith(f"{module}.")][-1]
+            stages[stage] = _map(last, padded / np.array(last.input_size) / scale, most_cells)
+        maps.append(stages)
+    return maps
+
+
+def most_cells(num_maps: int) -> int:
+    """Of each of so many maps, that stay within `MOST_BYTES` together."""
+    return max(16, MOST_BYTES // (9 * BYTES_A_TAP * max(num_maps, 1)))
+
+
+def _map(layer: Layer, pixels: np.ndarray, cells: int) -> dict[str, Any]:
+    """One layer as the page's script reads it.
+
+    Args:
+        pixels: (2,) of the image file, (y, x), that a pixel of the layer's input is wide.
+    """
+    height, width = layer.output_size
+    step = 1
+    while -(-height // step) * -(-width // step) > cells:
+        step += 1
+    content: dict[str, Any] = {
+        "layer": layer.name,
+        "deformable": layer.is_deformable,
+        "modulated": layer.is_modulated,
+        "size": [height, width],
+        "step": step,
+        "pixels": pixels.tolist(),
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+    }
+    if layer.is_deformable:  # of the first offset group: (K, 2, h, w) and (K, h, w)
+        offsets = np.rint(OFFSET_SCALE * layer.offsets[0, ..., ::step, ::step])
+        limits = np.iinfo(np.int16)
+        content["offsets"] = _text(np.nan_to_num(offsets).clip(limits.min, limits.max), "<i2")
+        masks = np.rint(MASK_SCALE * layer.masks[0, ..., ::step, ::step])
+        content["masks"] = _text(np.nan_to_num(masks).clip(0, 255), "u1")
+    return content
+
+
+def _text(values: np.ndarray, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).astype(dtype).tobytes()).decode()
