@@ -190,6 +190,7 @@ class TrainConfig:
     limit_val_batches: int | None
     overfit: int | None
     profile_steps: int
+    plan: bool
 
 
 @dataclass
@@ -337,7 +338,7 @@ def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
         check_given(config)
     else:
         deform = SINCE_THE_FIRST_CHECKPOINTS | config["deform"]
-        config = config | {"deform": deform}
+        config = {"plan": False} | config | {"deform": deform}
     result = typed(TrainConfig, config)
     result.data = typed_data(result.data)
     _check_ranges(result)

@@ -80,6 +80,7 @@ def exit_code(error: BaseException) -> int | None:
 
 def _exit_code_of_ours(error: BaseException) -> int | None:
     """The code of an error of a module that imports torch, as it has been by then."""
+    from detector.analysis.study.runs import StudyError
     from detector.data.errors import DatasetError
     from detector.evaluation.results import EvaluationError
     from detector.model.weights import WeightsError
@@ -92,7 +93,7 @@ def _exit_code_of_ours(error: BaseException) -> int | None:
         return exit_codes.PREEMPTED
     if isinstance(error, WorkersError):
         return error.exit_code
-    users = (DatasetError, EvaluationError, WeightsError, CheckpointError, StepError)
+    users = (DatasetError, EvaluationError, WeightsError, CheckpointError, StepError, StudyError)
     is_users = isinstance(error, users) or _is_out_of_memory(error)
     return exit_codes.FAILED if is_users else None
 

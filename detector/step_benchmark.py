@@ -23,14 +23,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.config import ConfigError, check_root, typed_train
+from detector.config import ConfigError, TrainConfig, check_root, typed_train
+
+if TYPE_CHECKING:
+    import torch
+
+    from detector.data.dataset import DetectionDataset
+    from detector.training.trainer import Trainer
 
 WARM_UP = 2  # steps of a process that are not counted
 BUSY = "while True: pass"
@@ -121,34 +127,54 @@ def busy(count: int) -> Iterator[None]:
 
 
 def child(memory_format: str, overrides: list[str]) -> list[float]:
-    """Train for an epoch on the CPU, without evaluation; return the steps' seconds."""
+    """The seconds of the steps of an epoch on the CPU."""
     import torch
 
-    from detector.build import build_data, build_trainer
-    from detector.training.distribution import ALONE
-    from detector.training.loop import train_epoch
+    from detector.build import build_data
 
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = typed_train(compose("train", overrides))
     check_root(config.data)
+    train_set = build_data(config)["train"]
+    chosen = None if memory_format == "None" else getattr(torch, memory_format)
+    steps = int(config.limit_train_batches or 1) - WARM_UP
+    cpu = torch.device("cpu")
+    _, seconds = step_seconds(config, train_set, device=cpu, steps=steps, memory_format=chosen)
+    return seconds
+
+
+def step_seconds(
+    config: TrainConfig,
+    train_set: "DetectionDataset",
+    *,
+    device: "torch.device",
+    steps: int,
+    memory_format: "torch.memory_format | None" = None,
+) -> "tuple[Trainer, list[float]]":
+    """Train for some steps, without evaluation or a run folder; return the trainer and how long
+    each took after those that warm up.
+    """
+    import torch
+
+    from detector.build import build_trainer
+    from detector.training.distribution import ALONE
+    from detector.training.loop import train_epoch
+
     trainer = build_trainer(
-        config,
-        build_data(config)["train"],
-        device=torch.device("cpu"),
-        ranks=ALONE,
-        folder=Path(),
-        fingerprint="",
+        config, train_set, device=device, ranks=ALONE, folder=Path(), fingerprint=""
     )
-    if memory_format != "None":
-        trainer.model.to(memory_format=getattr(torch, memory_format))
+    if memory_format is not None:
+        trainer.model.to(memory_format=memory_format)
     ends: list[float] = []
-    train_epoch(
-        trainer.model,
-        trainer.batches,
-        trainer.optimization,
-        on_step=lambda _: ends.append(time.perf_counter()),
-    )
-    return [after - before for before, after in pairwise(ends[WARM_UP - 1 :])]
+
+    def on_step(_: object) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ends.append(time.perf_counter())
+
+    batches = islice(trainer.batches, steps + WARM_UP)
+    train_epoch(trainer.model, batches, trainer.optimization, on_step=on_step)
+    return trainer, [after - before for before, after in pairwise(ends[WARM_UP - 1 :])]
 
 
 def to_markdown(seconds: dict[str, list[list[float]]]) -> str:

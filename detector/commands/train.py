@@ -19,7 +19,6 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.analysis.ablation import draw_curves, write_table
 from detector.build import (
     build_data,
     build_device,
@@ -52,13 +51,6 @@ from detector.training.validation import validate
 log = logging.getLogger("train")
 
 NUM_PICTURES = 4  # of either set, drawn into TensorBoard
-
-
-def sum_up(sweep: Path) -> None:
-    """Write the table and the curves of the runs of a sweep that are there."""
-    if ranks_of_environment().is_first:
-        log.info("%s\n%s", sweep / "ablation.md", write_table(sweep))
-        draw_curves(sweep)
 
 
 def start(config: TrainConfig, folder: Path) -> None:

@@ -10,7 +10,7 @@ from detector.training.checkpoint import Checkpoint, CheckpointError, load_check
 FREE = frozenset(
     "device devices max_restarts data.num_workers schedule.num_parts schedule.epochs "
     "schedule.evaluate_every schedule.patience max_skipped_steps resume log_every "
-    "checkpoint_every keep_every profile_steps".split()
+    "checkpoint_every keep_every profile_steps plan".split()
 )
 
 

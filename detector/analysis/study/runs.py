@@ -108,6 +108,11 @@ def read_runs(folders: list[Path]) -> Runs:
     return Runs(by_arm, left_out, ground_truth, configs[kept[0]]["metric"])
 
 
+def arms_of(runs: list[Path]) -> dict[Path, str]:
+    """The arm that each run folder is of, by what its sweep varies."""
+    return _arms({run: _overrides(run) for run in runs})[0]
+
+
 def _folders_of_runs(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such folder; give that of a sweep, such as multirun/DATE")

@@ -1,0 +1,107 @@
+"""How long a run or a sweep would take: some steps and images are measured, nothing is trained.
+
+Arms are measured once, whatever their seeds; each run folder gets a plan.json.
+"""
+
+import json
+import logging
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.analysis.study.runs import arms_of
+from detector.build import build_data, build_device, build_precision
+from detector.config import TrainConfig, config_hash
+from detector.data.check import table
+from detector.evaluation.timing import measure as time_images
+from detector.step_benchmark import step_seconds
+from detector.training.record import duration, write_json
+
+log = logging.getLogger("plan")
+
+STEPS, IMAGES = 8, 4  # that are measured
+FILE = "plan.json"
+
+
+def measure(config: TrainConfig, folder: Path) -> None:
+    """Write plan.json into the run folder, and say what is in it."""
+    arm = config_hash(replace(config, seed=0))
+    known = [plan for plan in plans_of(folder.parent).values() if plan["arm"] == arm]
+    plan = known[0] if known else {"arm": arm, **_measured(config)}
+    write_json(folder / FILE, plan)
+    log.info("%s", line(plan))
+
+
+def _measured(config: TrainConfig) -> dict[str, Any]:
+    splits = build_data(config)
+    val_set, device = splits.get("val", splits["train"]), build_device(config.device)
+    schedule = config.schedule
+    trainer, seconds = step_seconds(config, splits["train"], device=device, steps=STEPS)
+    timing = time_images(
+        trainer.model,
+        val_set,
+        device=device,
+        precision=build_precision(config.precision),
+        max_images=IMAGES,
+    )
+    evaluations = -(-schedule.epochs // schedule.evaluate_every)
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "steps": schedule.epochs * trainer.sampler.num_steps,
+        "seconds_per_step": statistics.median(seconds),
+        "evaluations": evaluations,
+        "images": len(val_set),
+        "seconds_per_image": (timing.load_ms + timing.forward_ms + timing.post_ms) / 1000,
+    }
+
+
+def seconds_of(plan: dict[str, Any]) -> float:
+    """Of a whole run."""
+    training: float = plan["steps"] * plan["seconds_per_step"]
+    return training + plan["evaluations"] * plan["images"] * plan["seconds_per_image"]
+
+
+def line(plan: dict[str, Any]) -> str:
+    """One run."""
+    return (
+        f"{plan['steps']} steps of {plan['seconds_per_step']:.3f} s, {plan['evaluations']} "
+        f"evaluations of {plan['images']} images of {plan['seconds_per_image']:.3f} s: "
+        f"{duration(seconds_of(plan))} on {plan['device']} with {plan['threads']} threads"
+    )
+
+
+def plans_of(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Those that the runs below a folder have, by run."""
+    return {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{FILE}"))}
+
+
+def is_planned(folder: Path) -> bool:
+    """Whether a sweep's runs were only planned."""
+    return bool(plans_of(folder)) and not any(folder.glob("*/summary.json"))
+
+
+def sum_up(folder: Path) -> None:
+    """The number of runs and how long they take, one after the other."""
+    plans = plans_of(folder)
+    names = arms_of(list(plans))
+    arms = {names[run]: plan for run, plan in plans.items()}
+    rows = [
+        [
+            arm,
+            str(sum(name == arm for name in names.values())),
+            str(plan["steps"]),
+            f"{plan['seconds_per_step']:.3f}",
+            duration(seconds_of(plan)),
+        ]
+        for arm, plan in arms.items()
+    ]
+    total = duration(sum(map(seconds_of, plans.values())))
+    header = ["arm", "runs", "steps", "seconds a step", "a run"]
+    log.info(
+        "%d runs of %d arms, one after the other: about %s; nothing was trained\n\n%s",
+        *(len(plans), len(arms), total, table(header, rows)),
+    )
