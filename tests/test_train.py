@@ -250,39 +250,87 @@ def stop_after(num_epochs: int):
     return stopping
 
 
-def test_an_ablation_ends_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arms = [*TINY, "schedule.epochs=1", "+ablation=stages", "deform=none,c5_v1"]
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", f"hydra.sweep.dir={tmp_path}", *arms])
+def sweep(folder: Path, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several runs, as from the command line."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, *words])
     handlers = list(logging.root.handlers)
-    entry.run(train.main)
-    logging.root.handlers = handlers
-    assert (tmp_path / "ablation.png").exists()
-    header, _, *rows = (tmp_path / "ablation.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (header, *rows)]
-    assert [name for name in cells[0] if name in ("AP", "M parameters", "s/image")] == [
-        "AP",
-        "M parameters",
-        "s/image",
+    try:
+        entry.run(train.run_or_sweep)
+    finally:
+        logging.root.handlers = handlers
+
+
+def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command again trains nothing, and says the same."""
+    words = ["schedule.epochs=1", "+ablation=stages", "deform=none,c5_v2", "seed=0,1"]
+    sweep(tmp_path, *words, monkeypatch=monkeypatch)
+    study = read_json(tmp_path / "study.json")
+    none, deformable = study["arms"]
+    assert [none["arm"], deformable["arm"]] == ["none", "c5_v2"] and none["runs"].keys() == {
+        "0",
+        "1",
+    }
+    # 2 offset convolutions (27, C, 3, 3) with a bias: C is 256 and 512
+    more = deformable["costs"]["num_parameters"] - none["costs"]["num_parameters"]
+    assert more == 27 * ((256 + 512) * 9 + 2)
+    assert all(none["costs"][cost] > 0 for cost in ("gflops", "seconds_per_step", "peak_memory"))
+    assert (
+        none["numbers"]["AP"]["seeds"]["1"]
+        == read_json(tmp_path / "1/summary.json")["metrics"]["AP"]
+    )
+    layers = study["learned"]["c5_v2"]["layers"]
+    assert [name for name in layers if layers[name]["is_deformable"]] == [
+        "layer4.0.conv1",
+        "layer4.0.conv2",
     ]
-    assert len(cells) == 3 and "deform=none" in cells[1][0] and "deform=c5_v1" in cells[2][0]
-    parameters = cells[0].index("M parameters")
-    # 2 offset convolutions (18, C, 3, 3) with a bias: C is 256 and 512
-    more = float(cells[2][parameters]) - float(cells[1][parameters])
-    assert more == pytest.approx(18 * ((256 + 512) * 9 + 2) / 1e6, abs=0.011)
+    assert layers["layer1.0.conv1"]["dilation"]["background"]["mean"] == 1
+    assert '"mapped": ["none", "c5_v2"]' in (tmp_path / "study.html").read_text()
+    assert not study["left_out"] and (tmp_path / "study.md").exists()
+
+    lines = [json.loads(line) for line in (tmp_path / "2/metrics.jsonl").read_text().splitlines()]
+    offsets = [line for line in lines if line["kind"] == "offsets"]
+    assert len(offsets) == 1 and set(offsets[0]["layers"]) == {"layer4.0.conv1", "layer4.0.conv2"}
+    assert scalar_steps(tmp_path / "2", "offsets p99/layer4.0.conv1") == [3]
+
+    before = {
+        name: (tmp_path / name).read_bytes() for name in ("study.json", "study.md", "study.html")
+    }
+    monkeypatch.setattr(train_command.Trainer, "train_epoch", None)
+    sweep(tmp_path, *words, monkeypatch=monkeypatch)
+    for name in names:
+        assert (tmp_path / name).read_bytes() == before[name]
+
+
+def test_a_sweep_that_is_only_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["schedule.epochs=7", "deform=none,c5_v2", "seed=0,1,2", "plan=true"]
+    sweep(tmp_path, *words, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert "6 runs of 2 arms" in printed and "nothing was trained" in printed
+    plan = read_json(tmp_path / "4" / "plan.json")
+    assert plan["steps"] == 7 * 3 and plan["evaluations"] == 7 and plan["images"] == 5
+    assert plan["seconds_per_step"] > 0 and plan["seconds_per_image"] > 0
+    row = next(line for line in printed.splitlines() if line.startswith("| c5_v2 |"))
+    assert row.startswith(f"| c5_v2 | 3 | 21 | {plan['seconds_per_step']:.3f} |")
+    assert read_json(tmp_path / "3" / "plan.json") == plan  # measured once for all seeds
+    assert not list(tmp_path.glob("*/summary.json")) and not (tmp_path / "study.json").exists()
 
 
 def test_an_arm_that_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arms = [*TINY, "schedule.epochs=1", "schedule.optimizer=sgd,lion,adamw"]
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", f"hydra.sweep.dir={tmp_path}", *arms])
-    handlers = list(logging.root.handlers)
     with pytest.raises(SystemExit) as stop:
-        entry.run(train.main)
-    logging.root.handlers = handlers
+        sweep(
+            tmp_path,
+            *("schedule.epochs=1", "schedule.optimizer=sgd,lion,adamw"),
+            monkeypatch=monkeypatch,
+        )
     assert stop.value.code == 2
-    rows = (tmp_path / "ablation.md").read_text().splitlines()[2:]
-    assert len(rows) == 3 and "failed" in rows[1] and "failed" not in rows[0] + rows[2]
+    study = read_json(tmp_path / "study.json")
+    assert [arm["arm"] for arm in study["arms"]] == ["sgd", "adamw"]
+    ((run, why),) = study["left_out"].items()
+    assert Path(run).name == "1" and "failed" in why and "lion" in why
 
 
 def test_real_images_from_the_command_line(

@@ -99,7 +99,7 @@ class Trainer:
         self.since_best = 0
         self.seconds_before = 0.0
         self.num_images_before = 0
-        self.peak_memory_before = 0
+        self.peak_memory = 0  # bytes, of all processes of this run, when it was last saved
         reset_peak_memory(self.device)
 
     @property
@@ -109,11 +109,6 @@ class Trainer:
     @property
     def num_images(self) -> int:
         return self.num_images_before + self.speed.num_images
-
-    @property
-    def peak_memory(self) -> int:
-        """Bytes, the most of all processes that this run was in."""
-        return max(self.peak_memory_before, peak_memory(self.device))
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -209,6 +204,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """All that `restore` needs, in plain containers."""
+        self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -252,4 +248,4 @@ class Trainer:
         self.validation, self.best = checkpoint["validation"], checkpoint["best"]
         self.seconds_before = checkpoint["seconds"]
         self.num_images_before = checkpoint["num_images"]
-        self.peak_memory_before = checkpoint.get("peak_memory", 0)  # earlier ones have none
+        self.peak_memory = checkpoint.get("peak_memory", 0)  # earlier ones have none

@@ -179,3 +179,27 @@ def test_deformable_layers_take_the_weights_along() -> None:
         name for name, module in body.named_modules() if isinstance(module, DeformableConv2d)
     } == set(names)
     assert after["layer4.1.conv2.conv_offset.weight"].shape == (27, 512, 3, 3)
+
+
+def test_offsets_that_are_bounded() -> None:
+    """Small ones are as they were, large ones stay below the limit, and the derivative is right."""
+    conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    free, bounded = (
+        deformable_like(
+            conv, modulated=True, offset_groups=1, mask_start=1.0, offset_limit=limit
+        ).double()
+        for limit in (None, 4.0)
+    )
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(1, 2, 5, 6, generator=generator, dtype=torch.float64)
+    for layer in (free, bounded):
+        layer.conv_offset.bias.data[:9] = 1e-3
+        layer.conv_offset.bias.data[9:18] = 50.0
+    (before, mask), (after, same_mask) = free.offsets(input), bounded.offsets(input)
+    assert torch.equal(mask, same_mask)
+    assert (after[:, :9] - before[:, :9]).abs().max() < 1e-10  # x^3 / (3 limit^2)
+    assert (after[:, 9:] <= 4.0).all() and (after[:, 9:] > 3.9).all()
+    predicted = torch.randn(1, 27, 2, 2, generator=generator, dtype=torch.float64) * 5
+    assert torch.autograd.gradcheck(
+        lambda values: bounded.split(values)[0], predicted.requires_grad_()
+    )
