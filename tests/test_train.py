@@ -27,12 +27,14 @@ from detector.config import typed_train
 from detector.data import check
 from detector.data.check import Problem
 from detector.evaluation.metrics import Metrics
+from detector.evaluation.offset_sizes import OffsetSizes
 from detector.model.weights import trained_weights
 from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
 from detector.training.distribution import Ranks
 from detector.training.export import export
 from detector.training.preemption import Preempted, StopRequest
+from detector.training.validation import Validation
 
 TINY = [
     "model.backbone=resnet10",
@@ -292,9 +294,8 @@ def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(offsets) == 1 and set(offsets[0]["layers"]) == {"layer4.0.conv1", "layer4.0.conv2"}
     assert scalar_steps(tmp_path / "2", "offsets p99/layer4.0.conv1") == [3]
 
-    before = {
-        name: (tmp_path / name).read_bytes() for name in ("study.json", "study.md", "study.html")
-    }
+    names = ("study.json", "study.md", "study.html")
+    before = {name: (tmp_path / name).read_bytes() for name in names}
     monkeypatch.setattr(train_command.Trainer, "train_epoch", None)
     sweep(tmp_path, *words, monkeypatch=monkeypatch)
     for name in names:
@@ -448,10 +449,10 @@ def test_a_step_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([0.1, 0.3, 0.2, 0.3, 0.25])
 
-    def validate(*args, **kwargs) -> tuple[dict, Metrics]:
+    def validate(*args, **kwargs) -> Validation:
         numbers = {"AP": next(found)}
         ours = {"metrics": numbers, "per_class": {}, "seconds_per_image": 0.1}
-        return ours, Metrics(numbers, {})
+        return Validation(ours, Metrics(numbers, {}), [], OffsetSizes())
 
     monkeypatch.setattr(train_command, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.epochs=9", "schedule.decay=step"]
@@ -477,10 +478,10 @@ def test_a_run_that_went_on_elsewhere_and_found_no_better(
 ) -> None:
     found = iter([0.3, 0.2])
 
-    def validate(*args, **kwargs) -> tuple[dict, Metrics]:
+    def validate(*args, **kwargs) -> Validation:
         numbers = {"AP": next(found)}
         ours = {"metrics": numbers, "per_class": {}, "seconds_per_image": 0.1}
-        return ours, Metrics(numbers, {})
+        return Validation(ours, Metrics(numbers, {}), [], OffsetSizes())
 
     monkeypatch.setattr(train_command, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.decay=step"]

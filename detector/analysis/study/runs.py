@@ -56,7 +56,7 @@ class Runs:
 
     Attributes:
         arms: name -> its runs, by rising seed.
-        left_out: folder of a run -> why it has no part in the study.
+        left_out: a run, as `shown` -> why it has no part in the study.
         metric: coco, voc07 or voc12.
     """
 
@@ -77,8 +77,8 @@ def read_runs(folders: list[Path]) -> Runs:
     for run in found:
         reason = _unfinished(run)
         if reason is not None:
-            left_out[str(run)] = reason
-    done = [run for run in dict.fromkeys(found) if str(run) not in left_out]
+            left_out[shown(run)] = reason
+    done = [run for run in dict.fromkeys(found) if shown(run) not in left_out]
     if not done:
         reasons = "; ".join(f"{run}: {why}" for run, why in left_out.items())
         raise StudyError(f"there is no finished run to study: {reasons}")
@@ -89,7 +89,7 @@ def read_runs(folders: list[Path]) -> Runs:
     _leave_out_others(left_out, done, lambda run: truths[run], "its validation set is another")
     _leave_out_others(left_out, done, lambda run: configs[run]["metric"], "its metric is another")
     _leave_out_configs(left_out, done, configs, arms, varied)
-    kept = _distinct([run for run in done if str(run) not in left_out], arms, configs, left_out)
+    kept = _distinct([run for run in done if shown(run) not in left_out], arms, configs, left_out)
 
     ground_truth = read_ground_truth(kept[0] / "ground_truth.json")
     by_arm: dict[str, list[Run]] = {}
@@ -97,7 +97,7 @@ def read_runs(folders: list[Path]) -> Runs:
         try:
             detections = read_detections(run / "detections.json", ground_truth)
         except EvaluationError as error:
-            left_out[str(run)] = str(error)
+            left_out[shown(run)] = str(error)
             continue
         by_arm.setdefault(arms[run], []).append(_read(run, arms[run], configs[run], detections))
     if not by_arm:
@@ -106,6 +106,12 @@ def read_runs(folders: list[Path]) -> Runs:
     for runs in by_arm.values():
         runs.sort(key=lambda run: run.seed)
     return Runs(by_arm, left_out, ground_truth, configs[kept[0]]["metric"])
+
+
+def shown(run: Path) -> str:
+    """A run's folder as a study names it: with its sweep's, wherever that is."""
+    run = run.absolute()
+    return f"{run.parent.name}/{run.name}"
 
 
 def arms_of(runs: list[Path]) -> dict[Path, str]:
@@ -174,11 +180,11 @@ def _leave_out_others(
     left_out: dict[str, str], runs: Iterable[Path], of_run: Callable[[Path], Any], why: str
 ) -> None:
     """Leave out those that differ from most, of equally many from the first."""
-    runs = [run for run in runs if str(run) not in left_out]
+    runs = [run for run in runs if shown(run) not in left_out]
     ((most, _),) = Counter(map(of_run, runs)).most_common(1)
     for run in runs:
         if of_run(run) != most:
-            left_out[str(run)] = f"{why} than that of the other runs"
+            left_out[shown(run)] = f"{why} than that of the other runs"
 
 
 def _leave_out_configs(
@@ -191,7 +197,7 @@ def _leave_out_configs(
     """Leave out runs that differ in more than what is varied: between arms in keys that no override
     names, within an arm in any.
     """
-    runs = [run for run in done if str(run) not in left_out]
+    runs = [run for run in done if shown(run) not in left_out]
     keys = sorted({key for run in runs for key in configs[run]} - FREE - {"seed", "plan"})
     for key in keys:
         is_varied = any(key == name or key.startswith(f"{name}.") for name in varied)
@@ -201,8 +207,8 @@ def _leave_out_configs(
             values = [repr(configs[run].get(key)) for run in members]
             ((most, _),) = Counter(values).most_common(1)
             for run, value in zip(members, values, strict=True):
-                if value != most and str(run) not in left_out:
-                    left_out[str(run)] = f"it has {key}={value}, the other runs {most}"
+                if value != most and shown(run) not in left_out:
+                    left_out[shown(run)] = f"it has {key}={value}, the other runs {most}"
 
 
 def _distinct(
@@ -216,7 +222,7 @@ def _distinct(
     for run in runs:
         other = first.setdefault((arms[run], configs[run]["seed"]), run)
         if other != run:
-            left_out[str(run)] = f"it has the arm and the seed of {other}"
+            left_out[shown(run)] = f"it has the arm and the seed of {shown(other)}"
     return list(first.values())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from detector.analysis.study import statistics
 from detector.analysis.study.numbers import CLASS, ERROR, numbers
-from detector.analysis.study.runs import Run, Runs, StudyError
+from detector.analysis.study.runs import Run, Runs, StudyError, shown
 from detector.analysis.study.statistics import Arm, Difference, Noise
 from detector.evaluation.paired import draw_images
 
@@ -162,7 +162,7 @@ def _described(name: str, runs: list[Run], quantities: dict[str, Arm]) -> dict[s
     }
     return {
         "arm": name,
-        "runs": {str(run.seed): str(run.folder) for run in runs},
+        "runs": {str(run.seed): shown(run.folder) for run in runs},
         "numbers": {
             quantity: {
                 "mean": float(arm.values.mean()),
