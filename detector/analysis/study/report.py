@@ -50,10 +50,11 @@ def sections(study: dict[str, Any]) -> Iterator[tuple[str, Rows]]:
         yield title, numbers_rows(study, {ERROR + kind: kind for kind in kinds})
     yield "Cost, as measured", cost_rows(study)
     for arm, one in study.get("learned", {}).items():
+        if not any(layer["is_deformable"] for layer in one["layers"].values()):
+            continue
         title = f"What {arm} learned, seed {one['seed']}, {one['num_images']} images"
         yield f"{title}: effective dilation", dilation_rows(one["layers"])
-        if any(layer["is_deformable"] for layer in one["layers"].values()):
-            yield f"{title}: offsets and masks", offsets_rows(one["layers"])
+        yield f"{title}: offsets and masks", offsets_rows(one["layers"])
 
 
 def arms_rows(study: dict[str, Any]) -> Rows:
@@ -64,15 +65,20 @@ def arms_rows(study: dict[str, Any]) -> Rows:
     for arm in study["arms"]:
         number = arm["numbers"][primary]
         seeds = ", ".join(percent(value) for value in number["seeds"].values())
-        row = [arm["arm"], percent(number["mean"]), seeds]
+        compare, p = ["", "the baseline"], ""
         if arm["arm"] in compared:
             one = compared[arm["arm"]]
-            row += [interval(one["differences"][primary]), f"{one['p_holm']:.3f}", one["verdict"]]
-        else:
-            row += ["", "", "the baseline"]
-        rows.append(row)
-    header = ["arm", primary, "of each seed", "difference, 95 % interval", "p (Holm)", "verdict"]
-    return header, rows
+            compare = [interval(one["differences"][primary]), one["verdict"]]
+            p = f"{one['p_holm']:.3f}"
+        rows.append([arm["arm"], percent(number["mean"]), *compare, p, seeds])
+    return [
+        "arm",
+        primary,
+        "difference, 95 % interval",
+        "verdict",
+        "p (Holm)",
+        "of each seed",
+    ], rows
 
 
 def numbers_rows(study: dict[str, Any], names: dict[str, str]) -> Rows:

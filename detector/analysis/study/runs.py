@@ -21,7 +21,8 @@ from detector.evaluation.results import (
 from detector.training.record import read_metrics
 from detector.training.resume import FREE, flat
 
-NOT_VARIED = frozenset({"seed", "ablation", "plan"})  # overrides that make no arm
+# What makes no arm: beside the seed, where and how talkative a run is. How long it is matters.
+IRRELEVANT = FREE - {"schedule.epochs", "schedule.patience", "max_skipped_steps"} | {"seed"}
 
 
 class StudyError(ValueError):
@@ -158,7 +159,7 @@ def _overrides(run: Path) -> dict[str, str]:
     items = OmegaConf.load(run / ".hydra" / "overrides.yaml")
     pairs = (str(item).partition("=")[::2] for item in items)
     named = {key.lstrip("+~"): value for key, value in pairs}
-    return {key: value for key, value in named.items() if key not in NOT_VARIED}
+    return {key: value for key, value in named.items() if key not in IRRELEVANT | {"ablation"}}
 
 
 def _arms(overrides: dict[Path, dict[str, str]]) -> tuple[dict[Path, str], list[str]]:
@@ -198,7 +199,7 @@ def _leave_out_configs(
     names, within an arm in any.
     """
     runs = [run for run in done if shown(run) not in left_out]
-    keys = sorted({key for run in runs for key in configs[run]} - FREE - {"seed", "plan"})
+    keys = sorted({key for run in runs for key in configs[run]} - IRRELEVANT)
     for key in keys:
         is_varied = any(key == name or key.startswith(f"{name}.") for name in varied)
         groups = {arms[run] for run in runs} if is_varied else {None}
