@@ -16,6 +16,7 @@ from a study (study=study.json), and varied about it. The kinds of interval:
     seeds       Welch's t of the seeds' values alone
     nested      the bootstrap over seeds and, within it, over images; percentiles
     sum         the variances of `seeds` and `images` added, t at Satterthwaite's degrees of freedom
+    pooled      as ours, but for one variance between seeds for all arms
     ours        `statistics.py`
 
 Since contributions are added, the bootstrap's variance over images is known without resampling.
@@ -24,7 +25,7 @@ Since contributions are added, the bootstrap's variance over images is known wit
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from detector.data.check import table
 
 NUM_IMAGES = 200
 SEEDS, ARMS = (2, 3, 5, 10), (2, 3, 6)
-KINDS = ("images", "seeds", "nested", "sum", "ours")
+KINDS = ("images", "seeds", "nested", "sum", "pooled", "ours")
 NESTED_RESAMPLES, NESTED_SHARE = 200, 10  # of so many repeats one is given to the slow one
 
 
@@ -107,9 +108,9 @@ def draw(world: World, num_arms: int, num_seeds: int, rng: np.random.Generator) 
 def bounds(contributions: np.ndarray, rng: np.random.Generator, nested: bool) -> dict[str, Any]:
     """Kind -> (low, high) of the second arm's difference from the first."""
     num_arms, num_seeds, num_images = contributions.shape
-    values, arms = contributions.mean(axis=2), contributions.mean(axis=1)
+    values, means = contributions.mean(axis=2), contributions.mean(axis=1)
     value = values[1].mean() - values[0].mean()
-    images = float(np.var(arms[1] - arms[0])) / num_images
+    images = float(np.var(means[1] - means[0])) / num_images
     of_arms = values[:2].var(axis=1, ddof=1) / num_seeds
     found = {
         "images": _about(value, images, num_images - 1),
@@ -120,25 +121,46 @@ def bounds(contributions: np.ndarray, rng: np.random.Generator, nested: bool) ->
             _satterthwaite([*of_arms, images], [num_seeds - 1] * 2 + [num_images - 1]),
         ),
     }
-    noise = noise_of(contributions)
-    ours = statistics.from_variances(value, images, 2 / num_seeds, noise)
+    arms = arms_of(contributions)
+    noise = noises_of(arms)[0]
+    ours = statistics.from_noise(value, noise)
     found["ours"] = (ours.low, ours.high)
+    spread = statistics.pooled(arms)
+    assert spread is not None
+    of_all = statistics.from_noise(
+        value,
+        replace(
+            noise,
+            runs=2 * spread.runs / num_seeds,
+            runs_with_images=2 * spread.with_images / num_seeds,
+            degrees=spread.degrees,
+        ),
+    )
+    found["pooled"] = (of_all.low, of_all.high)
     if nested:
         found["nested"] = _nested(contributions[:2], rng)
     return found
 
 
-def noise_of(contributions: np.ndarray) -> statistics.Noise:
-    """As `statistics.noise` finds it, with the bootstrap's variance as it is known here: of a mean
-    over I images, which is what centred contributions over the root of I have.
+def arms_of(contributions: np.ndarray) -> list[statistics.Arm]:
+    """As a study has them, with the bootstrap's variance as it is known here: of a mean over I
+    images it is that of the contributions over the root of I.
     """
-    arms = {
-        str(number): statistics.Arm(
+    return [
+        statistics.Arm(
             tuple(range(len(of_arm))), of_arm.mean(axis=1), of_arm / np.sqrt(of_arm.shape[1])
         )
-        for number, of_arm in enumerate(contributions)
-    }
-    return statistics.noise(arms, contributions.shape[2])
+        for of_arm in contributions
+    ]
+
+
+def noises_of(arms: list[statistics.Arm]) -> list[statistics.Noise]:
+    """Of each arm's difference from the first."""
+    num_images, is_paired = arms[0].resampled.shape[1], statistics.are_paired(arms)
+    return [
+        statistics.noise(arm, arms[0], num_images, others=None, is_paired=is_paired)
+        for arm in arms[1:]
+    ]
 
 
 def _about(value: float, variance: float, degrees: float) -> tuple[float, float]:
@@ -196,11 +218,14 @@ def simulate(world: World, num_seeds: int, num_arms: int, repeats: int, seed: in
         for kind, (low, high) in bounds(contributions, rng, repeat % NESTED_SHARE == 0).items():
             inside[kind].append(low <= 0 <= high)
             halves[kind].append((high - low) / 2)
-        noise = noise_of(contributions)
-        paired.append(noise.is_paired)
-        ps, seen = _verdicts(contributions, noise, 0.0)
+        arms = arms_of(contributions)
+        noises = noises_of(arms)
+        paired.append(noises[0].is_paired)
+        values = np.array([float(arm.values.mean() - arms[0].values.mean()) for arm in arms[1:]])
+        ps = [statistics.from_noise(*pair).p for pair in zip(values, noises, strict=True)]
         alarms.append(min(statistics.holm(ps)) < 1 - statistics.LEVEL)
-        ps, _ = _verdicts(contributions, noise, seen)
+        better = float(values[0]) + statistics.detectable(noises[0], len(noises))
+        ps[0] = statistics.from_noise(better, noises[0]).p
         found.append(statistics.holm(ps)[0] < 1 - statistics.LEVEL)
     return Result(
         world.name,
@@ -212,24 +237,6 @@ def simulate(world: World, num_seeds: int, num_arms: int, repeats: int, seed: in
         float(np.mean(found)),
         float(np.mean(paired)),
     )
-
-
-def _verdicts(
-    contributions: np.ndarray, noise: statistics.Noise, true_difference: float
-) -> tuple[list[float], float]:
-    """p of each arm against the first, the second arm being better by so much; and the difference
-    that such a study says it would find.
-    """
-    num_arms, num_seeds, num_images = contributions.shape
-    values, arms = contributions.mean(axis=(1, 2)), contributions.mean(axis=1)
-    ps, variances = [], []
-    for arm in range(1, num_arms):
-        value = float(values[arm] - values[0]) + (true_difference if arm == 1 else 0.0)
-        images = float(np.var(arms[arm] - arms[0])) / num_images
-        variances.append(images)
-        ps.append(statistics.from_variances(value, images, 2 / num_seeds, noise).p)
-    mean = float(np.mean(variances))
-    return ps, statistics.detectable(mean, num_seeds, noise, num_arms - 1)
 
 
 def results(config: SimulationConfig) -> Iterator[Result]:

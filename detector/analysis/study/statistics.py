@@ -8,24 +8,25 @@ what is measured varies about what is true by
       + b²                        how the arm goes with them, which all its runs share
 
 for each of two arms. The paired bootstrap over images of the difference of the arms' means finds
-b² + w² / n; the variance between the runs of an arm, on the same images, is s² + w². Their sum
-counts w² twice, and w² is what the bootstrap finds of a run's distance from its arm's mean. So
+b² + w² / n of each; the variance S² between the runs of an arm, on the same images, is s² + w².
+Their sum counts w² twice, and w² is what the bootstrap finds of a run's distance from its arm's
+mean: W. So
 
-    v = (S² - W)+ (1 / n1 + 1 / n2) + B
+    v = (S1² / n1 + S2² / n2 - W1 / n1 - W2 / n2)+ + B
 
-with S² and W pooled over all arms, which assumes that seeds matter alike in each, and t's quantile
-at the degrees of freedom of Satterthwaite ("An Approximate Distribution of Estimates of Variance
-Components", Biometrics Bulletin 1946). `simulation.py` compares this with what else one could do.
+with t's quantile at the degrees of freedom of Satterthwaite ("An Approximate Distribution of
+Estimates of Variance Components", Biometrics Bulletin 1946), as Welch's test has it: arms may vary
+unequally. `simulation.py` compares this with what else one could do.
 
 Arms of the same seeds share the order of the data and much of the initial weights, so that a seed
 may be lucky for all of them alike. Where an F test of the seeds (5 %, of the table of arms and
-seeds) says so, S² and W are what is left once each seed's mean over the arms is taken away.
+seeds) says so, S² and W are those of the seeds' differences.
 
 S: runs (seeds) of an arm;  B: resamples of the images.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -51,27 +52,28 @@ class Arm:
 
 @dataclass(frozen=True)
 class Noise:
-    """What varies, pooled over arms.
+    """What varies of the difference of two arms: variances.
 
     Attributes:
-        between_runs: S², the variance between the runs of an arm on the same images; None where no
-            arm has two runs.
-        runs_with_images: W, the part of it that other images would have changed.
-        degrees: of freedom, of S².
+        runs: by the runs, on the images that there are, S²; None where no arm has two runs.
+        runs_with_images: the part of it that other images would have changed, W.
+        degrees: of freedom, of `runs`.
+        images: by the images, B.
         num_images: I.
-        is_paired: seeds matter to all arms alike, and that part is taken away.
+        is_paired: the runs of a seed were compared with each other.
     """
 
-    between_runs: float | None
+    runs: float | None
     runs_with_images: float
-    degrees: int
+    degrees: float
+    images: float
     num_images: int
     is_paired: bool = False
 
     @property
     def seeds(self) -> float:
         """The variance that is the seeds' alone."""
-        return max((self.between_runs or 0.0) - self.runs_with_images, 0.0)
+        return max((self.runs or 0.0) - self.runs_with_images, 0.0)
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,101 @@ class Difference:
     covers_seeds: bool
 
 
-def noise(arms: Mapping[str, Arm], num_images: int) -> Noise:
-    """What varies within the arms."""
-    values = [arm.values - arm.values.mean() for arm in arms.values()]
-    resampled = [arm.resampled - arm.resampled.mean(axis=0) for arm in arms.values()]
-    degrees = sum(len(of_arm) - 1 for of_arm in values)
-    if degrees == 0:
-        return Noise(None, 0.0, 0, num_images)
-    is_paired = len({arm.seeds for arm in arms.values()}) == 1 and seeds_matter(np.stack(values))
+@dataclass(frozen=True)
+class Spread:
+    """Of the runs of an arm: S², W and the degrees of freedom of S²."""
+
+    runs: float
+    with_images: float
+    degrees: int
+
+
+def spread(values: np.ndarray, resampled: np.ndarray) -> Spread:
+    """Of runs (S,), at least two, and their resamples (S, B)."""
+    degrees = len(values) - 1
+    own = resampled - resampled.mean(axis=0)
+    with_images = float(np.nanvar(own, axis=1).sum()) / degrees
+    return Spread(float(np.var(values, ddof=1)), with_images, degrees)
+
+
+def pooled(arms: Iterable[Arm]) -> Spread | None:
+    """What an arm of one run is taken to have: that of all arms of more."""
+    spreads = [spread(arm.values, arm.resampled) for arm in arms if len(arm.values) > 1]
+    degrees = sum(one.degrees for one in spreads)
+    if not degrees:
+        return None
+    return Spread(
+        sum(one.runs * one.degrees for one in spreads) / degrees,
+        sum(one.with_images * one.degrees for one in spreads) / degrees,
+        degrees,
+    )
+
+
+def noise(
+    arm: Arm, baseline: Arm, num_images: int, *, others: Spread | None, is_paired: bool
+) -> Noise:
+    """What varies of the difference of two arms.
+
+    Args:
+        others: `pooled` over all arms.
+        is_paired: what `seeds_matter` says of all arms.
+    """
+    images = float(np.nanvar(arm.resampled.mean(axis=0) - baseline.resampled.mean(axis=0)))
     if is_paired:
-        values = [of_arm - np.mean(values, axis=0) for of_arm in values]
-        resampled = [of_arm - np.mean(resampled, axis=0) for of_arm in resampled]
-        degrees = (len(values) - 1) * (len(values[0]) - 1)
-    squares = sum(float(np.square(of_arm).sum()) for of_arm in values)
-    with_images = sum(float(np.nanvar(of_arm, axis=1).sum()) for of_arm in resampled)
-    return Noise(squares / degrees, with_images / degrees, degrees, num_images, is_paired)
+        apart = arm.values - baseline.values, arm.resampled - baseline.resampled
+        parts = [(spread(*apart), len(arm.values))]
+    else:
+        parts = []
+        for one in (arm, baseline):
+            number = len(one.values)
+            own = spread(one.values, one.resampled) if number > 1 else others
+            if own is None:
+                return Noise(None, 0.0, 0.0, images, num_images)
+            parts.append((own, number))
+    runs = sum(own.runs / number for own, number in parts)
+    uncertainty = sum((own.runs / number) ** 2 / own.degrees for own, number in parts)
+    return Noise(
+        runs,
+        sum(own.with_images / number for own, number in parts),
+        runs**2 / uncertainty if uncertainty else float(min(own.degrees for own, _ in parts)),
+        images,
+        num_images,
+        is_paired,
+    )
+
+
+def difference(arm: Arm, baseline: Arm, noise: Noise) -> Difference:
+    """The arm's mean less the baseline's, and how sure that is."""
+    return from_noise(float(arm.values.mean() - baseline.values.mean()), noise)
+
+
+def from_noise(value: float, noise: Noise) -> Difference:
+    """The interval about a difference."""
+    error, degrees = error_of(noise)
+    quantile = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
+    p = 2 * float(stats.t.sf(abs(value) / error, degrees)) if error else float(value == 0)
+    covers_seeds = noise.runs is not None
+    low, high = value - quantile * error, value + quantile * error
+    return Difference(value, low, high, error, degrees, p, covers_seeds)
+
+
+def error_of(noise: Noise) -> tuple[float, float]:
+    """Standard error and its degrees of freedom."""
+    variance = noise.seeds + noise.images
+    most = float(max(noise.num_images - 1, 1))
+    uncertainty = noise.images**2 / most
+    if noise.runs:
+        uncertainty += noise.runs**2 / noise.degrees
+    degrees = variance**2 / uncertainty if uncertainty else most
+    return float(np.sqrt(variance)), max(degrees, noise.degrees or degrees)
+
+
+def are_paired(arms: Iterable[Arm]) -> bool:
+    """Whether all arms have the same seeds, and these matter to all alike."""
+    arms = list(arms)
+    if len({arm.seeds for arm in arms}) > 1:
+        return False
+    return seeds_matter(np.stack([arm.values - arm.values.mean() for arm in arms]))
 
 
 def seeds_matter(values: np.ndarray) -> bool:
@@ -126,42 +208,6 @@ def seeds_matter(values: np.ndarray) -> bool:
     return bool(of_seeds and stats.f.sf(ratio, *degrees) < 1 - LEVEL)
 
 
-def difference(arm: Arm, baseline: Arm, noise: Noise) -> Difference:
-    """The arm's mean less the baseline's, and how sure that is."""
-    both = arm.resampled.mean(axis=0) - baseline.resampled.mean(axis=0)
-    value = float(arm.values.mean() - baseline.values.mean())
-    share = 1 / len(arm.values) + 1 / len(baseline.values)
-    return from_variances(value, float(np.nanvar(both)), share, noise)
-
-
-def from_variances(value: float, images: float, share: float, noise: Noise) -> Difference:
-    """The interval.
-
-    Args:
-        images: B, the variance of the difference over resamples of the images.
-        share: 1 / n1 + 1 / n2.
-    """
-    error, degrees = error_of(images, share, noise)
-    quantile = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
-    p = 2 * float(stats.t.sf(abs(value) / error, degrees)) if error else float(value == 0)
-    covers_seeds = noise.between_runs is not None
-    low, high = value - quantile * error, value + quantile * error
-    return Difference(value, low, high, error, degrees, p, covers_seeds)
-
-
-def error_of(images: float, share: float, noise: Noise) -> tuple[float, float]:
-    """Standard error and its degrees of freedom."""
-    variance = noise.seeds * share + images
-    of_images = images**2 / max(noise.num_images - 1, 1)
-    of_seeds = 0.0
-    if noise.between_runs:
-        of_seeds = (noise.between_runs * share) ** 2 / noise.degrees
-    uncertainty = of_seeds + of_images
-    least = float(noise.degrees or max(noise.num_images - 1, 1))
-    degrees = max(variance**2 / uncertainty, least) if uncertainty else least
-    return float(np.sqrt(variance)), float(degrees)
-
-
 def holm(ps: list[float]) -> list[float]:
     """Adjusted for several arms against one baseline: Holm, "A Simple Sequentially Rejective
     Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
@@ -174,36 +220,44 @@ def holm(ps: list[float]) -> list[float]:
     return adjusted
 
 
-def detectable(images: float, num_seeds: float, noise: Noise, num_arms: int) -> float:
-    """The smallest difference between two arms of so many seeds that the study would find, with
-    Holm's correction at its strictest, four times of five.
+def detectable(noise: Noise, num_arms: int) -> float:
+    """The smallest difference of an arm from the baseline that a study would find, with Holm's
+    correction at its strictest, four times of five.
 
     Args:
-        images: B, at the study's own number of seeds.
         num_arms: that are compared with the baseline.
     """
-    error, degrees = error_of(images, 2 / num_seeds, noise)
+    error, degrees = error_of(noise)
     alpha = (1 - LEVEL) / num_arms
     return float(error * (stats.t.ppf(1 - alpha / 2, degrees) + stats.t.ppf(POWER, degrees)))
 
 
-def seeds_to_halve(
-    images: float, num_seeds: int, noise: Noise, num_arms: int, most: int = 1000
-) -> int | None:
+def with_seeds(noise: Noise, times: float, num_seeds: int) -> Noise:
+    """What it would be with so many times the seeds an arm, of which there are `num_seeds`."""
+    if noise.runs is None:
+        return noise
+    shared = max(noise.images - noise.runs_with_images, 0.0)
+    return replace(
+        noise,
+        runs=noise.runs / times,
+        runs_with_images=noise.runs_with_images / times,
+        degrees=noise.degrees * (times * num_seeds - 1) / (num_seeds - 1),
+        images=shared + noise.runs_with_images / times,
+    )
+
+
+def seeds_to_halve(noise: Noise, num_seeds: int, num_arms: int, most: int = 1000) -> int | None:
     """Seeds an arm at which `detectable` is half of what it is; None where the images, which stay
     the same, do not let it.
     """
-    target = detectable(images, num_seeds, noise, num_arms) / 2
-    shared = max(images - 2 * noise.runs_with_images / num_seeds, 0.0)
-    arms = 1 + num_arms
+    if noise.runs is None or num_seeds < 2:
+        return None
+    target = detectable(noise, num_arms) / 2
 
     def at(seeds: int) -> float:
-        more = Noise(
-            noise.between_runs, noise.runs_with_images, arms * (seeds - 1), noise.num_images
-        )
-        return detectable(shared + 2 * noise.runs_with_images / seeds, seeds, more, num_arms)
+        return detectable(with_seeds(noise, seeds / num_seeds, num_seeds), num_arms)
 
-    if noise.between_runs is None or at(most) > target:
+    if at(most) > target:
         return None
     low, high = num_seeds, most
     while low + 1 < high:

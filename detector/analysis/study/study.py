@@ -69,8 +69,7 @@ def study(
         for name, arms in quantities.items()
         if all(np.isfinite(arm.values).all() for arm in arms.values())
     }
-    noises = {name: statistics.noise(arms, num_images) for name, arms in quantities.items()}
-    comparisons = _comparisons(quantities, noises, baseline, primary)
+    comparisons, noises = _comparisons(quantities, num_images, baseline, primary)
     content: dict[str, Any] = {
         "format": FORMAT,
         "metric": runs.metric,
@@ -83,10 +82,8 @@ def study(
             for name, of_arm in runs.arms.items()
         ],
         "comparisons": comparisons,
-        "noise": _noise_described(noises[primary]),
-        "could_have_seen": _could_have_seen(
-            quantities[primary], noises[primary], baseline, len(comparisons)
-        ),
+        "noise": _noise_described(quantities[primary], noises),
+        "could_have_seen": _could_have_seen(quantities[primary], noises),
         "left_out": runs.left_out,
     }
     content["notes"] = notes(content)
@@ -107,22 +104,24 @@ def _arm(runs: list[Run], found: list[np.ndarray]) -> Arm:
 
 
 def _comparisons(
-    quantities: dict[str, dict[str, Arm]],
-    noises: dict[str, Noise],
-    baseline: str,
-    primary: str,
-) -> list[dict[str, Any]]:
-    """Each arm beside the baseline, with the verdict on the primary number."""
+    quantities: dict[str, dict[str, Arm]], num_images: int, baseline: str, primary: str
+) -> tuple[list[dict[str, Any]], list[Noise]]:
+    """Each arm beside the baseline, with the verdict on the primary number; and what varies of
+    that.
+    """
     others = [name for name in quantities[primary] if name != baseline]
-    differences = {
-        arm: {
-            name: statistics.difference(arms[arm], arms[baseline], noises[name])
-            for name, arms in quantities.items()
-        }
-        for arm in others
-    }
+    differences: dict[str, dict[str, Difference]] = {arm: {} for arm in others}
+    noises = []
+    for name, arms in quantities.items():
+        is_paired, spread = statistics.are_paired(arms.values()), statistics.pooled(arms.values())
+        for arm in others:
+            pair = arms[arm], arms[baseline]
+            noise = statistics.noise(*pair, num_images, others=spread, is_paired=is_paired)
+            differences[arm][name] = statistics.difference(*pair, noise)
+            if name == primary:
+                noises.append(noise)
     adjusted = statistics.holm([differences[arm][primary].p for arm in others])
-    return [
+    comparisons = [
         {
             "arm": arm,
             "verdict": verdict(differences[arm][primary], p),
@@ -133,6 +132,7 @@ def _comparisons(
         }
         for arm, p in zip(others, adjusted, strict=True)
     ]
+    return comparisons, noises
 
 
 def verdict(difference: Difference, p_holm: float) -> str:
@@ -178,43 +178,34 @@ def _described(name: str, runs: list[Run], quantities: dict[str, Arm]) -> dict[s
     }
 
 
-def _noise_described(noise: Noise) -> dict[str, Any]:
+def _noise_described(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any] | None:
+    """Standard deviations of a run, over all arms; None where each has one."""
+    spread = statistics.pooled(arms.values())
+    if spread is None:
+        return None
+    seeds = max(spread.runs - spread.with_images, 0.0)
     return {
-        "between_seeds_on_these_images": _root(noise.between_runs),
-        "of_it_due_to_the_images": _root(noise.runs_with_images),
-        "of_it_due_to_the_seeds": _root(noise.seeds) if noise.degrees else None,
-        "degrees_of_freedom": noise.degrees,
-        "seeds_are_paired": noise.is_paired,
+        "between_seeds_on_these_images": math.sqrt(spread.runs),
+        "of_it_due_to_the_images": math.sqrt(spread.with_images),
+        "of_it_due_to_the_seeds": math.sqrt(seeds),
+        "degrees_of_freedom": spread.degrees,
+        "seeds_are_paired": any(noise.is_paired for noise in noises),
     }
 
 
-def _root(variance: float | None) -> float | None:
-    return None if variance is None else math.sqrt(variance)
-
-
-def _could_have_seen(
-    arms: dict[str, Arm], noise: Noise, baseline: str, num_compared: int
-) -> dict[str, Any] | None:
-    """The smallest difference that would have been found four times of five, at the arms' mean
-    variance over images and the fewest seeds; None where single runs cannot show anything.
+def _could_have_seen(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any] | None:
+    """The smallest difference that would have been found four times of five, of the arm that is
+    known least; None where single runs cannot show anything.
     """
-    if not num_compared or noise.between_runs is None:
+    if not noises or any(noise.runs is None for noise in noises):
         return None
-    images = float(
-        np.mean(
-            [
-                np.nanvar(arm.resampled.mean(axis=0) - arms[baseline].resampled.mean(axis=0))
-                for name, arm in arms.items()
-                if name != baseline
-            ]
-        )
-    )
+    least_known = max(noises, key=lambda noise: statistics.detectable(noise, len(noises)))
     num_seeds = min(len(arm.values) for arm in arms.values())
     return {
-        "difference": statistics.detectable(images, num_seeds, noise, num_compared),
+        "difference": statistics.detectable(least_known, len(noises)),
         "num_seeds": num_seeds,
-        "seeds_to_halve_it": statistics.seeds_to_halve(images, num_seeds, noise, num_compared),
-        "from_images_alone": math.sqrt(images),
+        "seeds_to_halve_it": statistics.seeds_to_halve(least_known, num_seeds, len(noises)),
+        "from_images_alone": math.sqrt(least_known.images),
     }
 
 
