@@ -144,6 +144,8 @@ def known_keys() -> dict[str, list[str]]:
         "evaluate": "evaluate.py",
         "predict": "predict.py",
         "data_command": "python -m detector.data",
+        "offsets": "python -m detector.analysis.offsets",
+        "sampling": "python -m detector.analysis.sampling",
     }
     owners: dict[str, list[str]] = defaultdict(list)
     for path in sorted(CONFIGS.glob("**/*.yaml")):

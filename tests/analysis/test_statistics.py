@@ -1,6 +1,7 @@
 """Intervals of a study beside scipy's tests, and what the simulation counts."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,33 +19,41 @@ def arm(values: list[float], resampled: np.ndarray | None = None) -> Arm:
     return Arm(tuple(range(len(values))), found, resampled)
 
 
+def noise(arms: list[Arm], num_images: int = 200) -> Noise:
+    """Of the second arm's difference from the first, as a study has it."""
+    return statistics.noise(
+        arms[1],
+        arms[0],
+        num_images,
+        others=statistics.pooled(arms),
+        is_paired=statistics.are_paired(arms),
+    )
+
+
 def test_seeds_alone_are_a_t_test() -> None:
+    """Welch's, since arms may vary unequally."""
     first, second = [1.0, 2.5, 3.0], [4.0, 6.5, 5.0, 7.0]
-    arms = {"a": arm(first), "b": arm(second)}
-    found = statistics.difference(arms["b"], arms["a"], statistics.noise(arms, 200))
-    expected = stats.ttest_ind(second, first)
+    arms = [arm(first), arm(second)]
+    found = statistics.difference(arms[1], arms[0], noise(arms))
+    expected = stats.ttest_ind(second, first, equal_var=False)
     interval = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
-    assert found.degrees == 5 and found.covers_seeds
+    assert found.degrees == pytest.approx(expected.df) and found.covers_seeds
 
 
-def test_seeds_of_a_third_arm_count() -> None:
-    """Tukey's and Dunnett's tests pool the variance over all groups, as an ANOVA does."""
-    values = {"a": [1.0, 2.5, 3.0], "b": [4.0, 6.5, 5.0], "c": [9.0, 9.5, 8.0]}
-    noise = statistics.noise({name: arm(of_arm) for name, of_arm in values.items()}, 200)
-    groups = np.array([*values.values()])
-    within = np.square(groups - groups.mean(axis=1, keepdims=True)).sum() / 6
-    between = 3 * np.square(groups.mean(axis=1) - groups.mean()).sum() / 2
-    assert noise.degrees == 6 and noise.between_runs == pytest.approx(within)
-    assert between / noise.between_runs == pytest.approx(stats.f_oneway(*groups).statistic)
+def test_an_arm_of_one_seed_is_taken_to_vary_as_the_others() -> None:
+    arms = [arm([1.0]), arm([4.0, 6.5, 5.0]), arm([7.0, 7.5])]
+    found = noise(arms)
+    within = (np.var([4.0, 6.5, 5.0]) * 3 + np.var([7.0, 7.5]) * 2) / 3
+    assert found.runs == pytest.approx(within + np.var([4.0, 6.5, 5.0], ddof=1) / 3)
+    assert statistics.difference(arms[1], arms[0], found).covers_seeds
 
 
 def test_single_seeds_cover_images_alone() -> None:
     rng = np.random.default_rng(0)
-    first, second = (np.array([[0.4], [0.6]])[i] + rng.normal(0, 0.05, (1, 4000)) for i in (0, 1))
-    arms = {"a": arm([0.4], first), "b": arm([0.6], second)}
-    found = statistics.difference(arms["b"], arms["a"], statistics.noise(arms, 200))
+    arms = [arm([value], value + rng.normal(0, 0.05, (1, 4000))) for value in (0.4, 0.6)]
+    found = statistics.difference(arms[1], arms[0], noise(arms))
     assert not found.covers_seeds
     assert found.error == pytest.approx(math.sqrt(2) * 0.05, rel=0.05)
     assert found.degrees == pytest.approx(199)
@@ -56,27 +65,46 @@ def test_nothing_is_counted_twice() -> None:
     """
     rng = np.random.default_rng(1)
     contributions = rng.normal(0, 1, (2, 400, 100))  # arms, seeds, images
-    noise = simulation.noise_of(contributions)
-    assert noise.between_runs == pytest.approx(0.01, rel=0.1)
-    assert noise.runs_with_images == pytest.approx(0.01, rel=0.1)
-    assert math.sqrt(noise.seeds) < 0.3 * math.sqrt(noise.between_runs)
+    (found,) = simulation.noises_of(simulation.arms_of(contributions))
+    each = 2 * 0.01 / 400  # of two arms: the variance of a mean over 100, over 400 seeds
+    assert found.runs == pytest.approx(each, rel=0.1)
+    assert found.runs_with_images == pytest.approx(each, rel=0.1)
+    assert found.images == pytest.approx(each, rel=0.3)
+    assert found.seeds < 0.1 * found.runs
 
 
 def test_seeds_that_all_arms_share_are_taken_away() -> None:
     rng = np.random.default_rng(2)
     shared = rng.normal(0, 5, 6)
     own = rng.normal(0, 0.1, (3, 6))
-    paired = statistics.noise({str(i): arm([*(shared + own[i])]) for i in range(3)}, 200)
-    assert paired.is_paired and paired.degrees == 10
-    # The residual of a two-way table, by least squares.
-    design = np.concatenate([np.repeat(np.eye(3), 6, axis=0), np.tile(np.eye(6), (3, 1))], axis=1)
-    values = (shared + own).ravel()
-    fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    assert paired.between_runs == pytest.approx(np.square(values - fitted).sum() / 10)
-    alone = statistics.noise({str(i): arm([*own[i]]) for i in range(3)}, 200)
-    assert not alone.is_paired and alone.degrees == 15
+    arms = [arm([*(shared + own[i])]) for i in range(3)]
+    assert statistics.are_paired(arms)
+    found = statistics.difference(arms[1], arms[0], noise(arms))
+    expected = stats.ttest_rel(arms[1].values, arms[0].values)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9) and found.degrees == 5
+    assert not statistics.are_paired([arm([*own[i]]) for i in range(3)])
     other_seeds = Arm((9, 8, 7, 6, 5, 4), shared, np.tile(shared[:, None], 5))
-    assert not statistics.noise({"a": arm([*shared]), "b": other_seeds}, 200).is_paired
+    assert not statistics.are_paired([arm([*shared]), other_seeds])
+
+
+def test_the_test_of_shared_seeds() -> None:
+    """Beside the F of the two-way table, whose residual is by least squares."""
+    rng = np.random.default_rng(3)
+    design = np.concatenate([np.repeat(np.eye(3), 6, axis=0), np.tile(np.eye(6), (3, 1))], axis=1)
+    answers = []
+    for _ in range(200):
+        values = rng.normal(0, 1, (3, 6)) + 0.5 * rng.normal(0, 1, 6)
+        arms_alone, both = (
+            values.ravel() - columns @ np.linalg.lstsq(columns, values.ravel(), rcond=None)[0]
+            for columns in (design[:, :3], design)
+        )
+        explained = np.square(arms_alone).sum() - np.square(both).sum()
+        ratio = explained / 5 / (np.square(both).sum() / 10)
+        centred = values - values.mean(axis=1, keepdims=True)
+        expected = stats.f.sf(ratio, 5, 10) < 0.05
+        answers.append(expected)
+        assert statistics.seeds_matter(centred) == expected
+    assert 10 < sum(answers) < 150
 
 
 def test_holm() -> None:
@@ -87,20 +115,25 @@ def test_holm() -> None:
 
 
 def test_seeds_that_halve_what_can_be_seen() -> None:
-    noise = Noise(between_runs=4.0, runs_with_images=0.0, degrees=8, num_images=200)
-    now = statistics.detectable(1e-9, 5, noise, 1)
-    seeds = statistics.seeds_to_halve(1e-9, 5, noise, 1)
-    assert seeds is not None
+    """With a quarter of the variance and more degrees of freedom, fewer than four times as many."""
+    arms = [arm([0.0, 2.0, 4.0, 1.0, 3.0]), arm([5.0, 9.0, 8.0, 6.0, 7.0])]
+    found = noise(arms)
+    now = statistics.detectable(found, 1)
+    seeds = statistics.seeds_to_halve(found, 5, 1)
+    assert seeds is not None and 10 < seeds < 20
 
     def at(number: int) -> float:
-        return statistics.detectable(1e-9, number, Noise(4.0, 0.0, 2 * (number - 1), 200), 1)
+        error = math.sqrt(2 * 2.5 / number)  # 2.5: the variance of each
+        degrees = 2 * (number - 1)
+        return error * (stats.t.ppf(0.975, degrees) + stats.t.ppf(0.8, degrees))
 
-    assert at(seeds) <= now / 2 < at(seeds - 1)
-    assert statistics.seeds_to_halve(4.0, 5, noise, 1) is None  # what images leave is too much
+    assert now == pytest.approx(at(5)) and at(seeds) <= now / 2 < at(seeds - 1)
+    images = Noise(runs=1.0, runs_with_images=0.0, degrees=8, images=4.0, num_images=200)
+    assert statistics.seeds_to_halve(images, 5, 1) is None  # what images leave is too much
 
 
 def test_the_simulation_tells_methods_apart() -> None:
-    measured, more = simulation.worlds(seeds=0.6, arms=0.7, runs=0.8)[:2]
+    measured, more, _, unequal, *_ = simulation.worlds(seeds=0.6, arms=0.7, runs=0.8)
     found = simulation.simulate(measured, 3, 2, 400, seed=0)
     # A share of 400 is known to 2 standard errors of 1.1 points.
     assert 0.925 <= found.coverage["ours"] <= 0.975
@@ -109,6 +142,8 @@ def test_the_simulation_tells_methods_apart() -> None:
     assert found.half_width["ours"] < found.half_width["sum"]
     of_more = simulation.simulate(more, 5, 2, 400, seed=0)
     assert of_more.coverage["images"] < 0.92 <= of_more.coverage["ours"]
+    of_unequal = simulation.simulate(replace(unequal, seeds=2.4), 3, 6, 200, seed=0)
+    assert of_unequal.coverage["pooled"] < 0.92 <= of_unequal.coverage["ours"]
 
 
 def test_the_simulation_takes_a_study() -> None:
