@@ -20,7 +20,7 @@ from detector.evaluation.paired import draw_images
 
 
 def study_of(*folders: Path, output: Path, **options) -> dict:
-    studying.write(list(folders), output, num_resamples=200, **options)
+    studying.write(list(folders), output, num_resamples=50, **options)
     assert "<html" in (output / "study.html").read_text()
     return json.loads((output / "study.json").read_text())
 
