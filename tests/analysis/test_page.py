@@ -128,8 +128,9 @@ def test_dots_stand_where_the_offsets_say(shown: tuple[Path, dict], browser) -> 
     assert (height, width) == (3, 4)
     # most_cells=10 keeps every second of the 12 cells: 0 and 2.
     for cell in ((0, 0), (2, 2)):
-        y, x = (32 * place / side for place, side in zip(cell, SIZE, strict=True))
-        view.mouse.move(box["x"] + x * box["width"] + 1, box["y"] + y * box["height"] + 1)
+        scale = box["width"] / (SIZE[1] + 2 * 0.3 * SIZE[1])  # there is a margin around the image
+        y, x = ((32 * place + 0.3 * SIZE[1]) * scale for place in cell)
+        view.mouse.move(box["x"] + x + 1, box["y"] + y + 1)
         expected = 32 * layer.places()[0, :, :, cell[0], cell[1]]
         # Offsets are kept in 32nds of a pixel of a map of stride 32.
         assert np.abs(places_on(view, "sampled") - expected).max() <= 0.51

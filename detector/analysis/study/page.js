@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   if (data === null) return;
   const SVG = "http://www.w3.org/2000/svg";
-  const OFFSET_SCALE = 32, MASK_SCALE = 128, SIDE = 3;
+  const OFFSET_SCALE = 32, MASK_SCALE = 128, SIDE = 3, MARGIN = 0.3;
   const byId = (id) => document.getElementById(id);
 
   function element(name, attributes, text) {
@@ -17,9 +17,10 @@
     names.forEach((name, index) => select.add(new Option(name, index)));
   }
 
-  function picture(image, label) {
-    const svg = element("svg", {viewBox: `0 0 ${image.width} ${image.height}`,
-      role: "img", "aria-label": label});
+  // With a margin around the image, in its pixels, for what lies outside.
+  function picture(image, label, margin = 0) {
+    const svg = element("svg", {role: "img", "aria-label": label, viewBox:
+      `${-margin} ${-margin} ${image.width + 2 * margin} ${image.height + 2 * margin}`});
     svg.append(element("image", {href: image.picture, width: image.width, height: image.height,
       preserveAspectRatio: "none"}));
     return svg;
@@ -117,7 +118,7 @@
     state.y = Math.min(state.y - state.y % map.step, map.size[0] - 1);
     state.x = Math.min(state.x - state.x % map.step, map.size[1] - 1);
     const found = taps(shown), [cellY, cellX] = cellSize(map);
-    const svg = picture(image, `${image.name}, ${shown.arm}, ${shown.stage}`);
+    const svg = picture(image, `${image.name}, ${shown.arm}, ${shown.stage}`, MARGIN * 100 * unit);
     const x = state.x * cellX, y = state.y * cellY;
     for (const [color, thick] of [["white", 0.9], ["black", 0.4]]) {
       svg.append(element("path", {d: `M${x - 3 * unit} ${y}h${6 * unit}M${x} ${y - 3 * unit}v${6 * unit}`,
@@ -154,8 +155,10 @@
   function point(event) {
     const shown = current(), box = byId("explorer").firstChild.getBoundingClientRect();
     const [cellY, cellX] = cellSize(shown.map);
-    const y = (event.clientY - box.top) / box.height * shown.image.height / cellY;
-    const x = (event.clientX - box.left) / box.width * shown.image.width / cellX;
+    const margin = MARGIN * Math.max(shown.image.width, shown.image.height);
+    const scale = (shown.image.width + 2 * margin) / box.width;
+    const y = ((event.clientY - box.top) * scale - margin) / cellY;
+    const x = ((event.clientX - box.left) * scale - margin) / cellX;
     state.y = Math.max(0, Math.min(shown.map.size[0] - 1, Math.round(y)));
     state.x = Math.max(0, Math.min(shown.map.size[1] - 1, Math.round(x)));
     show();

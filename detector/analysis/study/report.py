@@ -11,10 +11,10 @@ from detector.data.check import table
 SHOWN_CLASSES = 5  # of the best and of the worst
 METHOD = """\
 A difference is between means over seeds. Its 95 % interval covers, where arms have two seeds or
-more, both the choice of validation images and the seeds: the variance between seeds, pooled over
-arms, beside that of a paired bootstrap over {num_resamples} resamples of the {num_images} images,
-with t's quantile at Satterthwaite's degrees of freedom. Verdicts are corrected for the number of
-arms (Holm, 5 %), intervals are not."""
+more, both the choice of validation images and the seeds: each arm's variance between seeds beside
+that of a paired bootstrap over {num_resamples} resamples of the {num_images} images, with t's
+quantile at Satterthwaite's degrees of freedom. Verdicts are corrected for the number of arms (Holm,
+5 %), intervals are not."""
 
 
 def markdown(study: dict[str, Any]) -> str:
