@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 
 from detector.evaluation.coco import Curve
+from detector.evaluation.offset_sizes import LayerSizes
 from detector.training.record import Record, duration
 
 
@@ -161,3 +162,24 @@ def test_other_processes_record_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     record.hparams({}, {})
     record.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_offsets_that_run_away_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=0)
+    near = LayerSizes(mean=0.5, p99=2.0, largest=9.0, side=8.0)  # a quarter, and not more
+    far = LayerSizes(mean=0.5, p99=2.1, largest=9.0, side=8.0)
+    for epoch, last in ((1, near), (2, far), (3, far)):
+        record.offsets(2 * epoch, epoch, {"layer3.0.conv1": near, "layer4.0.conv1": last})
+    record.close()
+    warnings = [line.message for line in caplog.records if line.levelname == "WARNING"]
+    assert len(warnings) == 1 and warnings[0].startswith("layer4.0.conv1: one offset of 100")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[1]["layers"]["layer4.0.conv1"] == {
+        "mean": 0.5,
+        "p99": 2.1,
+        "largest": 9.0,
+        "side": 8.0,
+    }
