@@ -21,6 +21,8 @@ import evaluate
 import train
 from detector import build as building
 from detector import entry
+from detector.analysis.offsets import __main__ as offsets
+from detector.analysis.sampling import __main__ as sampling
 from detector.commands import evaluate as evaluate_command
 from detector.commands import train as train_command
 from detector.config import typed_train
@@ -300,6 +302,42 @@ def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     sweep(tmp_path, *words, monkeypatch=monkeypatch)
     for name in names:
         assert (tmp_path / name).read_bytes() == before[name]
+
+
+def test_a_look_into_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run, looks = tmp_path / "run", tmp_path / "looks"
+    plan = [*TINY, "schedule.epochs=1", "deform=c5_v1"]
+    assert command(train.main, run, *plan, monkeypatch=monkeypatch) == 0
+    checkpoint = f"checkpoint={run / 'checkpoints' / 'last.pt'}"
+
+    def look(main, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["look", *words])
+        try:
+            entry.run(main)
+        except SystemExit as stop:
+            assert stop.code in (1, 2)
+        return capsys.readouterr().err
+
+    assert look(offsets.main, checkpoint) == ""
+    layers = read_json(run / "offsets.json")
+    assert [name for name, layer in layers.items() if layer["is_deformable"]] == [
+        "layer4.0.conv1",
+        "layer4.0.conv2",
+    ]
+    assert "| layer4.0.conv2 | deformable |" in (run / "offsets.md").read_text()
+    assert "max_images=0 must be at least 1" in look(offsets.main, checkpoint, "max_images=0")
+    assert "give checkpoint=FILE" in look(offsets.main)
+
+    image = tmp_path / "one.png"
+    Image.fromarray(np.zeros((48, 64, 3), dtype=np.uint8)).save(image)
+    words = [checkpoint, f"images={image}", f"output={looks}"]
+    look(sampling.main, *words, "points=10,20", "30,40")
+    with Image.open(looks / "one.png") as picture:
+        assert picture.size[0] > 1000
+    assert "points=64,5 is outside" in look(sampling.main, *words, "points=64,5")
+    assert "here is no place; give x,y" in look(sampling.main, *words, "points=here")
 
 
 def test_a_sweep_that_is_only_planned(

@@ -174,16 +174,18 @@ class LoadingError(DatasetError):
 
 @contextmanager
 def worker_errors_named() -> Iterator[None]:
-    """Around the use of batches: torch reports a dead worker by a signal, wherever the run is.
+    """Around the use of batches: torch reports a dead worker by a signal, wherever the run is. One
+    that dies while its batch is being fetched breaks the connection first.
 
     Raises:
         LoadingError: in place of what torch says of a dead or stuck worker.
     """
     try:
         yield
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        if not re.search(r"DataLoader (worker \(pid|timed out)", reason):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        is_of_torch = re.search(r"DataLoader (worker \(pid|timed out)", reason)
+        if isinstance(error, RuntimeError) and not is_of_torch:
             raise
         raise LoadingError(
             f"a worker that loads images died or is stuck ({reason}): look for a full memory or "

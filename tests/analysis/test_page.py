@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_folders import write_run
 from test_layers import samples, tiny
 
 from detector.analysis.charts import short
@@ -25,8 +26,6 @@ SIZE = 96, 128  # of an image, (height, width)
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A page with two images, and what the explorer is given."""
-    from conftest import write_run
-
     folder = tmp_path_factory.mktemp("sweep")
     for number in range(4):
         arm, seed = ("none", "c5_v2")[number // 2], number % 2
@@ -183,8 +182,6 @@ def test_ten_large_images_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quotes_follow_the_study(shown: tuple[Path, dict], tmp_path: Path) -> None:
-    from conftest import write_run
-
     for number in range(4):
         arm, seed = ("none", "c5_v2")[number // 2], number % 2
         write_run(tmp_path / "sweep" / str(number), f"deform={arm}", f"seed={seed}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import detections_of, truth, write_run  # of this folder
+from run_folders import detections_of, truth, write_run
 
 from detector import entry
 from detector.analysis.errors import KINDS, error_split

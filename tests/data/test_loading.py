@@ -324,3 +324,11 @@ def test_workers_that_fail(
     del caught
     gc.collect()
     kill_workers()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_its_batch_is_fetched(error: Exception) -> None:
+    """Which of the two errors comes first is up to the system."""
+    with pytest.raises(LoadingError, match="a worker that loads images died"):
+        with worker_errors_named():
+            raise error
