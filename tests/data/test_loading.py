@@ -298,7 +298,7 @@ class Nothing(nn.Module):
         (
             lambda: os.kill(os.getpid(), signal.SIGKILL),
             LoadingError,
-            "died or is stuck .*(Killed|exited)",
+            "died or is stuck .*(Killed|exited|reset|EOFError)",
         ),
         (lambda: time.sleep(60), LoadingError, "died or is stuck .*timed out after 2 seconds"),
         (wrong, RuntimeError, "no such luck"),
