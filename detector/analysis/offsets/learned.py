@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from detector.analysis.layers import Layer, sampling
 from detector.data.dataset import DetectionDataset
+from detector.evaluation.coco_matches import AREAS
 from detector.evaluation.inference import to_float
-from detector.evaluation.offset_sizes import EDGES
+from detector.evaluation.offset_sizes import EDGES, p99_of
 
-SMALL, LARGE = 32.0**2, 96.0**2  # square pixels, COCO's
 PLACES = ("small", "medium", "large", "background")
 
 
@@ -130,7 +130,7 @@ def _add(
         if crowd:
             continue
         y, x = np.minimum(box.mean(axis=0).astype(int), (height - 1, width - 1))
-        name = "small" if area < SMALL else "medium" if area < LARGE else "large"
+        name = _size(area)
         seen.dilations[name].add(dilation[y, x].reshape(1))
     seen.dilations["background"].add(dilation[:height, :width][_outside(boxes, height, width)])
 
@@ -151,6 +151,13 @@ def _add(
         moments.add(((places < -0.5) | (places > sides - 0.5)).any(axis=2).reshape(-1))
 
 
+def _size(area: float) -> str:
+    """COCO's name for it."""
+    if area < AREAS["medium"][0]:
+        return "small"
+    return "medium" if area < AREAS["large"][0] else "large"
+
+
 def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Cells (H, W) whose middle is in none of the boxes (M, 2, 2)."""
     y, x = np.indices((height, width)) + 0.5
@@ -161,12 +168,11 @@ def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _learned(seen: _Seen, is_deformable: bool) -> Learned:
-    reached = int(np.searchsorted(np.cumsum(seen.bins), 0.99 * seen.bins.sum()))
     return Learned(
         is_deformable=is_deformable,
         dilation={place: _dilation(seen.dilations[place]) for place in PLACES},
         offset_mean=float(seen.lengths.mean),
-        offset_p99=float(EDGES[min(reached, len(EDGES) - 1)]) if reached else 0.0,
+        offset_p99=p99_of(seen.bins),
         outside=float(seen.outside.mean),
         grid_outside=float(seen.grid_outside.mean),
         offsets_by_place=_by_place(seen.offsets),

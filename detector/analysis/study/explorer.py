@@ -159,6 +159,7 @@ def _map(layer: Layer, pixels: np.ndarray, cells: int) -> dict[str, Any]:
         "stride": layer.stride,
         "padding": layer.padding,
         "dilation": layer.dilation,
+        "scales": [OFFSET_SCALE, MASK_SCALE],
     }
     if layer.is_deformable:  # of the first offset group: (K, 2, h, w) and (K, h, w)
         offsets = np.rint(OFFSET_SCALE * layer.offsets[0, ..., ::step, ::step])

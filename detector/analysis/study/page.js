@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   if (data === null) return;
   const SVG = "http://www.w3.org/2000/svg";
-  const OFFSET_SCALE = 32, MASK_SCALE = 128, SIDE = 3, MARGIN = 0.3;
+  const SIDE = 3, MARGIN = 0.3;
   const byId = (id) => document.getElementById(id);
 
   function element(name, attributes, text) {
@@ -89,8 +89,8 @@
       const plain = [0, 1].map((axis) => cell[axis] * map.stride[axis] - map.padding[axis]
         + along[axis] * map.dilation[axis]);
       const moved = [0, 1].map((axis) => plain[axis] + (offsets === null ? 0
-        : offsets[(2 * tap + axis) * rows * columns + kept] / OFFSET_SCALE));
-      const mask = masks === null ? 1 : masks[tap * rows * columns + kept] / MASK_SCALE;
+        : offsets[(2 * tap + axis) * rows * columns + kept] / map.scales[0]));
+      const mask = masks === null ? 1 : masks[tap * rows * columns + kept] / map.scales[1];
       found.push({plain: plain.map((p, axis) => p * map.pixels[axis]),
         moved: moved.map((p, axis) => p * map.pixels[axis]), mask});
     }
