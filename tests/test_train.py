@@ -623,8 +623,9 @@ def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without an evaluation, for which it would compile once more.
-    nothing = {"metrics": {"AP": 0.0}, "per_class": {}}, Metrics({"AP": 0.0}, {})
-    monkeypatch.setattr(train_command, "validate", lambda *args, **kwargs: nothing)
+    nothing = {"metrics": {"AP": 0.0}, "per_class": {}}
+    found = Validation(nothing, Metrics({"AP": 0.0}, {}), [], OffsetSizes())
+    monkeypatch.setattr(train_command, "validate", lambda *args, **kwargs: found)
     monkeypatch.setattr(train_command, "draw", lambda *args: [])
     plan = [*TINY, "schedule.epochs=1", "limit_train_batches=2"]
     for compiled in ("false", "true"):

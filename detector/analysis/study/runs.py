@@ -84,8 +84,9 @@ def read_runs(folders: list[Path]) -> Runs:
         reasons = "; ".join(f"{run}: {why}" for run, why in left_out.items())
         raise StudyError(f"there is no finished run to study: {reasons}")
     configs = {run: _config(run) for run in done}
-    overrides = {run: _overrides(run) for run in done}
-    arms, varied = _arms(overrides)
+    arms, varied = _arms({run: _overrides(run) for run in done})
+    if len(set(arms.values())) == 1:  # named by what it was meant to be compared with
+        arms, varied = _arms({run: _overrides(run) for run in dict.fromkeys(found)})
     truths = {run: (run / "ground_truth.json").read_bytes() for run in done}
     _leave_out_others(left_out, done, lambda run: truths[run], "its validation set is another")
     _leave_out_others(left_out, done, lambda run: configs[run]["metric"], "its metric is another")
