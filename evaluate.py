@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from detector import entry
-from detector.config import typed_evaluate, with_data_of_evaluation
+from detector.command_configs import typed_evaluate, with_data_of_evaluation
 
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="evaluate")
@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     """A checkpoint or a results file."""
     with entry.one_line_errors():
         config = typed_evaluate(with_data_of_evaluation(cfg))
-        from detector.commands import evaluate  # torch, which takes seconds to import
+        from detector.commands import evaluate
 
         evaluate.run(config)
 

@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from detector import entry
-from detector.config import typed_predict
+from detector.command_configs import typed_predict
 
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="predict")

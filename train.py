@@ -16,7 +16,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detector import entry, exit_codes
-from detector.config import TrainConfig, check_root, typed_train
+from detector.config import check_root, typed_train
+from detector.schema import TrainConfig
 from detector.sweep import SweepFolder
 
 

@@ -1,264 +1,30 @@
-"""The schema of the configuration: types, no defaults. The numbers live in `configs/`.
+"""What Hydra composed, turned into the dataclasses of `schema.py`.
 
-`typed` turns what Hydra composed into these dataclasses and refuses unknown keys, wrong types and
-missing values with their full key.
+`typed` refuses unknown keys, wrong types and missing values with their full key; `typed_train` what
+is out of its range as well.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from detector.conventions import Conventions
+from detector.schema import CocoConfig, DataConfig, ShapesConfig, TrainConfig, VocConfig
+
 T = TypeVar("T")
-
+NMS = ("hard", "soft_linear", "soft_gaussian")
+ROI_POOLS = ("align", "deform_v1", "deform_v2")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-# Keys of `deform` that earlier checkpoints lack, with the value that makes their model.
-SINCE_THE_FIRST_CHECKPOINTS = {"offset_limit": None}
 
 
 class ConfigError(ValueError):
     """A value that the configuration cannot have. The message names the key."""
-
-
-@dataclass
-class ModelConfig:
-    """ResNet, FPN, RPN and box head; see `detector/model/` for what the values mean."""
-
-    backbone: str
-    weights: str | None
-    norm: str
-    c5_dilation: int
-    trainable_layers: int
-    fpn_channels: int
-    anchor_sizes: list[int]
-    aspect_ratios: list[float]
-    rpn_top_n_train: int
-    rpn_top_n_test: int
-    rpn_batch_size: int
-    box_batch_size: int
-    box_head_channels: int
-    score_threshold: float
-    detections_per_image: int
-
-
-@dataclass
-class DeformConfig:
-    """Which 3x3 convolutions deform, and how."""
-
-    stages: str
-    last_layers: int | None
-    version: str
-    offset_groups: int
-    mask_start: float
-    offset_limit: float | None
-    offset_lr_multiplier: float
-
-
-@dataclass
-class TransformConfig:
-    """Image sizes in pixels, of `data`, and the rest of the training transform, of `augment`."""
-
-    train_min_sizes: list[int]
-    min_size: int
-    max_size: int
-    flip_probability: float
-    crop_probability: float
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-
-
-@dataclass
-class CocoSplit:
-    """A folder of images and a COCO-format annotation file."""
-
-    images: str
-    annotations: str
-
-
-@dataclass
-class CocoConfig:
-    """COCO-format data, paths relative to `root`; the classes are read from the annotations."""
-
-    format: str
-    root: str
-    train: CocoSplit
-    val: CocoSplit
-    transform: TransformConfig
-    keep_empty: bool
-    group_by_aspect: bool
-    on_error: str
-    num_workers: int | str
-
-
-@dataclass
-class VocSplit:
-    """Folders such as VOCdevkit/VOC2007, and the image set to take from each."""
-
-    roots: list[str]
-    image_set: str
-
-
-@dataclass
-class VocConfig:
-    """VOC-format data; the classes are given, or collected from the annotations."""
-
-    format: str
-    root: str
-    train: VocSplit
-    val: VocSplit
-    classes: list[str] | None
-    transform: TransformConfig
-    keep_empty: bool
-    group_by_aspect: bool
-    on_error: str
-    num_workers: int | str
-
-
-@dataclass
-class ShapesConfig:
-    """Generated data; `cache` is where it is kept, null being the user's cache folder."""
-
-    format: str
-    num_train: int
-    num_val: int
-    image_size: int
-    seed: int
-    cache: str | None
-    transform: TransformConfig
-    keep_empty: bool
-    group_by_aspect: bool
-    on_error: str
-    num_workers: int | str
-
-
-DataConfig = CocoConfig | VocConfig | ShapesConfig
-
-
-@dataclass
-class ScheduleConfig:
-    """Optimizer and learning rate; lengths are in epochs but for the warm-up's steps."""
-
-    epochs: int
-    batch_size: int
-    num_parts: int
-    optimizer: str
-    lr: float
-    lr_batch_size: int | None
-    momentum: float
-    weight_decay: float
-    norm_weight_decay: float
-    warmup_steps: int
-    decay: str
-    milestones: list[int]
-    gamma: float
-    clip_norm: float | None
-    ema_decay: float | None
-    evaluate_every: int
-    patience: int | None
-
-
-@dataclass
-class TrainConfig:
-    """One training run."""
-
-    model: ModelConfig
-    deform: DeformConfig
-    data: Any
-    schedule: ScheduleConfig
-    seed: int
-    device: str
-    devices: int
-    max_restarts: int
-    precision: str
-    compile: bool
-    deterministic: bool
-    metric: str
-    resume: str
-    log_every: int
-    checkpoint_every: int
-    keep_every: int | None
-    max_skipped_steps: int
-    limit_train_batches: int | None
-    limit_val_batches: int | None
-    overfit: int | None
-    profile_steps: int
-    plan: bool
-
-
-@dataclass
-class EvaluateConfig:
-    """One evaluation, of a checkpoint, of a results file, or of two results files side by side."""
-
-    checkpoint: str | None
-    detections: str | None
-    compare_with: str | None
-    data: Any
-    metric: str | None
-    class_agnostic: bool
-    backend: str
-    pixel_inclusive: bool
-    iou_thresholds: list[float]
-    resamples: int
-    seed: int
-    min_sizes: list[int] | None
-    flip: bool
-    timing_images: int
-    device: str
-    precision: str | None
-    output: str
-
-
-@dataclass
-class PredictConfig:
-    """What to detect in, by which checkpoint."""
-
-    checkpoint: str
-    images: str
-    min_score: float
-    device: str
-    precision: str | None
-    output: str
-
-
-@dataclass
-class OffsetsConfig:
-    """Which checkpoint's offsets to look at, and on what."""
-
-    checkpoint: str
-    data: Any
-    max_images: int
-    device: str
-    output: str | None
-
-
-@dataclass
-class SamplingConfig:
-    """Which checkpoint samples in which images, and for which points (x, y)."""
-
-    checkpoint: str
-    images: str
-    output: str
-    points: list[list[float]]
-    device: str
-
-
-@dataclass
-class DataCommandConfig:
-    """What configs/data_command.yaml adds to a training's configuration."""
-
-    decode: bool
-    json: str | None
-    out: str
-    num_images: int
-    rounds: int
 
 
 def typed(schema: type[T], config: DictConfig | dict[str, Any], where: str = "") -> T:
@@ -296,13 +62,34 @@ def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
     return data
 
 
+def typed_conventions(config: dict[str, Any] | None) -> Conventions | None:
+    """`model.conventions`, or None where they are those of the weights.
+
+    Raises:
+        ConfigError: as `typed`, or a value is none that a network can have.
+    """
+    if config is None or config == {"framework": "auto"}:
+        return None
+    try:
+        return typed(Conventions, config, "model.conventions")
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+
+
+def conventions(framework: str) -> Conventions:
+    """Those of `torchvision`, `detectron2` or `mmdetection`, as configs/conventions/ has them."""
+    file = OmegaConf.load(CONFIGS / "conventions" / f"{framework}.yaml")
+    assert isinstance(file, DictConfig)
+    return typed(Conventions, file)
+
+
 def check_given(config: DictConfig) -> None:
     """Refuse a configuration without what nobody but the user knows.
 
     Raises:
         ConfigError: values are missing; it names all of them, as they are to be given.
     """
-    kinds = dict.fromkeys(("annotations", "checkpoint", "detections"), "FILE")
+    kinds = dict.fromkeys(("annotations", "checkpoint", "detections", "output"), "FILE")
     missing = list(_missing_keys(OmegaConf.to_container(config)))
     if missing:
         given = [f"{key}={kinds.get(key.rpartition('.')[2], 'FOLDER')}" for key in missing]
@@ -336,88 +123,46 @@ def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
     """
     if isinstance(config, DictConfig):
         check_given(config)
-    else:
-        deform = SINCE_THE_FIRST_CHECKPOINTS | config["deform"]
-        config = {"plan": False} | config | {"deform": deform}
-    result = typed(TrainConfig, config)
+    result = typed(TrainConfig, completed(config))
     result.data = typed_data(result.data)
+    result.model.conventions = typed_conventions(result.model.conventions)
     _check_ranges(result)
     return result
 
 
-def typed_evaluate(config: DictConfig) -> EvaluateConfig:
-    """The configuration of an evaluation.
+def completed(config: DictConfig | dict[str, Any]) -> DictConfig:
+    """The configuration with what those of earlier versions lack: the values that make their model.
 
     Raises:
-        ConfigError: as `typed`; neither or both of a checkpoint and a results file are given, or a
-            results file without its ground truth.
+        ConfigError: a part is missing altogether.
     """
-    check_given(config)
-    result = typed(EvaluateConfig, config)
-    if (result.checkpoint is None) == (result.detections is None):
-        raise ConfigError("give either checkpoint=PATH or detections=RESULTS.json")
-    if result.checkpoint is not None and result.compare_with is not None:
-        raise ConfigError("compare_with=B.json needs detections=A.json, not a checkpoint")
-    if result.detections is not None and result.data["annotations"] is None:
-        raise ConfigError("detections=... needs data.annotations=GT.json")
-    if result.min_sizes is not None and min(result.min_sizes, default=0) < 1:
-        raise ConfigError(f"min_sizes={result.min_sizes} must be sizes of at least 1 pixel")
-    if result.timing_images < 0:
-        raise ConfigError(f"timing_images={result.timing_images} must be at least 0")
-    return result
-
-
-def with_data_of_evaluation(config: DictConfig) -> DictConfig:
-    """The configuration with what only a training needs of `data` filled in, where there is any:
-    no augmentation, and the validation images for training ones.
-
-    Raises:
-        ConfigError: values are missing.
-    """
-    OmegaConf.set_struct(config, False)
-    if "transform" in config.data:
-        no_augmentation = OmegaConf.load(CONFIGS / "augment" / "none.yaml")
-        config.data.transform = OmegaConf.merge(no_augmentation, config.data.transform)
-    if "train" in config.data:
-        config.data.train = None
-        check_given(config)
-        config.data.train = config.data.val
-    return config
-
-
-def typed_offsets(config: DictConfig) -> OffsetsConfig:
-    """The configuration of a look at offsets.
-
-    Raises:
-        ConfigError: as `typed`, or no image is to be looked at.
-    """
-    check_given(config)
-    result = typed(OffsetsConfig, config)
-    if result.max_images < 1:
-        raise ConfigError(f"max_images={result.max_images} must be at least 1")
-    return result
-
-
-def typed_sampling(config: DictConfig) -> SamplingConfig:
-    """The configuration of a look at sampled places.
-
-    Raises:
-        ConfigError: as `typed`.
-    """
-    check_given(config)
-    return typed(SamplingConfig, config)
-
-
-def typed_predict(config: DictConfig) -> PredictConfig:
-    """The configuration of a prediction.
-
-    Raises:
-        ConfigError: as `typed`, or a score that none can be.
-    """
-    check_given(config)
-    result = typed(PredictConfig, config)
-    if not 0 <= result.min_score <= 1:
-        raise ConfigError(f"min_score={result.min_score} must be in [0, 1]")
+    result = OmegaConf.create(config)
+    assert isinstance(result, DictConfig)
+    OmegaConf.set_struct(result, False)
+    for part in ("model", "deform"):
+        if part not in result:
+            raise ConfigError(f"{part}: is missing: this is no configuration of a training")
+    result.setdefault("plan", False)
+    result.setdefault("rank_timeout", 1800.0)
+    result.deform.setdefault("offset_limit", None)
+    if result.get("data", {}).get("format") == "coco":
+        result.data.setdefault("classes", None)
+    if "conventions" not in result.model:
+        result.model.conventions = asdict(conventions("torchvision"))
+    earlier = {
+        "neck": "fpn",
+        "rpn_channels": result.model.get("fpn_channels"),
+        "rpn_pre_nms_top_n_train": result.model.get("rpn_top_n_train"),
+        "rpn_pre_nms_top_n_test": result.model.get("rpn_top_n_test"),
+        "roi_pool": "align",
+        "roi_offset_lr_multiplier": 0.01,
+        "nms": "hard",
+        "nms_iou": 0.5,
+        "nms_sigma": 0.5,
+    }
+    for key, value in earlier.items():
+        if key not in result.model:
+            result.model[key] = value
     return result
 
 
@@ -427,6 +172,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "seed": (config.seed, 0),
         "devices": (config.devices, 1),
         "max_restarts": (config.max_restarts, 0),
+        "rank_timeout": (config.rank_timeout, 1),
         "max_skipped_steps": (config.max_skipped_steps, 0),
         "profile_steps": (config.profile_steps, 0),
         "limit_train_batches": (config.limit_train_batches, 1),
@@ -443,6 +189,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "schedule.evaluate_every": (config.schedule.evaluate_every, 1),
         "schedule.lr": (config.schedule.lr, 0),
         "model.fpn_channels": (config.model.fpn_channels, 1),
+        "model.rpn_channels": (config.model.rpn_channels, 1),
         "model.box_head_channels": (config.model.box_head_channels, 1),
         "model.c5_dilation": (config.model.c5_dilation, 1),
         "deform.offset_groups": (config.deform.offset_groups, 1),
@@ -457,6 +204,10 @@ def _check_ranges(config: TrainConfig) -> None:
     for key, (value, least) in at_least.items():
         if value is not None and not value >= least:
             raise ConfigError(f"{key}={value} must be at least {least}")
+    if config.model.roi_pool not in ROI_POOLS:
+        known = ", ".join(ROI_POOLS)
+        raise ConfigError(f"model.roi_pool={config.model.roi_pool} is none of {known}")
+    check_nms(config.model.nms, config.model.nms_iou, config.model.nms_sigma, "model.")
     if not 0 < config.deform.mask_start <= 1:
         raise ConfigError(f"deform.mask_start={config.deform.mask_start} must be in (0, 1]")
     limit = config.deform.offset_limit
@@ -465,6 +216,22 @@ def _check_ranges(config: TrainConfig) -> None:
     decay = config.schedule.ema_decay
     if decay is not None and not 0 <= decay < 1:
         raise ConfigError(f"schedule.ema_decay={decay} must be in [0, 1)")
+
+
+def check_nms(
+    nms: str | None, nms_iou: float | None, nms_sigma: float | None, prefix: str = ""
+) -> None:
+    """Refuse values that non-maximum suppression cannot have; None is not looked at.
+
+    Raises:
+        ConfigError: one is unknown or out of its range; `prefix` comes before its key.
+    """
+    if nms is not None and nms not in NMS:
+        raise ConfigError(f"{prefix}nms={nms} is none of {', '.join(NMS)}")
+    if nms_iou is not None and not 0 <= nms_iou <= 1:
+        raise ConfigError(f"{prefix}nms_iou={nms_iou} must be in [0, 1]")
+    if nms_sigma is not None and not nms_sigma > 0:
+        raise ConfigError(f"{prefix}nms_sigma={nms_sigma} must be more than 0")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ errors of the configuration are there at once, and what torch reads from its env
 A user's error is one line and an exit code, not a traceback.
 """
 
+import errno
 import os
 import re
 import sys
@@ -19,12 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detector import exit_codes
 from detector.config import CONFIGS, ConfigError
+from detector.out_of_memory import is_out_of_memory
 
 WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # how OpenMP's threads wait
 FRUGAL = {
     "OMP_WAIT_POLICY": "passive",  # LLVM's and Intel's
     "GOMP_SPINCOUNT": "4000",  # GNU's, which is torch's on Linux
 }
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # what writing may meet
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 
 
@@ -40,7 +43,7 @@ def share_the_machine() -> None:
     """Let threads that wait for others soon sleep, unless the user has said what they do.
 
     OpenMP's spin, and so take the cores from those that they wait for as soon as anything else
-    wants one. What that costs, `detector/step_benchmark.py` measures; README has the figures.
+    wants one. What that costs, `detector/step_benchmark.py` measures and docs/benchmarks.md says.
     """
     if not WAITS & os.environ.keys():
         os.environ.update(FRUGAL)
@@ -73,50 +76,27 @@ def exit_code(error: BaseException) -> int | None:
         return exit_codes.REFUSED
     if isinstance(error, KeyboardInterrupt):
         return exit_codes.INTERRUPTED
-    if _names_a_file(error):
+    if _names_a_file(error) or is_out_of_memory(error):
         return exit_codes.FAILED
-    return _exit_code_of_ours(error)
-
-
-def _exit_code_of_ours(error: BaseException) -> int | None:
-    """The code of an error of a module that imports torch, as it has been by then."""
-    from detector.analysis.study.runs import StudyError
-    from detector.data.errors import DatasetError
-    from detector.evaluation.results import EvaluationError
-    from detector.model.weights import WeightsError
-    from detector.training.checkpoint import CheckpointError
-    from detector.training.launch import WorkersError
-    from detector.training.loop import StepError
-    from detector.training.preemption import Preempted
-
-    if isinstance(error, Preempted):
-        return exit_codes.PREEMPTED
-    if isinstance(error, WorkersError):
-        return error.exit_code
-    users = (DatasetError, EvaluationError, WeightsError, CheckpointError, StepError, StudyError)
-    is_users = isinstance(error, users) or _is_out_of_memory(error)
-    return exit_codes.FAILED if is_users else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    from detector.training.loop import is_out_of_memory
-
-    return is_out_of_memory(error)
+    is_ours = type(error).__module__.startswith("detector.")
+    return getattr(error, "exit_code", None) if is_ours else None
 
 
 def _names_a_file(error: BaseException) -> bool:
-    """A file or folder that cannot be read or written."""
-    return isinstance(error, OSError) and error.filename is not None
+    """A file or folder that cannot be read or written; an open one does not know its name."""
+    if not isinstance(error, OSError):
+        return False
+    return error.filename is not None or error.errno in DISK_ERRNOS
 
 
 def one_line(error: BaseException) -> str:
     """The message, without the traceback that a worker process wraps it in."""
     if _names_a_file(error):
         assert isinstance(error, OSError)
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename or 'the disk'}: {error.strerror}"
     if isinstance(error, HydraException):
         return _of_hydra(str(error))
-    if not isinstance(error, (*CONFIG_ERRORS, KeyboardInterrupt)) and _is_out_of_memory(error):
+    if not isinstance(error, (*CONFIG_ERRORS, KeyboardInterrupt)) and is_out_of_memory(error):
         return f"out of memory: {' '.join(str(error).split())}"
     message = str(error).rpartition(f"{type(error).__name__}: ")[2]
     return " ".join(message.split())
@@ -125,6 +105,9 @@ def one_line(error: BaseException) -> str:
 def _of_hydra(message: str) -> str:
     """Hydra's message without what is no help here, and with the key that may have been meant."""
     unknown = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", message)
+    if unknown is None and ("mismatched input" in message or "no viable" in message):
+        what = " ".join(message.split("See https:")[0].split())
+        return f"{what}; a value with such signs needs quotes of its own: \"key='a (1).png'\""
     if unknown is None:
         return " ".join(re.split(r"Config search path:|See https:", message)[0].split())
     key, owners = unknown[1], known_keys()
@@ -143,6 +126,7 @@ def known_keys() -> dict[str, list[str]]:
         "train": "train.py",
         "evaluate": "evaluate.py",
         "predict": "predict.py",
+        "export": "python -m detector.export",
         "data_command": "python -m detector.data",
         "offsets": "python -m detector.analysis.offsets",
         "sampling": "python -m detector.analysis.sampling",
@@ -150,13 +134,14 @@ def known_keys() -> dict[str, list[str]]:
     owners: dict[str, list[str]] = defaultdict(list)
     for path in sorted(CONFIGS.glob("**/*.yaml")):
         group = path.relative_to(CONFIGS).parent.as_posix()
-        if group in ("experiment", "ablation"):  # these set keys of the others
+        if group.startswith(("experiment", "ablation")):  # these set keys of the others
             continue
         content = OmegaConf.to_container(OmegaConf.load(path))
         if group == ".":
             owner, prefix = commands[path.stem], ""
         else:
-            owner, prefix = f"{group}={path.stem}", f"{group}."
+            owner = f"{group}={path.stem}"
+            prefix = "model.conventions." if group == "conventions" else f"{group}."
             owners[group] = [commands["train"]]
         for key in _keys_of(content, prefix):
             if not key.startswith(("hydra", "defaults")):

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.config import ConfigError, TrainConfig, check_root, typed_train
+from detector.config import ConfigError, check_root, typed_train
+from detector.schema import TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +131,7 @@ def child(memory_format: str, overrides: list[str]) -> list[float]:
     """The seconds of the steps of an epoch on the CPU."""
     import torch
 
-    from detector.build import build_data
+    from detector.builders.data import build_data
 
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = typed_train(compose("train", overrides))
@@ -156,7 +157,7 @@ def step_seconds(
     """
     import torch
 
-    from detector.build import build_trainer
+    from detector.builders.training import build_trainer
     from detector.training.distribution import ALONE
     from detector.training.loop import train_epoch
 

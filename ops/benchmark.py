@@ -2,12 +2,14 @@
 
     python -m ops.benchmark
     python -m ops.benchmark --threads 1,2 --rounds 9
+    python -m ops.benchmark --groups 32
     python -m ops.benchmark --device cuda --json operator.json
 
-The shapes are those of a detector's c3, c4 and c5; `candidates.py` says what runs. Rounds are
-interleaved: each runs every candidate once, in an order of its own, after garbage is collected; a
-first round warms up and is left out. On CUDA passes are captured as graphs and replayed, so that
-the caches are warm and Python is not timed.
+The shapes are those of a detector's c3, c4 and c5; `--groups 32` gives their convolutions 4, 8 and
+16 channels a group, as ResNeXt has them. `candidates.py` says what runs. Rounds are interleaved:
+each runs every candidate once, in an order of its own, after garbage is collected; a first round
+warms up and is left out. On CUDA passes are captured as graphs and replayed, so that the caches are
+warm and Python is not timed.
 
 The limit of a pass is the greater of its matrix products (one forward, two backward, by `torch.mm`
 in the same dtype) and of the bytes that have to move over the bandwidth of a copy, all timed in the
@@ -24,6 +26,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,14 @@ Row = dict[str, Any]
 
 def measure(problem: Problem, device: str, rounds: int) -> Samples:
     """Seconds of every candidate's passes, and of a copy, in every round but the first."""
-    calls = {name: passes(build(name, problem, device)) for name in names(device)}
+    return interleaved(
+        {name: build(name, problem, device) for name in names(device)}, device, rounds
+    )
+
+
+def interleaved(candidates: dict[str, Candidate], device: str, rounds: int) -> Samples:
+    """`measure`, of candidates by their names."""
+    calls = {name: passes(candidate) for name, candidate in candidates.items()}
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     calls["copy"] = {"forward": lambda: target.copy_(source)}
@@ -181,9 +191,10 @@ def _batch(row: Row) -> int:
     return int(row["problem"].rpartition("N")[2])
 
 
-def memory_of(device: str) -> list[Row]:
+def memory_of(device: str, groups: int) -> list[Row]:
     """Peak memory of each convolution, for each shape and for eight images of the second."""
-    problems = [Problem(*shape) for shape in SHAPES] + [Problem(*SHAPES[1], batch=8)]
+    problems = [Problem(*shape, groups=groups) for shape in SHAPES]
+    problems.append(replace(problems[1], batch=8))
     found = [name for name in names(device) if not name.startswith("mm ")]
     return [
         {"problem": str(problem), "candidate": name, **memory.peaks(name, problem, device)}
@@ -266,6 +277,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", default=str(torch.get_num_threads()))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--groups", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     device = arguments.device
@@ -281,7 +293,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         for batch in (1, 2) if device == "cuda" else (1,):
             for shape in SHAPES:
-                problem = Problem(*shape, batch=batch)
+                problem = Problem(*shape, batch=batch, groups=arguments.groups)
                 new = rows_of(measure(problem, device, arguments.rounds), problem, threads)
                 print(f"\n**{problem}, threads {threads}**\n\n{time_table(new)}", flush=True)
                 rows += new
@@ -289,7 +301,7 @@ def main() -> None:
     print("\n**Geometric means over the shapes**\n")
     print(table(summary[0], (row.values() for row in summary)))
     print("\n**Peak memory above the inputs, MiB** (outputs and gradients included)\n")
-    peaks = memory_of(device) if memory.measurable(device) else []
+    peaks = memory_of(device, arguments.groups) if memory.measurable(device) else []
     print(
         table(peaks[0], (row.values() for row in peaks))
         if peaks

@@ -68,8 +68,7 @@ def build_cpu(sources: list[str], target: Path) -> None:
     with TemporaryDirectory() as folder:
         objects = []
         for source in sources:
-            is_kernels = Path(source).name == "kernels.cpp"
-            for name, options in (capabilities() if is_kernels else {"": []}).items():
+            for name, options in capabilities(Path(source).name).items():
                 objects.append(f"{folder}/{Path(source).stem}_{name}.o")
                 compile_cpu(source, options, objects[-1])
         links = [*torch_links("torch_cpu"), *shlex.split(os.environ.get("LDFLAGS", ""))]
@@ -85,15 +84,21 @@ def compile_cpu(source: str, options: list[str], target: str) -> None:
     ])  # fmt: skip
 
 
-def capabilities() -> dict[str, list[str]]:
-    """The processors that kernels are compiled for, and the compiler's options for each."""
+def capabilities(file: str) -> dict[str, list[str]]:
+    """The processors that a file is compiled for, and the compiler's options for each.
+
+    Kernels are compiled for several; those of RoI pooling make no products of 16-bit numbers.
+    """
+    if file not in ("kernels.cpp", "roi_kernels.cpp"):
+        return {"": []}
     found: dict[str, list[str]] = {"portable": []}
     if platform.machine().lower() in ("x86_64", "amd64"):
         found["portable"] = ["-march=x86-64"]  # whatever CXXFLAGS say
         found["avx2"] = [*found["portable"], "-mavx2", "-mfma"]
         found["avx512"] = [*found["avx2"], *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
-        found["avx512_bf16"] = [*found["avx512"], "-mavx512bf16"]
-        found["amx"] = [*found["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
+        if file == "kernels.cpp":
+            found["avx512_bf16"] = [*found["avx512"], "-mavx512bf16"]
+            found["amx"] = [*found["avx512_bf16"], "-mamx-tile", "-mamx-bf16"]
     return {name: [*flags, f"-DDEFORM_CONV_CAPABILITY={name}"] for name, flags in found.items()}
 
 

@@ -26,9 +26,11 @@ class Problem:
     height: int
     width: int
     batch: int = 1
+    groups: int = 1
 
     def __str__(self) -> str:
-        return f"C{self.channels}@{self.height}x{self.width} N{self.batch}"
+        channels = f"C{self.channels}" + (f"/{self.groups}" if self.groups > 1 else "")
+        return f"{channels}@{self.height}x{self.width} N{self.batch}"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ def build(name: str, problem: Problem, device: str) -> Candidate:
     if who == "torchvision":
         return Candidate(lambda: _deformable(torchvision.ops.deform_conv2d, t), list(t.values()))
     if who == "mmcv":
-        return Candidate(lambda: _mmcv(t), list(t.values()))
+        return Candidate(lambda: _mmcv(t, problem.groups), list(t.values()))
     if who == "onnxruntime":
-        return Candidate(_onnxruntime(t), [])
+        return Candidate(_onnxruntime(t, problem.groups), [])
     if who == "conv2d":
         plain = t["input"], t["weight"]
-        return Candidate(lambda: conv2d(*plain, padding=1), list(plain))
+        return Candidate(lambda: conv2d(*plain, padding=1, groups=problem.groups), list(plain))
     assert who == "mm", name
     columns, weight = _product(problem, device, dtype)
     return Candidate(lambda: columns @ weight, [columns, weight])
@@ -85,7 +87,7 @@ def inputs(
     problem: Problem, device: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> dict[str, Tensor]:
     """Features and weights of one dtype, offsets and mask in float32, of one memory format."""
-    channels, height, width, batch = astuple(problem)
+    channels, height, width, batch, groups = astuple(problem)
     rng = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> Tensor:
@@ -94,7 +96,7 @@ def inputs(
     tensors = {
         "input": normal(batch, channels, height, width).to(device, dtype),
         "offset": 2 * normal(batch, 2 * TAPS, height, width).to(device),
-        "weight": normal(channels, channels, 3, 3).to(device, dtype),
+        "weight": normal(channels, channels // groups, 3, 3).to(device, dtype),
         "mask": normal(batch, TAPS, height, width).sigmoid().to(device),
     }
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
@@ -105,7 +107,8 @@ def compulsory_bytes(problem: Problem, dtype: torch.dtype) -> dict[str, int]:
     size = dtype.itemsize
     positions = problem.batch * problem.height * problem.width
     features = positions * problem.channels * size
-    given = features + positions * 3 * TAPS * 4 + TAPS * problem.channels**2 * size
+    weights = TAPS * problem.channels**2 // problem.groups
+    given = features + positions * 3 * TAPS * 4 + weights * size
     forward = given + features
     # The backward reads what the forward read and the output's gradient, and writes its own.
     return {"forward": forward, "forward+backward": forward + 2 * given + features}
@@ -138,18 +141,20 @@ def _autocast(t: dict[str, Tensor], device: str) -> Tensor:
         return _deformable(torchvision.ops.deform_conv2d, t)
 
 
-def _mmcv(t: dict[str, Tensor]) -> Tensor:
+def _mmcv(t: dict[str, Tensor], groups: int) -> Tensor:
     from mmcv.ops import modulated_deform_conv2d
 
     arguments = (t["input"], t["offset"], t["mask"], t["weight"])
-    return modulated_deform_conv2d(*arguments, None, 1, 1, 1, 1, 1)
+    return modulated_deform_conv2d(*arguments, None, 1, 1, 1, groups, 1)
 
 
 def _product(problem: Problem, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Sampled columns and weight: the one product that no algorithm of this kind goes without."""
-    positions, depth = problem.batch * problem.height * problem.width, TAPS * problem.channels
-    columns = torch.randn(positions, depth).to(device, dtype).requires_grad_()
-    return columns, torch.randn(depth, problem.channels).to(device, dtype).requires_grad_()
+    positions, channels = problem.batch * problem.height * problem.width, problem.channels
+    groups = (problem.groups,) if problem.groups > 1 else ()
+    outs = channels // problem.groups
+    columns = torch.randn(*groups, positions, TAPS * outs).to(device, dtype).requires_grad_()
+    return columns, torch.randn(*groups, TAPS * outs, outs).to(device, dtype).requires_grad_()
 
 
 def _importable(*modules: str) -> bool:
@@ -161,11 +166,11 @@ def _importable(*modules: str) -> bool:
     return True
 
 
-def _onnxruntime(t: dict[str, Tensor]) -> Callable[[], Tensor]:
+def _onnxruntime(t: dict[str, Tensor], groups: int) -> Callable[[], Tensor]:
     import onnxruntime
 
     channels = t["input"].shape[1]
-    module = DeformConv2d(channels, channels, 3, padding=1, bias=False).eval()
+    module = DeformConv2d(channels, channels, 3, padding=1, groups=groups, bias=False).eval()
     module.weight = nn.Parameter(t["weight"].detach())
     arguments = tuple(t[name].detach() for name in ("input", "offset", "mask"))
     program = torch.onnx.export(module, arguments, dynamo=True, verbose=False)

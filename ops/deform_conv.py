@@ -16,15 +16,21 @@ v2: Zhu et al., Deformable ConvNets v2, CVPR 2019.
 """
 
 import math
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from ops import libraries, onnx
+from ops import onnx
+from ops.checks import (
+    check_kinds,
+    check_tensors,
+    location_dtype,
+    memory_format,
+    pair,
+    refuse_forward_mode,
+)
 
 
 def deform_conv2d(
@@ -63,28 +69,30 @@ def deform_conv2d(
         ValueError: shapes, dtypes or devices do not fit; the message names the tensor.
         NotImplementedError: a forward-mode or a second derivative is asked for.
     """
-    stride, padding = _pair("stride", stride), _pair("padding", padding)
-    dilation = _pair("dilation", dilation)
-    _check_tensors(input, offset, weight, bias, mask)
+    stride, padding = pair("stride", stride), pair("padding", padding)
+    dilation = pair("dilation", dilation)
+    check_tensors(
+        {"input": input, "offset": offset, "weight": weight}, {"bias": bias, "mask": mask}
+    )
     _check_shapes(input, offset, weight, bias, mask, stride, padding, dilation)
-    _check_kinds(input, offset, weight, bias, mask)
-    location_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    check_kinds(input, {"offset": offset, "weight": weight, "bias": bias, "mask": mask})
+    _check_dtypes(input, weight, bias)
+    dtype = location_dtype(input)
     arguments = (
         input,
-        offset.to(location_dtype),
+        offset.to(dtype),
         weight,
         bias,
-        None if mask is None else mask.to(location_dtype),
+        None if mask is None else mask.to(dtype),
         stride,
         padding,
         dilation,
     )
-    _refuse_forward_mode(input, offset, weight, bias, mask)
+    refuse_forward_mode("deform_conv2d", input, offset, weight, bias, mask)
     if torch.onnx.is_in_onnx_export():
         return onnx.deform_conv(*arguments)
-    output = torch.ops.deform_conv.forward(*arguments, _may_split_float32())
-    is_channels_last = input.stride(1) == 1 and not input.is_contiguous()
-    return output if is_channels_last else output.contiguous()
+    output: Tensor = torch.ops.deform_conv.forward(*arguments, _may_split_float32())
+    return output
 
 
 class DeformConv2d(nn.Module):
@@ -113,10 +121,10 @@ class DeformConv2d(nn.Module):
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _pair("kernel_size", kernel_size)
-        self.stride = _pair("stride", stride)
-        self.padding = _pair("padding", padding)
-        self.dilation = _pair("dilation", dilation)
+        self.kernel_size = pair("kernel_size", kernel_size)
+        self.stride = pair("stride", stride)
+        self.padding = pair("padding", padding)
+        self.dilation = pair("dilation", dilation)
         self.groups = groups
         self.weight = nn.Parameter(
             torch.empty(out_channels, in_channels // groups, *self.kernel_size)
@@ -158,26 +166,6 @@ class DeformConv2d(nn.Module):
 @torch.compiler.assume_constant_result
 def _may_split_float32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
-
-
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    try:
-        vertical, horizontal = map(operator.index, pair)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be one or two integers, got {value!r}") from None
-    return vertical, horizontal
-
-
-def _check_tensors(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
-) -> None:
-    named = {"input": input, "offset": offset, "weight": weight, "bias": bias, "mask": mask}
-    for name, value in named.items():
-        optional = name in ("bias", "mask")
-        if not (isinstance(value, Tensor) or optional and value is None):
-            expected = "a tensor or None" if optional else "a tensor"
-            raise ValueError(f"{name} must be {expected}, got {type(value).__name__}")
 
 
 def _check_shapes(
@@ -246,33 +234,15 @@ def _check_shapes(
         raise ValueError(f"bias must have shape {(out_channels,)}, got {tuple(bias.shape)}")
 
 
-def _check_kinds(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
-) -> None:
-    """Devices and dtypes; under autocast dtypes are about to be made equal and may differ."""
-    if input.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
-    named = {"offset": offset, "weight": weight, "bias": bias, "mask": mask}
-    for name, tensor in named.items():
-        if tensor is None:
-            continue
-        if tensor.device != input.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, input on {input.device}: they must be on one device"
-            )
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating point, got {tensor.dtype}")
-        if name in ("offset", "mask") or tensor.dtype == input.dtype:
+def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Equal, but for autocast, which is about to make them so."""
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        if tensor is None or tensor.dtype == input.dtype:
             continue
         if not torch.is_autocast_enabled(input.device.type):
             raise ValueError(
                 f"{name} is {tensor.dtype}, input is {input.dtype}: they must be equal"
             )
-    if input.is_cuda and libraries.cuda_missing is not None:
-        raise ValueError(
-            f"input is on {input.device}, but the operator's CUDA library is not there: "
-            f"{libraries.cuda_missing}; {libraries.COMMAND}"
-        )
 
 
 # ---- fake: shapes and memory formats ---------------------------------------------------------
@@ -292,7 +262,7 @@ def _forward_fake(
 ) -> Tensor:
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     return torch.empty(
-        shape, dtype=input.dtype, device=input.device, memory_format=torch.channels_last
+        shape, dtype=input.dtype, device=input.device, memory_format=memory_format(input)
     )
 
 
@@ -312,7 +282,7 @@ def _backward_fake(
     def gradient(tensor: Tensor | None) -> Tensor:
         if tensor is None:
             return offset.new_empty(0)
-        return torch.empty_like(tensor, memory_format=torch.channels_last)
+        return torch.empty_like(tensor, memory_format=memory_format(tensor))
 
     return (
         gradient(input) if needs_input else input.new_empty(0),
@@ -358,12 +328,6 @@ def _sum_over_positions(grad_output: Tensor) -> Tensor:
 
 def _double_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("deform_conv2d has no double backward")
-
-
-def _refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """torch would drop the tangents of a custom operator's inputs and say nothing."""
-    if any(t is not None and unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError("deform_conv2d has no forward-mode derivative (jvp)")
 
 
 torch.library.register_autograd("deform_conv::forward", _backward, setup_context=_save)

@@ -31,6 +31,11 @@ def measurable(device: str) -> bool:
 
 def peaks(name: str, problem: Problem, device: str) -> dict[str, float | None]:
     """MiB of each pass, in a fresh process; None where the candidate has no such pass."""
+    return peaks_of(["ops.memory", name, device, *map(str, astuple(problem))])
+
+
+def peaks_of(module: list[str]) -> dict[str, float | None]:
+    """What a module, with its arguments, prints that it measured, in a fresh process."""
     # glibc gives back what is freed at once: the second pass must not live on the first one's.
     environment = {
         "MALLOC_MMAP_THRESHOLD_": "65536",
@@ -38,7 +43,7 @@ def peaks(name: str, problem: Problem, device: str) -> dict[str, float | None]:
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     result = subprocess.run(
-        [sys.executable, "-m", "ops.memory", name, device, *map(str, astuple(problem))],
+        [sys.executable, "-m", *module],
         env=os.environ | environment,
         check=True,
         stdout=subprocess.PIPE,

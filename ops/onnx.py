@@ -1,9 +1,13 @@
-"""Deformable convolution as ONNX's standard `DeformConv`, for `torch.onnx.export(dynamo=True)`.
+"""The operators as ONNX's own `DeformConv` and `RoiAlign`, for `torch.onnx.export(dynamo=True)`.
 
-`ops.deform_conv2d` calls this by itself while torch exports, so that exporting a module needs no
-more than opset 19 or later. A program that was captured before, by `torch.export.export`, is told:
+`ops.deform_conv2d` and `ops.deform_roi_pool` call these by themselves while torch exports, so that
+exporting a module needs no more than opset 19 or later. A program that was captured before, by
+`torch.export.export`, is told:
 
-    program = program.run_decompositions({torch.ops.deform_conv.forward.default: deform_conv})
+    program = program.run_decompositions({
+        torch.ops.deform_conv.forward.default: deform_conv,
+        torch.ops.deform_roi_pool.forward.default: roi_align,
+    })
 
 torch itself sees a placeholder that is all zeros: compare a runtime's result with the module's, not
 with `verify=True`.
@@ -57,3 +61,47 @@ def deform_conv(
         version=19,
     )
     return output.to(input)  # the placeholder is on the CPU
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    output_size: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    gamma: float,
+) -> Tensor:
+    """What `torch.ops.deform_roi_pool.forward` is, with its arguments, as a node of an ONNX graph.
+
+    As in `deform_conv`, lower features are cast to the type of the boxes, and the output back.
+
+    Raises:
+        NotImplementedError: there are offsets or a mask, for which ONNX has no operator.
+
+    Source: https://onnx.ai/onnx/operators/onnx__RoiAlign.html
+    """
+    if offset is not None or mask is not None:
+        raise NotImplementedError(
+            "ONNX has no deformable RoI pooling: only deform_roi_pool without offset and mask, "
+            "which is RoIAlign, can be exported"
+        )
+    dtype = boxes.dtype
+    output = torch.onnx.ops.symbolic(
+        "RoiAlign",
+        (input.to(dtype), boxes[:, 1:], boxes[:, 0].to(torch.int64)),
+        {
+            "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
+            "mode": "avg",
+            "output_height": output_size[0],
+            "output_width": output_size[1],
+            "sampling_ratio": max(sampling_ratio, 0),
+            "spatial_scale": spatial_scale,
+        },
+        dtype=dtype,
+        shape=(boxes.shape[0], input.shape[1], *output_size),
+        version=16,
+    )
+    return output.to(input)

@@ -1,5 +1,6 @@
 """Fixtures for every test, and what a run says of the tests that this machine cannot run."""
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many as cores: torch is imported w
 
 from detector.data.loading import kill_workers  # noqa: E402
 
+# A file stays with one process. These take longest and begin first: one that began last would keep
+# that process busy while the others have nothing left.
+LONGEST = [
+    "test_train.py",
+    "test_ranks.py",
+    "test_interruptions.py",
+    "test_soak.py",
+    "test_cpu_kernels.py",
+    "test_detector_export.py",
+    "test_foreign_weights.py",
+    "test_deform_conv.py",
+    "test_cuda_emulated.py",
+    "test_benchmark_training.py",
+]
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
@@ -22,6 +37,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real data sets are not here: {folder} does not exist")
     return folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put those of LONGEST first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage looks through it again."""
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -1,13 +1,15 @@
 """What the builders decide by themselves."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from detector import build
-from detector.build import build_num_workers, val_images
+from detector.builders import device as build
+from detector.builders.data import images_folder
+from detector.builders.device import build_num_workers
 from detector.config import typed_train
 from detector.data import loading
 from detector.entry import CONFIGS
@@ -64,9 +66,26 @@ def test_ranks_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_the_validation_images_are(tmp_path: Path) -> None:
     def of(*overrides: str) -> Path:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return val_images(typed_train(compose("train", overrides=list(overrides))).data)
+            return images_folder(
+                typed_train(compose("train", overrides=list(overrides))).data, "val"
+            )
 
     assert of("+experiment=aquarium", "data.root=there") == Path("there/valid")
     assert of("data=voc", "data.root=VOC2007") == Path("VOC2007/JPEGImages")
     small = ["data.num_train=1", "data.num_val=2", f"data.cache={tmp_path}"]
     assert len(list(of(*small).iterdir())) == 2
+
+
+def test_the_rank_of_a_task_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sixth of seven tasks: the nodes have three, three and one."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        '#!/bin/sh\n[ "$*" = "show hostnames n[7-9]" ] && printf "n7\\nn8\\nn9\\n"\n'
+    )
+    scontrol.chmod(0o755)
+    slurm = {"STEP_NUM_TASKS": 7, "STEP_NODELIST": "n[7-9]", "STEP_TASKS_PER_NODE": "3(x2),1"}
+    slurm |= {"PROCID": 5, "LOCALID": 2, "NODEID": 1, "JOB_ID": 1234, "STEP_ID": 0}
+    named = {f"SLURM_{key}": str(value) for key, value in slurm.items()}
+    monkeypatch.setattr(os, "environ", named | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert ranks_of_environment() == Ranks(rank=5, num_ranks=7, local_rank=2, num_local=3)
+    assert os.environ["MASTER_ADDR"] == "n7" and 20_000 <= int(os.environ["MASTER_PORT"]) < 32_000

@@ -1,22 +1,21 @@
 """Every shipped configuration composes, has the right types and builds."""
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from detector.build import build_lr_schedule, build_model, build_optimizer, build_transform
-from detector.config import (
-    ConfigError,
-    TrainConfig,
-    config_hash,
-    to_plain,
-    typed_data,
-    typed_train,
-)
+from detector.builders.data import build_transform
+from detector.builders.model import build_model
+from detector.builders.training import build_lr_schedule, build_optimizer
+from detector.command_configs import typed_evaluate, typed_export, typed_predict, with_nms
+from detector.config import ConfigError, config_hash, to_plain, typed_data, typed_train
 from detector.model.deformable_conv import DeformableConv2d
+from detector.schema import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 PATHS = ["data.root=ROOT"]
@@ -37,6 +36,19 @@ def test_models(name: str) -> None:
     build_model(config.model, config.deform, config.data.transform, 3)
 
 
+@pytest.mark.parametrize("name", [name for name in names("model") if name.endswith("_fpn")])
+def test_networks_with_an_fpn_differ_in_their_backbone_alone(name: str) -> None:
+    usual = train_config("model=resnet50_fpn").model
+    assert train_config(f"model={name}").model == replace(usual, backbone=name[: -len("_fpn")])
+
+
+@pytest.mark.parametrize("name", names("deform"))
+def test_what_deforms_differs_in_place_and_version_alone(name: str) -> None:
+    deform, plain = (train_config(f"deform={choice}").deform for choice in (name, "none"))
+    place = {key: getattr(plain, key) for key in ("stages", "last_layers", "version")}
+    assert replace(deform, **place) == plain
+
+
 @pytest.mark.parametrize("name", names("deform"))
 def test_deforms(name: str) -> None:
     config = train_config(f"deform={name}", "model.backbone=resnet50")
@@ -55,7 +67,7 @@ def test_deforms(name: str) -> None:
 def test_schedules(name: str) -> None:
     config = train_config(f"schedule={name}")
     model = build_model(config.model, config.deform, config.data.transform, 3)
-    optimizer = build_optimizer(model, config.schedule, config.deform.offset_lr_multiplier)
+    optimizer = build_optimizer(model, config.schedule, *multipliers(config))
     build_lr_schedule(optimizer, config.schedule, steps_per_epoch=10)
 
 
@@ -121,9 +133,41 @@ def test_ablations(name: str) -> None:
         ).hydra.sweeper.params
     for key, values in params.items():
         for value in str(values).split(","):
-            config = train_config(f"{key}={value}")
+            config = train_config(f"+ablation={name}", f"{key}={value}")
             config.model.backbone = "resnet50"
             build_model(config.model, config.deform, config.data.transform, 3)
+
+
+TABLE_3 = {  # of Dai et al. 2017: what deforms, the dilation of c5, RoI pooling
+    "dilation_2": ("none", 2, "align"),
+    "dilation_4": ("none", 4, "align"),
+    "dilation_6": ("none", 6, "align"),
+    "dilation_8": ("none", 8, "align"),
+    "deform_conv": ("c5", 2, "align"),
+    "deform_roi_pool": ("none", 2, "deform_v1"),
+    "both": ("c5", 2, "deform_v1"),
+}
+
+
+@pytest.mark.parametrize("experiment", [[], ["+experiment=voc0712_r101_dc5", *PATHS]])
+@pytest.mark.parametrize("row", TABLE_3)
+def test_rows_of_the_papers_table_3(row: str, experiment: list[str]) -> None:
+    """Wherever Hydra's sweeper puts the row among the words, which is before an experiment."""
+    words = [f"+ablation/paper_table3={row}", "+ablation=paper_table3"]
+    for order in ([*words, *experiment], [*experiment, *words]):
+        config = train_config(*order)
+        model, deform = config.model, config.deform
+        assert (deform.stages, model.c5_dilation, model.roi_pool) == TABLE_3[row]
+        assert (deform.version, deform.last_layers, model.neck) == ("v1", None, "dc5")
+        assert model.backbone == ("resnet101" if experiment else "resnet10")
+
+
+def test_the_rows_are_those_of_the_sweep() -> None:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        words = ["+ablation=paper_table3"]
+        composed = compose("train", overrides=words, return_hydra_config=True)
+    assert composed.hydra.sweeper.params == {"+ablation/paper_table3": ",".join(TABLE_3)}
+    assert names("ablation/paper_table3") == sorted(TABLE_3)
 
 
 @pytest.mark.parametrize("command", ["none", "c3-c5_v1", "c3-c5_v2"])
@@ -141,6 +185,11 @@ def test_the_command_line_wins_over_a_recipe(command: str) -> None:
         ("data.num_train=few", r"^data\.num_train: Value 'few'"),
         ("data.format=yolo", r"^data\.format: yolo is none of coco, voc, shapes"),
         ("model.anchor_sizes=[a]", r"^model\.anchor_sizes\[0\]: "),
+        ("model.roi_pool=max", r"^model\.roi_pool=max is none of align, deform_v1, deform_v2"),
+        ("model.nms=soft", r"^model\.nms=soft is none of hard, soft_linear, soft_gaussian"),
+        ("model.nms_iou=1.5", r"^model\.nms_iou=1\.5 must be in \[0, 1\]"),
+        ("model.nms_sigma=0", r"^model\.nms_sigma=0\.0 must be more than 0"),
+        ("model.rpn_channels=0", r"^model\.rpn_channels=0 must be at least 1"),
     ],
 )
 def test_refusals_name_the_full_key(override: str, message: str) -> None:
@@ -156,6 +205,8 @@ def test_refusals_name_the_full_key(override: str, message: str) -> None:
         ("deform.offset_groups=7", "deform.offset_groups=7"),
         ("model.backbone=resnet19", "model.backbone=resnet19"),
         ("model.norm=none", "model.norm=none"),
+        ("model.neck=pan", "model.neck=pan is none of fpn, dc5"),
+        ("model.neck=dc5", "model.neck=dc5 needs model.c5_dilation of 2 or more"),
     ],
 )
 def test_values_out_of_range_are_errors_of_the_configuration(override: str, message: str) -> None:
@@ -176,13 +227,21 @@ def test_arms_start_from_equal_weights() -> None:
         assert all(torch.equal(state[name], states[0][name]) for name in states[0])
 
 
+def multipliers(config: TrainConfig) -> tuple[float, float]:
+    return config.deform.offset_lr_multiplier, config.model.roi_offset_lr_multiplier
+
+
 def test_offsets_learn_at_a_rate_of_their_own() -> None:
-    config = train_config("schedule=1x", "deform.offset_lr_multiplier=0.25")
+    config = train_config(
+        *("schedule=1x", "deform.offset_lr_multiplier=0.25", "model.roi_pool=deform_v2"),
+        "model.roi_offset_lr_multiplier=0.5",
+    )
     model = build_model(config.model, config.deform, config.data.transform, 3)
-    optimizer = build_optimizer(model, config.schedule, config.deform.offset_lr_multiplier)
+    optimizer = build_optimizer(model, config.schedule, *multipliers(config))
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        assert rates[id(parameter)] == (0.005 if ".conv_offset." in name else 0.02), name
+        expected = 0.005 if ".conv_offset." in name else 0.01 if ".fc_offset." in name else 0.02
+        assert rates[id(parameter)] == expected, name
 
 
 @pytest.mark.parametrize("norm, trainable_layers", [("batch", 5), ("group", 5), ("group", 2)])
@@ -195,9 +254,7 @@ def test_what_each_parameter_learns_by(norm: str, trainable_layers: int, optimiz
         *("schedule.weight_decay=0.5", "schedule.norm_weight_decay=0.125"),
     )
     model = build_model(config.model, config.deform, config.data.transform, 3)
-    groups = build_optimizer(
-        model, config.schedule, config.deform.offset_lr_multiplier
-    ).param_groups
+    groups = build_optimizer(model, config.schedule, *multipliers(config)).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {
         names[id(parameter)]: (group["lr"], group["weight_decay"])
@@ -222,11 +279,40 @@ def test_what_each_parameter_learns_by(norm: str, trainable_layers: int, optimiz
 def test_frozen_norms_have_no_group() -> None:
     config = train_config("model=resnet18_fpn", "model.weights=null", "deform=none")
     model = build_model(config.model, config.deform, config.data.transform, 3)
-    (group,) = build_optimizer(model, config.schedule, 1.0).param_groups
+    (group,) = build_optimizer(model, config.schedule, 1.0, 1.0).param_groups
     assert group["weight_decay"] == config.schedule.weight_decay
     learning = [p for p in model.parameters() if p.requires_grad]
     assert len(learning) < len(list(model.parameters()))
     assert {id(p) for p in group["params"]} == {id(p) for p in learning}
+
+
+def test_another_nms_than_that_of_the_training() -> None:
+    trained = train_config("model.nms_sigma=0.3")
+    assert with_nms(trained, None, None, None) == trained
+    other = with_nms(trained, "soft_gaussian", 0.4, None)
+    assert other.model == replace(trained.model, nms="soft_gaussian", nms_iou=0.4)
+    assert trained.model.nms == "hard"
+
+
+@pytest.mark.parametrize(
+    "typed_command, given",
+    [
+        (typed_evaluate, ["checkpoint=x", "output=x"]),
+        (typed_predict, ["checkpoint=x", "images=x", "output=x"]),
+        (typed_export, ["checkpoint=x", "output=x"]),
+    ],
+)
+def test_commands_refuse_an_nms(typed_command: Callable, given: list[str]) -> None:
+    name = typed_command.__name__.removeprefix("typed_")
+    refused = {"nms=soft": "nms=soft is none of hard, soft_linear, soft_gaussian"}
+    if name != "export":
+        refused["nms_iou=-1"] = r"nms_iou=-1\.0 must be in \[0, 1\]"
+        refused["nms_sigma=0"] = r"nms_sigma=0\.0 must be more than 0"
+    for word, message in refused.items():
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose(name, overrides=[*given, word])
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            typed_command(config)
 
 
 def test_a_configuration_survives_its_plain_form() -> None:

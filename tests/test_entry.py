@@ -1,5 +1,6 @@
 """What is said before torch is imported, and what torch is told."""
 
+import json
 import os
 import subprocess
 import sys
@@ -93,6 +94,19 @@ def test_mistakes_of_the_other_programs(tmp_path: Path) -> None:
     assert "deform belongs to train.py, which this command does not use" in done.stderr
     done = without_torch(tmp_path, "-m", "detector.data", "check", "data=voc")
     assert "missing: give data.root=FOLDER" in done.stderr and done.returncode == 2
+
+
+def test_results_are_scored_and_compared_without_torch(tmp_path: Path) -> None:
+    objects = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}]
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth | {"annotations": objects}))
+    (tmp_path / "found.json").write_text(json.dumps([objects[0] | {"score": 0.5}]))
+    command = [str(ROOT / "evaluate.py"), "detections=found.json", "data.annotations=truth.json"]
+    for more in ([], ["metric=voc07"], ["compare_with=found.json"]):
+        done = without_torch(tmp_path, *command, *more)
+        assert done.returncode == 0 and "100.0" in done.stdout, done
+    done = without_torch(tmp_path, *command, "compare_with=truth.json")
+    assert done.returncode == 1 and "score" in done.stderr
 
 
 def test_help_within_the_process(capsys: pytest.CaptureFixture) -> None:

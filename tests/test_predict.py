@@ -1,5 +1,6 @@
 """Predictions as a user makes them, from a checkpoint whose model is tiny."""
 
+import csv
 import json
 import logging
 import runpy
@@ -14,10 +15,13 @@ from PIL import Image
 
 import predict
 from detector import entry
-from detector.build import build_model
+from detector.builders.model import build_model
 from detector.commands import predict as predict_command
+from detector.commands import written
 from detector.config import to_plain, typed_train
+from detector.evaluation.columns import as_ground_truth
 from detector.evaluation.inference import detect
+from detector.evaluation.result_files import read_results
 from detector.training.checkpoint import KEYS, save_checkpoint
 
 CLASSES = ["fish", "sea|star"]
@@ -103,16 +107,18 @@ def test_a_folder(
     arguments = [f"checkpoint={checkpoint}", f"images={images}", f"output={output}"]
     arguments += ["min_score=0.3", "device=cpu"]
     assert command(monkeypatch, tmp_path / "run", *arguments) == 1
-    assert "2 of 5 images" in one_line(capsys)
+    assert "2 of 6 images" in one_line(capsys)
     said = (tmp_path / "run" / "predict.log").read_text()
     assert "left out: " + str(images / "a.jpg") in said and str(images / "z.png") in said
-    assert "3 images in" in said
+    assert "4 images in" in said
+    assert "no images, and left aside: 1 .txt" in said
 
     predictions = json.loads((output / "predictions.json").read_text())
-    assert [one["file"] for one in predictions] == ["b.png", "c.JPG", "d.webp"]
-    assert [(one["width"], one["height"]) for one in predictions] == [(60, 40), (30, 50), (30, 30)]
+    assert [one["file"] for one in predictions] == ["b.png", "c.JPG", "d.webp", "more/e.png"]
+    assert [(one["width"], one["height"]) for one in predictions[:2]] == [(60, 40), (30, 50)]
     drawn = output / "drawn"
-    assert {path.name for path in drawn.iterdir()} == {"b.png", "c.JPG", "d.webp.png"}
+    names = {path.relative_to(drawn).as_posix() for path in drawn.rglob("*.*")}
+    assert names == {"b.png", "c.JPG", "d.webp.png", "more/e.png"}
 
     # the same by the code that evaluates
     image = torch.from_numpy(np.array(Image.open(images / "b.png"))).permute(2, 0, 1)
@@ -145,14 +151,17 @@ def test_one_file_and_nothing_found(
 
 
 def test_pictures_do_not_replace_each_other() -> None:
+    twins = [Path("a.jpg"), Path("a.png"), Path("b/c.jpg")]
+    texts = ["a.jpg.txt", "a.png.txt", "b/c.txt"]
+    assert written.text_names(twins, Path()) == dict(zip(twins, texts, strict=True))
     paths = [Path(name) for name in ("x.webp", "x.webp.png", "x.webp.png.png", "y.bmp", "z.JPG")]
     names = ["x.webp.png.png.png", "x.webp.png", "x.webp.png.png", "y.bmp.png", "z.JPG"]
-    assert predict_command.drawn_names(paths) == dict(zip(paths, names, strict=True))
+    assert written.drawn_names(paths, Path()) == dict(zip(paths, names, strict=True))
 
 
 def test_boxes_are_drawn_where_they_are() -> None:
     prediction = {"class": "fish", "label": 2, "score": 0.75, "box": [40.0, 50.0, 80.0, 90.0]}
-    picture = predict_command.draw(torch.zeros(3, 100, 120, dtype=torch.uint8), [prediction])
+    picture = written.draw(torch.zeros(3, 100, 120, dtype=torch.uint8), [prediction])
     rows, columns = np.nonzero((np.asarray(picture) == (0, 255, 0)).all(axis=2))
     assert (columns >= 38).all() and columns.max() <= 82 and 88 <= rows.max() <= 92
     assert (rows == 70).any() and not ((rows == 70) & (columns == 60)).any()
@@ -176,12 +185,90 @@ def test_images_are_upright(
     assert drawn[0, 3].tolist() == [255] * 3 and int(drawn.sum()) == 3 * 255
 
 
+def test_kinds_of_files(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """TIFF and the first frame of GIF are read; HEIC says what reads it; not recursive."""
+    folder = tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    frames = [noise(seed, 20, 30) for seed in (0, 1)]
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "b.tif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((20, 30), 0x8000, np.uint16)).save(folder / "deep.tiff")
+    (folder / "c.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    noise(2, 20, 30).save(folder / "below" / "d.png")
+    arguments = [f"checkpoint={checkpoint}", f"images={folder}", "min_score=1", "recursive=false"]
+    assert command(monkeypatch, tmp_path / "run", *arguments) == 1
+    assert "1 of 4 images" in one_line(capsys)
+    assert "the package pillow-heif reads it" in (tmp_path / "run" / "predict.log").read_text()
+    with Image.open(tmp_path / "run" / "drawn" / "b.tif.png") as picture:
+        assert picture.tobytes() == frames[0].tobytes()
+    with Image.open(tmp_path / "run" / "drawn" / "a.gif.png") as picture:
+        assert (
+            np.abs(np.asarray(picture).astype(int) - np.asarray(frames[0])).mean() < 20
+        )  # palette
+    with Image.open(tmp_path / "run" / "drawn" / "deep.tiff.png") as picture:
+        assert np.unique(picture).tolist() == [0x80]
+
+
+def test_what_is_saved(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COCO, YOLO and CSV say the same as predictions.json, and crops are parts of the image."""
+    arguments = [f"checkpoint={checkpoint}", f"images={images / 'b.png'}", "min_score=0.1"]
+    arguments += ["save=[crops,coco,yolo,csv]"]
+    assert command(monkeypatch, tmp_path / "run", *arguments) == 0
+    run = tmp_path / "run"
+    assert not (run / "drawn").exists()
+    (image,) = json.loads((run / "predictions.json").read_text())
+    ours = image["predictions"]
+    assert len(ours) == 5
+    boxes = np.array([one["box"] for one in ours])
+
+    coco = json.loads((run / "coco.json").read_text())
+    assert coco["categories"] == [{"id": 3, "name": "fish"}, {"id": 9, "name": "sea|star"}]
+    found = np.array([one["bbox"] for one in coco["annotations"]])
+    np.testing.assert_allclose(found[:, :2] + found[:, 2:], boxes[:, 2:])
+    ids = [[3, 9][one["label"] - 1] for one in ours]
+    assert [one["category_id"] for one in coco["annotations"]] == ids
+    read = read_results(run / "coco.json", as_ground_truth(coco))  # by evaluate.py
+    assert read.scores.tolist() == [one["score"] for one in ours]
+
+    lines = np.loadtxt(run / "yolo" / "b.txt")
+    assert lines[:, 0].tolist() == [one["label"] - 1 for one in ours]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / (60, 40)
+    np.testing.assert_allclose(lines[:, 1:3], centres, atol=1e-6)
+    np.testing.assert_allclose(lines[:, 3:5] * (60, 40), boxes[:, 2:] - boxes[:, :2], atol=1e-4)
+    assert (run / "classes.txt").read_text() == "fish\nsea|star\n"
+
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score"]) for row in rows] == [one["score"] for one in ours]
+    assert [float(row["x2"]) for row in rows] == boxes[:, 2].tolist()
+
+    crops = sorted((run / "crops").rglob("*.png"))
+    assert len(crops) == 5
+    best = run / "crops" / ours[0]["class"] / "b.png.1.png"
+    x1, y1, x2, y2 = boxes[0]
+    part = noise(0, 40, 60).crop((int(x1), int(y1), max(round(x2), int(x1) + 1), round(y2)))
+    with Image.open(best) as crop:
+        assert crop.tobytes() == part.tobytes()
+
+
+def test_many_of_one_class_are_counted() -> None:
+    many = [{"class": "star", "score": 0.9 - 0.01 * n} for n in range(10)]
+    many.insert(1, {"class": "fish", "score": 0.895})
+    assert predict_command.found(many, 0.5) == "star x10, fish 0.90"
+    assert predict_command.found([], 0.5) == "nothing of a score of 0.5 or more"
+
+
 @pytest.mark.parametrize(
     "change, code, culprit",
     [
         ("images=nowhere", 1, "images=nowhere"),
         ("checkpoint=nowhere.pt", 1, "nowhere.pt"),
         ("min_score=2", 2, "min_score=2"),
+        ("save=[drawn,xml]", 2, "save=xml is none of drawn, crops, coco, yolo, csv"),
         ("min_score=high", 2, "min_score"),
         ("precision=int8", 2, "precision=int8"),
         ("device=cuda:99", 2, "device=cuda:99"),

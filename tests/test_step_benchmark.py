@@ -10,7 +10,8 @@ import pytest
 import torch
 from test_train import TINY
 
-from detector import build, entry, step_benchmark
+from detector import entry, step_benchmark
+from detector.builders import training as build
 from detector.config import ConfigError
 from detector.step_benchmark import Candidate, busy, child, compare, in_child, options, to_markdown
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import re
 import runpy
 import signal
@@ -15,22 +16,25 @@ import pytest
 import safetensors.torch
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 import evaluate
 import train
-from detector import build as building
 from detector import entry
 from detector.analysis.offsets import __main__ as offsets
 from detector.analysis.sampling import __main__ as sampling
-from detector.commands import evaluate as evaluate_command
+from detector.builders import model as building
+from detector.builders import training as training_builders
+from detector.commands import evaluate_checkpoint
 from detector.commands import train as train_command
 from detector.config import typed_train
-from detector.data import check
-from detector.data.check import Problem
+from detector.data import file_problems
+from detector.data.problems import Problem
+from detector.evaluation.columns import as_detections
 from detector.evaluation.metrics import Metrics
 from detector.evaluation.offset_sizes import OffsetSizes
-from detector.model.weights import trained_weights
+from detector.model.weights.names import trained_weights
 from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
 from detector.training.distribution import Ranks
@@ -89,9 +93,10 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         formats.append((of, torch.contiguous_format))
         return torch.contiguous_format
 
-    monkeypatch.setattr(building, "training_memory_format", memory_format)
+    monkeypatch.setattr(training_builders, "training_memory_format", memory_format)
     assert command(train.main, run, *TINY, "schedule.epochs=2", monkeypatch=monkeypatch) == 0
     assert formats == [({"fpn_channels": 16, "min_size": 64}, torch.contiguous_format)]
+    assert "warmup_steps" not in (run / "train.log").read_text()  # two of six
     weights = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
     assert weights["backbone.body.layer1.0.conv1.weight"].is_contiguous()
 
@@ -139,6 +144,12 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     timing = read_json(sizes / "metrics.json")["timing"]
     assert timing["num_images"] == 2 and timing["forward_ms"] > 0 and timing["gflops"] > 0
     assert read_json(sizes / "detections.json") != read_json(scored / "detections.json")
+    soft = tmp_path / "soft"
+    options = [checkpoint, "nms=soft_gaussian", "nms_sigma=0.1"]
+    assert command(evaluate.main, soft, *options, monkeypatch=monkeypatch) == 0
+    assert read_json(soft / "detections.json") != read_json(scored / "detections.json")
+    options = [checkpoint, "nms=soft_linear", "flip=true"]  # merged by hard NMS
+    assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
     options = [checkpoint, "min_sizes=[0]"]
     assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
     options = [checkpoint, "iou_thresholds=[0.3]"]  # not COCO's: said before anything is detected
@@ -180,6 +191,50 @@ def tensorboard_tags(run: Path) -> tuple[set[str], set[str]]:
         {"train/loss", "train/lr", "val/AP", "val/AP50"} & set(tags["scalars"]),
         {tag for tag in tags["images"] if tag not in ("val/image_1", "val/image_2")},
     )
+
+
+def test_conventions_stay_with_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of detectron2: their conventions are in config.yaml, and go on with a resumed run, an
+    exported model and what is trained from that.
+    """
+    run, further = tmp_path / "run", tmp_path / "further"
+    short = [*TINY, "schedule.epochs=1", "limit_val_batches=2", "deform=none"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
+        config = typed_train(compose("train", short))
+    model = building.build_model(config.model, config.deform, config.data.transform, 6)
+    state = model.state_dict()
+    numpy = {
+        key.replace("backbone.body.", "backbone.bottom_up.").replace("layer", "res"): value.numpy()
+        for key, value in state.items()
+        if key.startswith("backbone.body.layer") and "num_batches" not in key
+    }
+    renamed = {
+        re.sub(r"res(\d)", lambda found: f"res{int(found[1]) + 1}", key)
+        .replace("downsample.0", "shortcut")
+        .replace("downsample.1", "shortcut.norm"): value
+        for key, value in numpy.items()
+    }
+    renamed = {re.sub(r"\.bn(\d)\.", r".conv\1.norm.", key): one for key, one in renamed.items()}
+    for kind in ("weight", "bias", "running_mean", "running_var"):
+        one = state[f"backbone.body.bn1.{kind}"].numpy()
+        renamed[f"backbone.bottom_up.stem.conv1.norm.{kind}"] = one
+    renamed["backbone.bottom_up.stem.conv1.weight"] = state["backbone.body.conv1.weight"].numpy()
+    file = tmp_path / "backbone.pkl"
+    file.write_bytes(pickle.dumps({"model": renamed, "__author__": "detectron2"}))
+
+    words = [*short, f"model.weights={file}"]
+    assert command(train.main, run, *words, monkeypatch=monkeypatch) == 0
+    shown = OmegaConf.load(run / "config.yaml").model.conventions
+    assert (shown.framework, shown.channel_order) == ("detectron2", "bgr")
+    words[words.index("schedule.epochs=1")] = "schedule.epochs=2"
+    assert command(train.main, run, *words, monkeypatch=monkeypatch) == 0
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["epoch"] == 2
+    export(run / "checkpoints" / "last.pt", tmp_path / "exported")
+    words = [*short, f"model.weights={tmp_path / 'exported' / 'model.safetensors'}"]
+    assert command(train.main, further, *words, monkeypatch=monkeypatch) == 0
+    assert OmegaConf.load(further / "config.yaml").model.conventions == shown
 
 
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +319,7 @@ def sweep(folder: Path, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
         logging.root.handlers = handlers
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command again trains nothing, and says the same."""
     words = ["schedule.epochs=1", "+ablation=stages", "deform=none,c5_v2", "seed=0,1"]
@@ -302,6 +358,23 @@ def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     sweep(tmp_path, *words, monkeypatch=monkeypatch)
     for name in names:
         assert (tmp_path / name).read_bytes() == before[name]
+
+
+@pytest.mark.slow
+def test_rows_of_the_papers_table_are_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They differ in several keys each, and none is left out."""
+    rows = "+ablation/paper_table3=dilation_2,dilation_6,deform_conv,both"
+    words = ["schedule.epochs=1", "+ablation=paper_table3", rows, "model.anchor_sizes=[16,32,64]"]
+    sweep(tmp_path, *words, monkeypatch=monkeypatch)
+    study = read_json(tmp_path / "study.json")
+    arms = ["dilation_2", "dilation_6", "deform_conv", "both"]
+    assert [arm["arm"] for arm in study["arms"]] == arms
+    assert study["baseline"] == "dilation_2" and not study["left_out"]
+    plain, wide, deformable, both = (arm["costs"]["num_parameters"] for arm in study["arms"])
+    assert plain == wide and deformable - plain == 18 * ((256 + 512) * 9 + 2)
+    assert both - deformable == 2 * 49 * (16 * 49 + 1)  # of each bin, from all that is pooled
+    layers = study["learned"]["dilation_6"]["layers"]
+    assert layers["layer4.0.conv1"]["dilation"]["background"]["mean"] == 6
 
 
 def test_a_look_into_a_checkpoint(
@@ -356,6 +429,7 @@ def test_a_sweep_that_is_only_planned(
     assert not list(tmp_path.glob("*/summary.json")) and not (tmp_path / "study.json").exists()
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,12 +497,13 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[dict[str, torch.Tensor]] = []
     for module, name in (
         (validation, "detect"),
         (train_command, "draw"),
-        (evaluate_command, "detect"),
+        (evaluate_checkpoint, "detect"),
     ):
         noted(
             *(monkeypatch, module, name),  # evaluate.py wraps the model
@@ -490,7 +565,7 @@ def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     def validate(*args, **kwargs) -> Validation:
         numbers = {"AP": next(found)}
         ours = {"metrics": numbers, "per_class": {}, "seconds_per_image": 0.1}
-        return Validation(ours, Metrics(numbers, {}), [], OffsetSizes())
+        return Validation(ours, Metrics(numbers, {}), as_detections([]), OffsetSizes())
 
     monkeypatch.setattr(train_command, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.epochs=9", "schedule.decay=step"]
@@ -519,12 +594,13 @@ def test_a_run_that_went_on_elsewhere_and_found_no_better(
     def validate(*args, **kwargs) -> Validation:
         numbers = {"AP": next(found)}
         ours = {"metrics": numbers, "per_class": {}, "seconds_per_image": 0.1}
-        return Validation(ours, Metrics(numbers, {}), [], OffsetSizes())
+        return Validation(ours, Metrics(numbers, {}), as_detections([]), OffsetSizes())
 
     monkeypatch.setattr(train_command, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.decay=step"]
     first, second = tmp_path / "first", tmp_path / "second"
     assert command(train.main, first, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
+    assert "warmup_steps=2 of a run of 1 steps" in (first / "train.log").read_text()
     more = ["schedule.epochs=2", f"resume={first / 'checkpoints' / 'last.pt'}"]
     assert command(train.main, second, *plan, *more, monkeypatch=monkeypatch) == 0
     log = (second / "train.log").read_text()
@@ -583,6 +659,7 @@ def losses_of(run: Path) -> list[float]:
     return [line["loss"] for line in lines_of(run, "train")]
 
 
+@pytest.mark.slow
 def test_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = [*TINY, "schedule.decay=step", "limit_train_batches=1", "schedule.evaluate_every=9"]
     for run, precision, epochs in (
@@ -602,6 +679,7 @@ def test_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {value.dtype for value in whole["model"].values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.slow
 def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     seen: list[bool] = []
@@ -624,7 +702,7 @@ def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without an evaluation, for which it would compile once more.
     nothing = {"metrics": {"AP": 0.0}, "per_class": {}}
-    found = Validation(nothing, Metrics({"AP": 0.0}, {}), [], OffsetSizes())
+    found = Validation(nothing, Metrics({"AP": 0.0}, {}), as_detections([]), OffsetSizes())
     monkeypatch.setattr(train_command, "validate", lambda *args, **kwargs: found)
     monkeypatch.setattr(train_command, "draw", lambda *args: [])
     plan = [*TINY, "schedule.epochs=1", "limit_train_batches=2"]
@@ -798,7 +876,7 @@ def test_broken_data_can_be_left_out(
 
 
 def test_a_signal_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "_header", lambda path: pytest.fail("it goes on"))
+    monkeypatch.setattr(file_problems, "_header", lambda path: pytest.fail("it goes on"))
     with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         config = typed_train(compose("train", overrides=small_coco(tmp_path / "data")))
     stop = StopRequest()
@@ -823,6 +901,9 @@ def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.Monke
 
         def all_gather(self, item: object) -> list:
             return [None, item]
+
+        def barrier(self, meanwhile: object = None) -> None:
+            pass
 
     monkeypatch.setattr(train_command, "check_data", lambda *_: pytest.fail("it looks itself"))
     train_set, val_set = train_command.load_data(config, tmp_path, Second(1, 2, 1), StopRequest())

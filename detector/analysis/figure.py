@@ -1,4 +1,4 @@
-"""Draws README's picture of a deformable convolution: python -m detector.analysis.figure [FILE]
+"""Draws the manual's picture of a deformable convolution: python -m detector.analysis.figure [FILE]
 
 Three panels of one 3x3 kernel over one bent object: where a convolution samples, where a deformable
 one does (the arrows are its offsets), and how a sample is read between four pixels.

@@ -1,29 +1,109 @@
 """What `python -m detector.data` does with data, once its configuration is there."""
 
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from detector.build import build_train_set, build_transform, build_val_set, check_data
-from detector.config import ConfigError, DataCommandConfig, DataConfig
+from detector.builders.data import build_train_set, build_transform, build_val_set, check_data
+from detector.config import ConfigError
 from detector.data import benchmark as loading_benchmark
-from detector.data.check import Problem, Report, refusal
+from detector.data.check import Report, refusal
 from detector.data.dataset import DatasetError, DetectionDataset
 from detector.data.loading import Augmented
+from detector.data.problems import Problem
 from detector.data.sheet import picture_sheet
+from detector.schema import DataCommandConfig, DataConfig
 
 
-def check(data: DataConfig, command: DataCommandConfig, *, print_json: bool) -> int:
-    """Report on both splits; 1 where there are errors."""
+def check(data: DataConfig, command: DataCommandConfig, words: list[str]) -> int:
+    """Report on both splits, and write a mended copy where one is wanted; 1 where there are errors.
+
+    Args:
+        words: of the command line, to say what comes next.
+    """
     splits, refusals = read(data)
     report = check_data(splits, data, decode=command.decode)
     report = Report(splits, [*refusals, *report.problems])
     write_json(command.json, report.to_json())
+    print_json = "--json" in words
     print(json.dumps(report.to_json(), indent=1) if print_json else report.to_markdown())
+    if command.fix is not None:
+        for line in fix(report, Path(command.fix)):
+            print(line, file=sys.stderr)
+    if not print_json:
+        print("\n" + next_step(report, words))
     return 1 if report.count("error") else 0
+
+
+def next_step(report: Report, words: list[str]) -> str:
+    """What to do about the report."""
+    own = ("decode=", "fix=", "json=", "--json")
+    same = shlex.join(word for word in words if not word.startswith(own))
+    if any(problem.kind == "cannot be read" for problem in report.problems):
+        return "Next: what cannot be read must be mended first; its message says what was expected."
+    if report.count("error"):
+        return (
+            "Next: mend what is wrong, or let fix=FILE write a copy without it, or train without "
+            f"it:\n  python train.py {same} data.on_error=warn"
+        )
+    return f"Next: look at the boxes, then train:\n  python -m detector.data sheet {same}\n" + (
+        f"  python train.py {same}"
+    )
+
+
+def fix(report: Report, file: Path) -> list[str]:
+    """Write what can be used of each split, and what was changed, into new files; say which.
+
+    Raises:
+        ConfigError: a file is there already, or cannot be written.
+        DatasetError: no image of a split can be used.
+    """
+    told = []
+    for split, dataset in report.usable("warn").items():
+        out = file if split == "train" else file.with_suffix(f".{split}{file.suffix}")
+        changes = [
+            f"{problem.severity}: {problem.kind}: {problem.file or ''} {problem.detail}"
+            for problem in report.problems
+            if problem.split == split
+        ]
+        folder = Path(os.path.commonpath([record.path.parent for record in dataset.records]))
+        listed = out.with_suffix(".changes.txt")
+        for path, content in (
+            (out, json.dumps(mended(dataset, folder))),
+            (listed, "\n".join(changes) + "\n"),
+        ):
+            write_new(path, content)
+        told.append(f"{split}: {out}, whose images are in {folder}; {listed}: {len(changes)} lines")
+    return told
+
+
+def mended(dataset: DetectionDataset, folder: Path) -> dict[str, Any]:
+    """The data set in COCO format, its file names relative to a folder."""
+    content = dataset.ground_truth()
+    for image, record in zip(content["images"], dataset.records, strict=True):
+        image["file_name"] = Path(os.path.relpath(record.path, folder)).as_posix()
+    return content
+
+
+def write_new(path: Path, content: str) -> None:
+    """Write a file that is not there.
+
+    Raises:
+        ConfigError: it is, or it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except FileExistsError as error:
+        raise ConfigError(f"fix: {path} is there already; give another name") from error
+    except OSError as error:
+        raise ConfigError(f"fix={path} cannot be written ({error.strerror})") from error
 
 
 def read(data: DataConfig) -> tuple[dict[str, DetectionDataset], list[Problem]]:

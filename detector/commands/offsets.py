@@ -1,15 +1,21 @@
-"""What the deformable layers of a checkpoint have learned, as offsets.md and offsets.json."""
+"""What the deformable layers of a checkpoint have learned, as offsets.md and offsets.json, and as
+roi_bins.json where RoI pooling deforms.
+"""
 
 import logging
 from pathlib import Path
 
 from detector.analysis.offsets.learned import as_json, learned
-from detector.analysis.offsets.report import dilation_rows, offsets_rows
-from detector.build import build_device, build_val_set, check_data, trained_model
-from detector.config import OffsetsConfig, typed_data, typed_train
-from detector.data.check import table
+from detector.analysis.offsets.report import bin_rows, dilation_rows, offsets_rows
+from detector.analysis.offsets.roi_bins import bin_movements
+from detector.builders.data import build_val_set, check_data
+from detector.builders.device import build_device
+from detector.builders.model import trained_model
+from detector.config import typed_data, typed_train
+from detector.schema import OffsetsConfig
+from detector.tables import table
 from detector.training.checkpoint import load_checkpoint
-from detector.training.record import write_json
+from detector.training.durable import write_json
 
 log = logging.getLogger("offsets")
 
@@ -37,6 +43,10 @@ def run(config: OffsetsConfig) -> None:
     tables = f"effective dilation\n\n{table(*dilation_rows(layers))}\n"
     if any(layer["is_deformable"] for layer in layers.values()):
         tables += f"\noffsets and masks\n\n{table(*offsets_rows(layers))}\n"
+    bins = bin_movements(model, val_set, device=device, max_images=config.max_images)
+    if bins:
+        tables += f"\nbins of RoI pooling\n\n{table(*bin_rows(bins))}\n"
+        write_json(output / "roi_bins.json", bins)
     write_json(output / "offsets.json", layers)
     (output / "offsets.md").write_text(tables, encoding="utf-8")
     log.info("%s\nwritten to %s", tables, output)

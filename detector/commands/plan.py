@@ -13,12 +13,15 @@ from typing import Any
 import torch
 
 from detector.analysis.study.runs import arms_of
-from detector.build import build_data, build_device, build_precision
-from detector.config import TrainConfig, config_hash
-from detector.data.check import table
+from detector.builders.data import build_data
+from detector.builders.device import build_device, build_precision
+from detector.config import config_hash
 from detector.evaluation.timing import measure as time_images
+from detector.schema import TrainConfig
 from detector.step_benchmark import step_seconds
-from detector.training.record import duration, write_json
+from detector.tables import table
+from detector.training.durable import write_json
+from detector.training.record import duration
 
 log = logging.getLogger("plan")
 
@@ -39,6 +42,7 @@ def _measured(config: TrainConfig) -> dict[str, Any]:
     splits = build_data(config)
     val_set, device = splits.get("val", splits["train"]), build_device(config.device)
     schedule = config.schedule
+    log.info("measuring at most %d steps, and the detection in %d images", STEPS, IMAGES)
     trainer, seconds = step_seconds(config, splits["train"], device=device, steps=STEPS)
     timing = time_images(
         trainer.model,

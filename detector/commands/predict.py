@@ -1,38 +1,40 @@
 """Detects in images with a checkpoint's model, and draws what it finds.
 
-Writes drawn/, one picture an image, and predictions.json: for each image
+Writes predictions.json: for each image
 
     {file, width, height, predictions: [{class, label, score, box}]}
 
-by falling score; a label is 1..K, a box xyxy in pixels of the image as it is looked at, turned as
-its EXIF orientation says. Images are JPEG, PNG, WebP and BMP; other files and broken images are
-named and left out, and the exit code is then 1.
+by descending score; a file is named from the folder that was given, a label is 1..K, a box xyxy in
+pixels of the image as it is looked at, turned as its EXIF orientation says. `written.py` writes
+what else is wanted. Images are JPEG, PNG, WebP, BMP, TIFF and GIF; other files are counted, broken
+images are named and left out, and the exit code is then 1.
 """
 
 import json
 import logging
+import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes
 
-from detector.build import build_device, build_precision, trained_model
-from detector.config import ConfigError, PredictConfig, typed_train
+from detector.builders.device import build_device, build_precision
+from detector.builders.model import trained_model
+from detector.command_configs import with_nms
+from detector.commands.written import PredictionFiles
+from detector.config import ConfigError, typed_train
 from detector.data.errors import DatasetError, shown
-from detector.data.images import read_image
+from detector.data.images import SUFFIXES, read_image
 from detector.evaluation.inference import to_float
+from detector.schema import PredictConfig
 from detector.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("predict")
-# Of images in a folder. TIFF is not read: so that it is not skipped silently either.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-COLORS = ("red", "lime", "blue", "orange", "magenta", "cyan", "yellow", "purple")  # of the labels
+NEEDS_OTHERS = (".heic", ".heif", ".avif")  # of these an error says what reads them
 
 
 def run(config: PredictConfig) -> None:
@@ -43,23 +45,30 @@ def run(config: PredictConfig) -> None:
         CheckpointError, WeightsError: the checkpoint cannot be used.
         DatasetError: there is no image, or some were left out; the others' results are written.
     """
-    paths = image_paths(Path(config.images))
-    folder = Path(config.output)
-    if (folder / "drawn").resolve() == paths[0].resolve().parent:
+    given, folder = Path(config.images), Path(config.output)
+    paths, others = image_paths(given, recursive=config.recursive, but=folder)
+    root = given if given.is_dir() else given.parent
+    if (folder / "drawn").resolve() in {path.resolve().parent for path in paths}:
         raise ConfigError(f"output={folder}: the pictures would replace the images in drawn/")
+    if others:
+        log.info("no images, and left aside: %s", in_words(others))
     checkpoint = load_checkpoint(Path(config.checkpoint))
     trained = typed_train(checkpoint["config"])
+    trained = with_nms(trained, config.nms, config.nms_iou, config.nms_sigma)
     classes = tuple(checkpoint["classes"])
     device = build_device(config.device)
     precision = build_precision(config.precision or trained.precision)
     model = trained_model(trained, checkpoint).to(device).eval()
 
     try:
-        (folder / "drawn").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = PredictionFiles(
+            folder, config.save, paths, root, classes, checkpoint["category_ids"]
+        )
     except OSError as error:
         raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from error
-    names_drawn = drawn_names(paths)
     predictions: list[dict[str, Any]] = []
+    failed = 0
     start, seconds = time.perf_counter(), 0.0
     for path in paths:
         try:
@@ -72,13 +81,19 @@ def run(config: PredictConfig) -> None:
         seconds += time.perf_counter() - began
         seen = result["scores"] >= config.min_score
         result = {key: value[seen] for key, value in result.items()}
-        prediction = described(path.name, image, result, classes)
+        name = path.relative_to(root).as_posix()
+        prediction = described(name, image, result, classes)
         predictions.append(prediction)
-        draw(image, prediction["predictions"]).save(folder / "drawn" / names_drawn[path])
-        names = [f"{one['class']} {one['score']:.2f}" for one in prediction["predictions"]]
-        log.info("%s: %s", shown(path.name), ", ".join(names) or "nothing")
+        try:
+            written.write_image(path, image, prediction)
+        except (OSError, ValueError) as error:  # such as a name that is too long
+            log.warning("not drawn or saved: %s (%s)", shown(name), error)
+            failed += 1
+        words = found(prediction["predictions"], config.min_score)
+        log.info("%s: %s", shown(name), words)
     content = json.dumps(predictions, indent=1)
     (folder / "predictions.json").write_text(content, encoding="utf-8")
+    written.finish(predictions)
 
     if predictions:
         total, number = time.perf_counter() - start, len(predictions)
@@ -89,10 +104,17 @@ def run(config: PredictConfig) -> None:
     left_out = len(paths) - len(predictions)
     if left_out:
         raise DatasetError(f"{left_out} of {len(paths)} images could not be read and were left out")
+    if failed:
+        raise DatasetError(f"the pictures or texts of {failed} images could not be written")
 
 
-def image_paths(images: Path) -> list[Path]:
-    """The file, or the images of the folder in the order of their names.
+def image_paths(images: Path, *, recursive: bool, but: Path) -> tuple[list[Path], Counter[str]]:
+    """The file, or the images of the folder in the order of their names, and how many files of
+    other kinds there are.
+
+    Args:
+        recursive: of the folders in it as well.
+        but: a folder that is left out: what was written there before is not looked at.
 
     Raises:
         DatasetError: there is no such thing, or no image in it.
@@ -100,11 +122,39 @@ def image_paths(images: Path) -> list[Path]:
     if not images.is_dir():
         if not images.is_file():
             raise DatasetError(f"images={images}: no such file or folder")
-        return [images]
-    paths = sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES)
+        return [images], Counter()
+    paths, others = [], Counter[str]()
+    for folder, folders, names in os.walk(images):
+        inside = [name for name in folders if not name.startswith(".")]
+        inside = [name for name in inside if Path(folder, name).resolve() != but.resolve()]
+        folders[:] = inside if recursive else []
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in (*SUFFIXES, *NEEDS_OTHERS):
+                paths.append(path)
+            else:
+                others[path.suffix.lower() or "without an ending"] += 1
     if not paths:
-        raise DatasetError(f"images={images}: holds no {', '.join(SUFFIXES)}")
-    return paths
+        besides = f"; it holds {in_words(others)}" if others else ""
+        raise DatasetError(f"images={images}: holds no {', '.join(SUFFIXES)}{besides}")
+    return sorted(paths), others
+
+
+def in_words(kinds: Counter[str]) -> str:
+    """How many files of each kind."""
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+
+
+def found(predictions: list[dict[str, Any]], min_score: float) -> str:
+    """The classes in words, by their best score: "star x10, fish 0.93"."""
+    numbers = Counter(one["class"] for one in predictions)
+    best: dict[str, float] = {}
+    for one in predictions:
+        best.setdefault(one["class"], one["score"])
+    words = [
+        f"{name} x{numbers[name]}" if numbers[name] > 1 else f"{name} {score:.2f}"
+        for name, score in best.items()
+    ]
+    return ", ".join(words) or f"nothing of a score of {min_score:g} or more"
 
 
 @torch.no_grad()
@@ -135,30 +185,3 @@ def described(
             for label, score, box in rows
         ],
     }
-
-
-def draw(image: Tensor, predictions: list[dict[str, Any]]) -> Image.Image:
-    """The image with its boxes, classes and scores, a colour a class."""
-    if predictions:
-        image = draw_bounding_boxes(
-            image,
-            torch.tensor([one["box"] for one in predictions]),
-            labels=[f"{one['class']} {one['score']:.2f}" for one in predictions],
-            colors=[COLORS[(one["label"] - 1) % len(COLORS)] for one in predictions],
-            width=2,
-        )
-    return to_pil_image(image)
-
-
-def drawn_names(paths: list[Path]) -> dict[Path, str]:
-    """Of each image its own name where it is a JPEG or PNG, else that with .png, or with more of
-    these where another image has that name.
-    """
-    names = {p: p.name for p in paths if p.suffix.lower() in (".jpg", ".jpeg", ".png")}
-    for path in paths:
-        if path not in names:
-            name = f"{path.name}.png"
-            while name in names.values():
-                name += ".png"
-            names[path] = name
-    return names

@@ -7,11 +7,13 @@ import torch
 
 from detector.analysis.charts import looks_figure, save
 from detector.analysis.sampling.places import look
-from detector.build import build_device, trained_model
+from detector.builders.device import build_device
+from detector.builders.model import trained_model
 from detector.commands.predict import image_paths
-from detector.config import ConfigError, SamplingConfig, typed_train
+from detector.config import ConfigError, typed_train
 from detector.data.images import read_image
 from detector.evaluation.inference import to_float
+from detector.schema import SamplingConfig
 from detector.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("sampling")
@@ -32,7 +34,8 @@ def run(config: SamplingConfig) -> None:
     model = trained_model(typed_train(checkpoint["config"]), checkpoint).to(device).eval()
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    for path in image_paths(Path(config.images)):
+    paths, _ = image_paths(Path(config.images), recursive=False, but=output)
+    for path in paths:
         image = read_image(path)
         height, width = image.shape[-2:]
         points = [(x, y) for x, y in config.points]

@@ -13,14 +13,16 @@ from detector.analysis.study.page import page
 from detector.analysis.study.report import arms_rows, markdown
 from detector.analysis.study.runs import Run, Runs, read_runs
 from detector.analysis.study.study import study
-from detector.build import build_device, build_val_set, trained_model
+from detector.builders.data import build_val_set
+from detector.builders.device import build_device
+from detector.builders.model import trained_model
 from detector.config import typed_train
-from detector.data.check import table
 from detector.data.dataset import DetectionDataset
 from detector.data.errors import DatasetError
 from detector.model.resnet import STAGES
+from detector.tables import table
 from detector.training.checkpoint import load_checkpoint
-from detector.training.record import write_json
+from detector.training.durable import write_json
 
 log = logging.getLogger("study")
 
@@ -71,7 +73,7 @@ def look(runs: Runs, content: dict[str, Any]) -> dict[str, Any] | None:
     try:
         dataset = _images(next(iter(chosen.values()))) if chosen else None
         ids = {record.image_id for record in dataset.records} if dataset else set()
-        if not dataset or not ids.issuperset(one["id"] for one in runs.ground_truth["images"]):
+        if not dataset or not ids.issuperset(runs.ground_truth.image_ids.tolist()):
             raise DatasetError("they are not those of the ground truth")
     except DatasetError as error:
         content["notes"].append(f"The validation images cannot be shown: {error}.")

@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shlex
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +21,28 @@ from hydra.core.utils import configure_log
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.build import (
-    build_data,
-    build_device,
-    build_metric,
-    build_num_workers,
-    build_trainer,
-    build_transform,
-    check_data,
-    check_devices,
-    check_from_scratch,
-    val_images,
-)
-from detector.config import ConfigError, TrainConfig, config_hash, to_plain
-from detector.data.check import Problem, Report
+from detector.builders.data import build_data, build_transform, check_data, images_folder
+from detector.builders.device import build_device, build_num_workers, check_devices
+from detector.builders.model import check_from_scratch, conventions_of
+from detector.builders.training import build_metric, build_trainer
+from detector.config import ConfigError, config_hash, to_plain, typed_train
+from detector.data.check import Report
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, kill_workers, num_cores
+from detector.data.problems import Problem
 from detector.data.sheet import picture_sheet
 from detector.evaluation.metrics import Metrics
 from detector.evaluation.pictures import draw
+from detector.schema import TrainConfig
 from detector.training.checkpoint import Checkpoint, CheckpointError
-from detector.training.distribution import Ranks, joined, ranks_of_environment
+from detector.training.distribution import ALONE, Ranks, joined, ranks_of_environment
+from detector.training.durable import write_json
 from detector.training.launch import WorkersError, launch
 from detector.training.loop import use_deterministic_algorithms
 from detector.training.preemption import Preempted, StopRequest
-from detector.training.record import Record, duration, num_parameters, write_json
+from detector.training.record import Record, duration, num_parameters
 from detector.training.resume import checkpoint_to_resume, flat
+from detector.training.run_lock import RunFolderError, locked
 from detector.training.trainer import Trainer
 from detector.training.validation import validate
 
@@ -58,6 +56,7 @@ def start(config: TrainConfig, folder: Path) -> None:
 
     A process that torchrun or SLURM started is one of many already.
     """
+    config.model.conventions = conventions_of(config.model)
     if config.devices == 1:
         try:
             run(config, folder)
@@ -72,7 +71,8 @@ def start(config: TrainConfig, folder: Path) -> None:
         raise ConfigError(f"devices={config.devices}: leave it at 1 where torchrun or SLURM starts")
     check_devices(config.device, config.devices)
     check_from_scratch(config.model)
-    checkpoint_to_resume(config.resume, folder, to_plain(config))  # what would refuse the run
+    with locked(folder, ALONE):  # by the first rank from then on
+        to_resume(config, folder)  # what would refuse the run
     job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     try:
         launch(
@@ -82,7 +82,8 @@ def start(config: TrainConfig, folder: Path) -> None:
             exit_code=entry.exit_code,
         )
     except (WorkersError, Preempted) as error:  # it knows what came first
-        write_json(folder / "summary.json", broken_off(config, error))
+        if isinstance(error, Preempted) or error.kind != RunFolderError.__name__:
+            write_json(folder / "summary.json", broken_off(config, error))
         raise
     log.info(ending(config, folder))
 
@@ -97,11 +98,11 @@ def worker(config: TrainConfig, folder: Path, job_logging: Any) -> None:
 
 def run(config: TrainConfig, folder: Path) -> None:
     """Train and evaluate in a run folder; its summary.json says how that ended."""
-    with joined() as ranks:
+    with joined(config.rank_timeout) as ranks, locked(folder, ranks):
         if not ranks.is_first:
             logging.getLogger().setLevel(logging.WARNING)
         check_from_scratch(config.model)
-        checkpoint = checkpoint_to_resume(config.resume, folder, to_plain(config))
+        checkpoint = to_resume(config, folder)
         check_one_folder(folder, checkpoint, ranks)
         if ranks.is_first:
             OmegaConf.save(OmegaConf.create(to_plain(config)), folder / "config.yaml")
@@ -110,16 +111,33 @@ def run(config: TrainConfig, folder: Path) -> None:
                 result = train(config, folder, checkpoint, ranks, stop)
             summary = {"status": "done", **identity(config), **result}
         except BaseException as error:
+            if isinstance(error, OSError) and error.errno in entry.DISK_ERRNOS:
+                error.filename = error.filename or str(folder)
             summary = broken_off(config, error)
             if isinstance(error, Preempted):
-                log.info("%s: saved; the same command goes on", error)
+                log.info("%s: saved; the same command with hydra.run.dir=%s goes on", error, folder)
             raise
         finally:
             if ranks.is_first:
-                write_json(folder / "summary.json", summary)
+                # On a full disk it stays as it was: what filled it is what there is to say.
+                with nullcontext() if summary["status"] == "done" else suppress(OSError):
+                    write_json(folder / "summary.json", summary)
             kill_workers()
             if summary["status"] == "preempted":
                 ranks.barrier()  # the first to end may be the end of all
+
+
+def to_resume(config: TrainConfig, folder: Path) -> Checkpoint | None:
+    """The checkpoint that the run goes on from, if any.
+
+    Raises:
+        CheckpointError: it cannot be read, or is another run's.
+    """
+
+    def completed(before: dict[str, Any]) -> dict[str, Any]:
+        return to_plain(typed_train(before))
+
+    return checkpoint_to_resume(config.resume, folder, to_plain(config), completed)
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -165,6 +183,11 @@ def train(
         log.info("resumed after epoch %d and %d steps", trainer.epoch, trainer.position)
 
     num_steps = schedule.epochs * trainer.sampler.num_steps
+    if schedule.warmup_steps >= num_steps:
+        log.warning(
+            "schedule.warmup_steps=%d of a run of %d steps: the learning rate never reaches %g",
+            *(schedule.warmup_steps, num_steps, schedule.lr),
+        )
     record = Record(
         folder if ranks.is_first else None,
         num_steps=num_steps,
@@ -221,7 +244,8 @@ def load_data(
         splits = build_data(config)
     problems: list[Problem] = []
     if ranks.is_first:
-        problems = check_data(splits, config.data, watched=stop.before).problems
+        watched = partial(stop.before, ranks=ranks)
+        problems = check_data(splits, config.data, watched=watched).problems
     stop.raise_for(ranks)
     report = Report(splits, ranks.broadcast(problems))
     if ranks.is_first:
@@ -269,7 +293,7 @@ def evaluate(
     record.offsets(step, epoch, validation.offsets.summary())
     is_best = trainer.note(summary)
     if trainer.ranks.is_first:
-        write_json(trainer.folder / "detections.json", validation.detections, indent=None)
+        write_json(trainer.folder / "detections.json", validation.detections.to_coco(), indent=None)
         best = "  (the best so far)" if is_best else ""
         which = f"epoch {epoch}/{config.schedule.epochs}"
         log.info("%s  %d images  %s%s", which, len(val_set), metrics.line(), best)
@@ -290,7 +314,7 @@ def ending(config: TrainConfig, folder: Path) -> str:
     if not kept.exists():
         kept, which = kept.with_name("last.pt"), "The last checkpoint is"
     checkpoint = shlex.quote(f"checkpoint={kept}")
-    images = shlex.quote(f"images={shortest(val_images(config.data))}")
+    images = shlex.quote(f"images={shortest(images_folder(config.data, 'val'))}")
     return f"""done in {duration(summary["train_seconds"])} of training, {config.metric} in percent:
 
 {metrics.table(all_in=str(folder / "summary.json"))}

@@ -17,14 +17,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.config import (
-    ConfigError,
-    DataCommandConfig,
-    DataConfig,
-    check_root,
-    typed,
-    typed_train,
-)
+from detector.config import ConfigError, check_root, typed, typed_train
+from detector.schema import DataCommandConfig, DataConfig
 
 HELP = {
     "check": """Reports what is in a training and a validation set, and every problem with its file.
@@ -36,6 +30,8 @@ HELP = {
 
 Takes what train.py takes, and
     decode=true   decode every image, not only where its header leaves a doubt
+    fix=FILE      write a mended copy of the annotations, COCO-format and without masks, and beside
+                  it what was changed; those of validation go into a second file
     json=FILE     write the report to a file as well
     --json        print JSON in place of tables
 The exit code is 1 where there are errors.""",
@@ -91,7 +87,7 @@ def main(arguments: list[str]) -> int:
 
     match command:
         case "check":
-            return commands.check(data, config, print_json="--json" in rest)
+            return commands.check(data, config, rest)
         case "sheet":
             return commands.sheet(data, seed, config)
     return commands.benchmark(data, config)

@@ -22,11 +22,11 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
 
-from detector.data.check import table
 from detector.data.dataset import DetectionDataset
 from detector.data.errors import file_error
 from detector.data.loading import Augmented
 from detector.data.transforms import TrainTransform
+from detector.tables import table
 
 Load = Callable[[int], object]
 

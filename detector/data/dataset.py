@@ -1,7 +1,7 @@
 """One contract for every data set: what a sample is, and the dataset that yields it.
 
-A reader (`coco.py`, `voc.py`) turns files into `Record`s; `DetectionDataset` decodes the image of
-a record into a sample:
+A reader (`coco.py`, `voc.py`) makes entries of images and objects, `build_dataset` in `records.py`
+makes these into `Record`s, and `DetectionDataset` decodes the image of a record into a sample:
 
     image     uint8    (3, H, W)   RGB
     boxes     float32  (M, 4)      xyxy in pixels, 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H

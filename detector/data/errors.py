@@ -5,11 +5,15 @@ and how a name from outside is put into one line.
 from pathlib import Path
 from typing import NamedTuple
 
+from detector import exit_codes
+
 MAX_SHOWN = 400  # characters
 
 
 class DatasetError(ValueError):
     """Data that cannot be used as it is. The message names the file and the image or annotation."""
+
+    exit_code = exit_codes.FAILED
 
 
 class Fault(NamedTuple):
@@ -32,6 +36,7 @@ class Faults:
         assert on_error in ("stop", "warn")
         self.on_error = on_error
         self.found: list[Fault] = []
+        self._taken: set[str] = set()
 
     def error(self, kind: str, error: DatasetError, image_id: int | None = None) -> None:
         """Something cannot be used.
@@ -46,6 +51,14 @@ class Faults:
     def warning(self, kind: str, detail: str, image_id: int | None = None) -> None:
         """Something is odd."""
         self.found.append(Fault("warning", kind, detail, image_id))
+
+    def taken(self, kind: str, detail: str) -> None:
+        """Something is not as it should be and can be read in one way only: so it is taken. The
+        first of a kind is listed.
+        """
+        if kind not in self._taken:
+            self._taken.add(kind)
+            self.warning(kind, f"{detail} (accepted, like all others of this kind)")
 
 
 def shown(text: object) -> str:

@@ -2,9 +2,13 @@
 
 import os
 import stat
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from detector.data.errors import DatasetError, file_error, shown
+
+MAX_LISTED = 200_000  # files that are looked through for a hint
 
 
 class Folder:
@@ -19,6 +23,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))
         self._listings: dict[Path, frozenset[str]] = {}
+        self._files: tuple[dict[str, list[Path]], dict[str, list[Path]]] | None = None
 
     def locate(self, name: str, *, where: str) -> Path:
         """The absolute path of `name`, which may not exist.
@@ -47,6 +52,54 @@ class Folder:
                     f"{where}: folder {shown(path.parent)} cannot be listed ({error.strerror})"
                 ) from error
         return path.name in self._listings[path.parent]
+
+    def without_own_name(self, name: str, *, where: str) -> str | None:
+        """The name without the folders that it repeats, as "train/1.jpg" does in .../train; None if
+        there is no such file.
+        """
+        parts = PurePosixPath(name).parts
+        for number in range(1, len(parts)):
+            if parts[:number] == self.root.parts[-number:]:
+                shorter = str(PurePosixPath(*parts[number:]))
+                if self.holds(self.locate(shorter, where=where), where=where):
+                    return shorter
+        return None
+
+    def hint(self, name: str) -> str:
+        """What a name that is not there may have been meant to be: "; did you mean ...?" or "".
+
+        The same with another extension or in other capitals, in a sub-folder, without its folder,
+        with its %20 decoded, or with accents written otherwise.
+        """
+        wanted = _alike(PurePosixPath(unquote(name.replace("\\", "/"))).name)
+        stem = wanted.rpartition(".")[0] or wanted
+        by_name, by_stem = self._below()
+        found = by_name.get(wanted) or by_stem.get(stem)
+        if not found:
+            return ""
+        others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return f"; did you mean {shown(found[0])}{others}?"
+
+    def _below(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+        """The files of the folder and of those in it, to a limit, by name and by stem."""
+        if self._files is None:
+            self._files = ({}, {})
+            number = 0
+            for folder, folders, files in os.walk(self.root):
+                folders.sort()
+                for file in sorted(files):
+                    path = Path(folder, file).relative_to(self.root)
+                    for names, key in zip(self._files, (path.name, path.stem), strict=True):
+                        names.setdefault(_alike(key), []).append(path)
+                number += len(files)
+                if number > MAX_LISTED:
+                    break
+        return self._files
+
+
+def _alike(name: str) -> str:
+    """In lower case, and with accents in one of the two forms that Unicode has for them."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_file(path: Path, *, max_bytes: int | None = None) -> bytes:

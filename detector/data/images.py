@@ -1,9 +1,9 @@
 """From the bytes of an image file to its pixels, RGB, in training and evaluation alike.
 
-JPEG, PNG, WebP and BMP, told by their first bytes and not by their name. torchvision decodes JPEG.
-Pillow decodes the others, and JPEG in CMYK: torchvision has no BMP and no animated WebP (the first
-frame is taken), and a PNG with a flipped bit can end the process in it (0.29.2: a segmentation
-fault after "bad adaptive filter value").
+JPEG, PNG, WebP, BMP, TIFF and GIF, told by their first bytes and not by their name. torchvision
+decodes JPEG. Pillow decodes the others, and JPEG in CMYK: torchvision has no BMP, no TIFF and no
+animated WebP (of several frames or pages the first is taken), and a PNG with a flipped bit can end
+the process in it (0.29.2: a segmentation fault after "bad adaptive filter value").
 
 Colours are those of Pillow's `convert("RGB")`: grey is repeated, a palette is looked up,
 transparency is left out and shows the colours that are stored under it. 16 bits become the upper 8
@@ -37,8 +37,24 @@ MAX_BYTES = 512 * 2**20  # of a file
 MAX_PIXELS = 89_478_485  # of an image: a quarter of a gigabyte of RGB, Pillow's limit too
 
 ORIENTATION = 0x0112  # EXIF tag; 1 to 8
-KINDS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"RIFF": "WEBP", b"BM": "BMP"}
+KINDS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"RIFF": "WEBP",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"GIF8": "GIF",
+}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")  # of their names
+DEEP = (
+    "I",
+    "F",
+    "I;16S",
+    "I;32",
+)  # Pillow's modes of values beyond 16 bits: nothing says their range
 JPEG_END = b"\xff\xd9"
+HEIF = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 MAX_SCANNED = 10**9  # scans of a JPEG times its pixels: seconds to decode; a normal one has ten
 PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum
 
@@ -82,6 +98,15 @@ def read_image(path: Path, *, size: Size | None = None) -> Tensor:
     if pixels.shape[1:] != header.size:
         raise file_error(path, "cannot be decoded (its header gives another size)")
     return turn(pixels, header.orientation) if size == header.turned_size else pixels
+
+
+def image_size(path: Path) -> Size:
+    """(h, w) of an image that nothing else tells the size of, turned as EXIF says.
+
+    Raises:
+        DatasetError: as `read_header`.
+    """
+    return read_header(read_file(path, max_bytes=MAX_BYTES), path).turned_size
 
 
 def read_header(encoded: bytes, path: Path) -> Header:
@@ -134,7 +159,9 @@ def _decode(encoded: bytes, header: Header) -> Tensor:
         if PNG_END not in encoded:
             raise ValueError("truncated: its last chunk is not whole")
     with _opened(encoded, header.kind) as image:
-        if image.mode == "I;16":
+        if image.mode in DEEP:
+            raise ValueError(f"values of {image.mode}, expected 8 or 16 bits")
+        if image.mode.startswith("I;16"):
             pixels = np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         else:
             pixels = np.array(image.convert("RGB"))
@@ -164,6 +191,8 @@ def _orientation(image: Image.Image, kind: str, encoded: bytes) -> int:
     """1 to 8; 1 where the EXIF block is missing or cannot be read, as viewers take it."""
     if kind == "PNG" and b"eXIf" not in encoded:
         return 1  # Pillow would decode the whole image to look for it
+    if kind == "TIFF":
+        return 1  # Pillow turns it, and gives the size after that
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # of any kind: the file's bytes decide which
@@ -179,8 +208,10 @@ def _text(size: Size) -> str:
 
 
 def _other_kind(encoded: bytes) -> str:
+    if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF:
+        return "HEIC or AVIF: the package pillow-heif reads it, to save it as JPEG or PNG"
     start = f"it begins with {encoded[:12]!r}" if encoded else "it is empty"
-    return f"not a JPEG, PNG, WebP or BMP file: {start}"
+    return f"not a JPEG, PNG, WebP, BMP, TIFF or GIF file: {start}"
 
 
 def _other_size(header: Header, size: Size) -> str:

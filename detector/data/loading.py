@@ -49,7 +49,8 @@ class Augmented(Dataset[Sample]):
 class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of (epoch, index), the images in a new order every epoch.
 
-    An epoch is cut into the batches of its steps; what is left over at the end is dropped. The
+    An epoch is cut into the batches of its steps; what is left over at the end is dropped, and
+    fewer images than a step takes are repeated until they fill one. The
     batch of a step is cut in turn into `num_parts` that follow each other and, within each, into
     one batch a rank. So a step trains on the same images however many ranks and parts there are.
 
@@ -68,7 +69,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
         num_batches: of a step, over all ranks and parts.
 
     Raises:
-        DatasetError: there are fewer images than a step takes.
+        DatasetError: there is no image to train on.
     """
 
     def __init__(
@@ -91,7 +92,10 @@ class EpochBatchSampler(Sampler[list[Key]]):
             )
         assert 0 <= rank < num_ranks
         useful = [keep_empty or not record.iscrowd.all() for record in dataset.records]
-        self.indices = np.flatnonzero(useful)
+        indices = np.flatnonzero(useful)
+        self.indices = (
+            np.resize(indices, max(len(indices), batch_size)) if len(indices) else indices
+        )
         self.wide = np.array([record.width >= record.height for record in dataset.records])
         self.batch_size = batch_size
         self.seed = seed
@@ -107,9 +111,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
             self.num_steps = min(self.num_steps, max_steps)
         if self.num_steps == 0:
             raise DatasetError(
-                f"a batch takes {batch_size} images, the data set has "
-                f"{len(self.indices)} ({len(dataset)} less "
-                f"{len(dataset) - len(self.indices)} without an object)"
+                f"none of the {len(dataset)} images has an object to train on; with "
+                "data.keep_empty=true they are used all the same"
             )
 
     def set_epoch(self, epoch: int, *, first_step: int = 0) -> None:
@@ -180,6 +183,14 @@ def worker_errors_named() -> Iterator[None]:
     Raises:
         LoadingError: in place of what torch says of a dead or stuck worker.
     """
+    # Twice: after a broken connection the signal can come while that error is being named. It
+    # comes once for a worker.
+    with _worker_errors_named(), _worker_errors_named():
+        yield
+
+
+@contextmanager
+def _worker_errors_named() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:

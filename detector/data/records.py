@@ -61,6 +61,7 @@ def build_dataset(
     boxes = np.array([entry.box for entry in objects], dtype=np.float64).reshape(-1, 4)
     sizes = np.array([(entry.height, entry.width) for entry in images], dtype=np.float64)
     of_object = sizes[image_index]
+    _refuse_normalised(boxes, sizes, name)
     fitted = _clip(boxes, of_object)
     finite = np.isfinite(boxes).all(axis=1)
     with np.errstate(invalid="ignore", over="ignore"):  # of infinities, and of what is almost
@@ -91,6 +92,19 @@ def build_dataset(
         category_ids=category_ids,
         faults=tuple(faults.found),
     )
+
+
+def _refuse_normalised(boxes: np.ndarray, sizes: np.ndarray, name: Callable[[int], str]) -> None:
+    """Boxes that all lie within the first pixel are parts of the image's sides, not pixels.
+
+    Raises:
+        DatasetError: so it is.
+    """
+    if len(boxes) and sizes.min() > 2 and (boxes <= 1).all() and (boxes[:, 2:] > 0).any():
+        raise DatasetError(
+            f"{name(0)}: box {boxes[0].tolist()} (xyxy), like all {len(boxes)} boxes, lies within "
+            "one pixel: expected pixels, not parts of the image's width and height"
+        )
 
 
 def _clip(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from detector.data.dataset import Sample
 from detector.data.loading import worker_errors_named
-from detector.evaluation.results import Detection
+from detector.evaluation.columns import Detections, as_detections
 
 
 class Found(NamedTuple):
@@ -76,17 +76,14 @@ def detect(
     return found, seconds
 
 
-def to_coco(found: list[Found], category_ids: tuple[int, ...]) -> list[Detection]:
-    """As COCO results; label l has the id `category_ids[l - 1]`."""
-    return [
-        {
-            "image_id": image.image_id,
-            "category_id": category_ids[label - 1],
-            "bbox": box,
-            "score": score,
-        }
-        for image in found
-        for box, score, label in zip(
-            image.boxes.tolist(), image.scores.tolist(), image.labels.tolist(), strict=True
-        )
-    ]
+def to_detections(found: list[Found], category_ids: tuple[int, ...]) -> Detections:
+    """As columns; label l has the id `category_ids[l - 1]`."""
+    if not found:
+        return as_detections([])
+    lengths = [len(image.scores) for image in found]
+    return Detections(
+        np.repeat(np.array([image.image_id for image in found], dtype=np.int64), lengths),
+        np.array(category_ids, dtype=np.int64)[np.concatenate([one.labels for one in found]) - 1],
+        np.concatenate([image.boxes for image in found]),
+        np.concatenate([image.scores for image in found]).astype(np.float64),
+    )

@@ -1,7 +1,7 @@
 """What the detections of a whole set met: all that average precision is computed from.
 
 D: detections of one class, by falling score;  T: IoU thresholds;  I: images;
-P: pairs of a detection and an object.
+N: objects of one class that are to be found;  P: pairs of a detection and an object.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import numpy as np
 BLOCK = 2000  # detections whose pairs are looked at together, which bounds the memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassMatches:
     """One class.
 
@@ -22,17 +22,17 @@ class ClassMatches:
         wrong: bool (T, D), found none. Neither right nor wrong does not count: a crowd, say.
         ties: int64 (D,), rising: equal for neighbours of one image and score that the metric keeps
             together, so that an image that is there twice ranks them a b a b and not a a b b.
-        num_objects: int64 (I,), that are to be found in each image.
+        objects: int64 (N,), the place 0..I-1 of the image of each object that is to be found.
     """
 
     images: np.ndarray
     right: np.ndarray
     wrong: np.ndarray
     ties: np.ndarray
-    num_objects: np.ndarray
+    objects: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """All classes, and the metric's own numbers.
 
@@ -47,13 +47,17 @@ class Matches:
     thresholds: dict[str, slice]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs:
     """Detections and objects, as indices (P,), and their IoUs (P,)."""
 
     detections: np.ndarray
     objects: np.ndarray
     ious: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> "Pairs":
+        """Some of them: a mask (P,) or their positions."""
+        return Pairs(self.detections[chosen], self.objects[chosen], self.ious[chosen])
 
 
 def overlapping(
@@ -79,11 +83,16 @@ def overlapping(
         first_pairs = np.cumsum(times) - times
         positions = np.repeat(starts[block : block + BLOCK] - first_pairs, times)
         objects = by_group[positions + np.arange(len(positions))]
-        values = ious(detections, objects)
-        near = values >= least
-        parts.append(Pairs(detections[near], objects[near], values[near]))
+        pairs = Pairs(detections, objects, ious(detections, objects))
+        parts.append(pairs.of(pairs.ious >= least))
     return Pairs(
         np.concatenate([part.detections for part in parts]),
         np.concatenate([part.objects for part in parts]),
         np.concatenate([part.ious for part in parts]),
     )
+
+
+def rows_of(groups: np.ndarray, num_groups: int) -> list[slice]:
+    """Where each of the groups 0 .. num_groups - 1 stands in rising `groups`."""
+    ends = np.searchsorted(groups, np.arange(num_groups + 1)).tolist()
+    return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]

@@ -1,13 +1,15 @@
 """The metrics that a configuration can name: coco, voc07 and voc12."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
-from detector.data.check import one_line
-from detector.evaluation.coco import Curve, coco_metrics, load_backend
+from detector.evaluation.coco import Curve, check_backend, coco_metrics
 from detector.evaluation.coco_matches import coco_matches
+from detector.evaluation.columns import AnyDetections, AnyGroundTruth
+from detector.evaluation.entries import EvaluationError
 from detector.evaluation.matches import Matches
-from detector.evaluation.results import Detection, EvaluationError, GroundTruth
 from detector.evaluation.voc import Rule, ap_name, check_thresholds, voc_metrics
+from detector.tables import one_line
 
 METRICS = ("coco", "voc07", "voc12")
 ALL = "all classes"
@@ -70,11 +72,11 @@ class Metrics:
 
 def score(
     metric: str,
-    ground_truth: GroundTruth,
-    detections: list[Detection],
+    ground_truth: AnyGroundTruth,
+    detections: AnyDetections,
     *,
     class_agnostic: bool = False,
-    backend: str = "pycocotools",
+    backend: str = "numpy",
     pixel_inclusive: bool = False,
     iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> Metrics:
@@ -103,7 +105,7 @@ def score(
     voc = voc_metrics(
         ground_truth,
         detections,
-        rule=_rule(metric),
+        rule=cast(Rule, metric),  # of those that `check_options` lets through
         iou_thresholds=iou_thresholds,
         pixel_inclusive=pixel_inclusive,
     )
@@ -112,8 +114,8 @@ def score(
 
 def match(
     metric: str,
-    ground_truth: GroundTruth,
-    detections: list[Detection],
+    ground_truth: AnyGroundTruth,
+    detections: AnyDetections,
     *,
     class_agnostic: bool = False,
     pixel_inclusive: bool = False,
@@ -136,7 +138,7 @@ def match(
     voc = voc_metrics(
         ground_truth,
         detections,
-        rule=_rule(metric),
+        rule=cast(Rule, metric),  # of those that `check_options` lets through
         iou_thresholds=iou_thresholds,
         pixel_inclusive=pixel_inclusive,
     )
@@ -152,15 +154,15 @@ def check_options(
     metric: str,
     *,
     class_agnostic: bool = False,
-    backend: str = "pycocotools",
+    backend: str = "numpy",
     pixel_inclusive: bool = False,
     iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> None:
     """Refuse, before anything is detected, what `score` would refuse.
 
     Raises:
-        EvaluationError: the metric is unknown or has no such option, the backend is unknown or not
-            installed, or `check_thresholds` refuses the IoU thresholds.
+        EvaluationError: the metric is unknown or has no such option, the backend is unknown, or
+            `check_thresholds` refuses the IoU thresholds.
     """
     if metric not in METRICS:
         raise EvaluationError(f"metric={metric} is none of {', '.join(METRICS)}")
@@ -172,13 +174,9 @@ def check_options(
     check_thresholds(iou_thresholds)
     if metric != "coco" and class_agnostic:
         raise EvaluationError(f"class_agnostic=true is for metric=coco, got metric={metric}")
-    if metric != "coco" and backend != "pycocotools":
+    if metric != "coco" and backend != "numpy":
         raise EvaluationError(f"backend={backend} is for metric=coco, got metric={metric}")
-    load_backend(backend)
-
-
-def _rule(metric: str) -> Rule:
-    return "voc07" if metric == "voc07" else "voc12"
+    check_backend(backend)
 
 
 def _texts(numbers: dict[str, float | None], names: list[str]) -> list[str]:

@@ -21,18 +21,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from detector.evaluation.coco_matches import RECALLS
+from detector.evaluation.columns import AnyDetections, AnyGroundTruth, as_ground_truth
+from detector.evaluation.entries import EvaluationError
 from detector.evaluation.matches import ClassMatches, Matches
 from detector.evaluation.metrics import VOC_THRESHOLDS, match
-from detector.evaluation.results import (
-    Detection,
-    EvaluationError,
-    GroundTruth,
-    normalise_ground_truth,
-)
 
-CHUNK = 250  # resamples at a time, which bounds the memory: (10 * D + 40 * R) * CHUNK bytes
+MEMORY = 2**27  # bytes, for the resamples of one class that are scored together
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,9 @@ class Comparison:
 
 
 def compare(
-    ground_truth: GroundTruth,
-    first: list[Detection],
-    second: list[Detection],
+    ground_truth: AnyGroundTruth,
+    first: AnyDetections,
+    second: AnyDetections,
     *,
     metric: str,
     num_resamples: int,
@@ -108,8 +105,8 @@ def compare(
         raise EvaluationError(f"resamples={num_resamples} must be at least 1")
     if seed < 0:
         raise EvaluationError(f"seed={seed} must be at least 0")
-    ground_truth = normalise_ground_truth(ground_truth)
-    num_images = len(ground_truth["images"])
+    ground_truth = as_ground_truth(ground_truth)
+    num_images = len(ground_truth.image_ids)
     if num_images == 0:
         raise EvaluationError("a comparison needs images: the ground truth has none")
     both = [
@@ -185,14 +182,17 @@ def resampled_classes(metric: str, matches: Matches, counts: np.ndarray) -> np.n
         counts: integers (I, B), how often each image is there.
     """
     num_resamples = counts.shape[1]
+    counts = counts.astype(np.int32)
     aps = np.full((len(matches.classes), len(matches.classes[0].right), num_resamples), np.nan)
-    for start in range(0, num_resamples, CHUNK):
-        chunk = np.ascontiguousarray(counts[:, start : start + CHUNK])
-        for number, of_class in enumerate(matches.classes):
-            present = np.flatnonzero(of_class.num_objects)
-            num_objects = of_class.num_objects[present] @ chunk[present]
+    for of_class, out in zip(matches.classes, aps, strict=True):
+        num_right = int(np.count_nonzero(of_class.right.any(axis=0)))
+        step = max(MEMORY // (40 * num_right + 4 * len(counts)), 1)
+        present, times = np.unique(of_class.objects, return_counts=True)
+        for start in range(0, num_resamples, step):
+            chunk = np.ascontiguousarray(counts[:, start : start + step])
+            num_objects = times @ chunk[present]
             found = _average_precisions(metric, of_class, chunk, num_objects)
-            aps[number, :, start : start + CHUNK] = np.where(num_objects > 0, found, np.nan)
+            out[:, start : start + step] = np.where(num_objects > 0, found, np.nan)
     return aps
 
 
@@ -207,24 +207,29 @@ def _average_precisions(
     """
     detections, copies = _in_order(matches, int(counts.max()))
     is_right, is_wrong = matches.right[:, detections], matches.wrong[:, detections]  # (T, D)
-    weights = counts[matches.images[detections]]  # (D, B)
-    of_one_copy = copies >= 0
-    weights[of_one_copy] = weights[of_one_copy] > copies[of_one_copy, None]
-    ranks = _accumulate(np.add, weights.astype(np.int32))
+    images = matches.images[detections]
+    of_one_copy = np.flatnonzero(copies >= 0)  # each is there once, or not: as an image of its own
+    own = counts[images[of_one_copy]] > copies[of_one_copy, None]
+    images[of_one_copy] = len(counts) + np.arange(len(of_one_copy))
+    counts = np.concatenate([counts, own.astype(np.int32)])
+
+    is_counted = is_right | is_wrong
+    at_some = is_counted.any(axis=0)
+    places = np.flatnonzero(is_right.any(axis=0))
+    weights = counts[images[places]]  # (R, B), of those that are right at some threshold
+    counted = _up_to(places, at_some, images, counts)
     reached, num_points = _points_reached(metric, num_objects)
     columns = np.arange(counts.shape[1])
     aps = np.zeros((len(matches.right), counts.shape[1]))
-    for threshold in range(len(matches.right)):
-        right = np.flatnonzero(is_right[threshold])
-        if len(right) == 0:
+    for threshold, is_right_here in enumerate(is_right[:, places]):
+        here = np.flatnonzero(is_right_here)
+        if len(here) == 0:
             continue
-        num_right = _accumulate(np.add, weights[right].astype(np.int32))  # (R, B)
-        ignored = np.flatnonzero(~(is_right[threshold] | is_wrong[threshold]))
-        num_counted = ranks[right]
-        if len(ignored):
-            num_ignored = _accumulate(np.add, weights[ignored].astype(np.int32))
-            num_ignored = np.concatenate([np.zeros_like(num_ignored[:1]), num_ignored])
-            num_counted -= num_ignored[np.searchsorted(ignored, right)]
+        num_right = _accumulate(np.add, weights[here])  # (R, B)
+        num_counted = counted[here]
+        is_ignored = at_some & ~is_counted[threshold]
+        if is_ignored.any():
+            num_counted -= _up_to(places[here], is_ignored, images, counts)
         precisions = num_right / (num_counted + np.spacing(1))  # as pycocotools; never 0 / 0
         best = _accumulate(np.maximum, precisions[::-1])[::-1]
         # reached[num_right, columns], in half the time
@@ -232,6 +237,20 @@ def _average_precisions(
         num_new = np.diff(num_reached, axis=0, prepend=np.int32(0))
         aps[threshold] = np.einsum("rb,rb->b", best, num_new) / num_points
     return aps
+
+
+def _up_to(
+    places: np.ndarray, chosen: np.ndarray, images: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """How often the chosen detections (D,) up to each of the rising `places` are there: int32
+    (R, B), of detections in the images (D,), which are there `counts` (I, B) times.
+    """
+    rows = np.searchsorted(places, np.flatnonzero(chosen))
+    before = rows < len(places)
+    entries = (rows[before], images[chosen][before])
+    ones = np.ones(len(entries[0]), dtype=np.int32)
+    between = csr_array((ones, entries), shape=(len(places), len(counts)))
+    return _accumulate(np.add, between @ counts)
 
 
 def _in_order(matches: ClassMatches, most_copies: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,6 +297,8 @@ def _points_reached(metric: str, num_objects: np.ndarray) -> tuple[np.ndarray, n
             num_points = len(RECALLS)
         case "voc07":
             reached, num_points = 1 + 10 * num_right // at_least_one, 11
-        case _:  # voc12: each object is a point, a recall of 0 is not
+        case "voc12":  # each object is a point, a recall of 0 is not
             reached, num_points = np.tile(num_right, len(num_objects)), at_least_one
+        case _:
+            raise ValueError(f"metric: expected coco, voc07 or voc12, got {metric!r}")
     return reached.astype(np.int32), num_points

@@ -9,18 +9,21 @@ IJCV 2010. As in the devkit, and unlike some ports of it, an IoU equal to the th
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from detector.evaluation.matches import ClassMatches, Pairs, overlapping
-from detector.evaluation.results import (
-    Detection,
-    EvaluationError,
+from detector.evaluation.columns import (
+    AnyDetections,
+    AnyGroundTruth,
+    Detections,
     GroundTruth,
-    check_detections,
-    normalise_ground_truth,
+    as_detections,
+    as_ground_truth,
+    placed,
 )
+from detector.evaluation.entries import EvaluationError
+from detector.evaluation.matches import ClassMatches, Pairs, overlapping, rows_of
 
 Rule = Literal["voc07", "voc12"]
 
@@ -62,8 +65,8 @@ def check_thresholds(iou_thresholds: tuple[float, ...]) -> None:
 
 
 def voc_metrics(
-    ground_truth: GroundTruth,
-    detections: list[Detection],
+    ground_truth: AnyGroundTruth,
+    detections: AnyDetections,
     *,
     rule: Rule,
     iou_thresholds: tuple[float, ...] = (0.5,),
@@ -77,7 +80,7 @@ def voc_metrics(
     difficult object (`iscrowd` 1) is neither.
 
     Args:
-        ground_truth: COCO-format, see `results.py`.
+        ground_truth: COCO-format, see `columns.py`.
         detections: COCO-format results; none at all score 0 wherever there is ground truth.
         rule: "voc07", the mean of the precision at recalls 0, 0.1 ... 1, or "voc12", the area under
             the curve of precision over recall. Precision at a recall is the highest one at that
@@ -96,66 +99,65 @@ def voc_metrics(
     if rule not in get_args(Rule):
         raise ValueError(f"rule: expected one of {get_args(Rule)}, got {rule!r}")
     check_thresholds(iou_thresholds)
+    ground_truth, detections = as_ground_truth(ground_truth), as_detections(detections)
     matches = _class_matches(ground_truth, detections, iou_thresholds, pixel_inclusive)
     names = [ap_name(iou_threshold) for iou_threshold in iou_thresholds]
     per_class = {
         class_name: dict(zip(names, _average_precisions(of_class, rule), strict=True))
-        for class_name, of_class in matches.items()
+        for class_name, of_class in zip(ground_truth.names, matches, strict=True)
     }
     means = {}
     for name in names:
         aps = [ap for of_class in per_class.values() if (ap := of_class[name]) is not None]
         means[name] = float(np.mean(aps)) if aps else None
-    return VocMetrics({"mAP": means[names[0]]} | means, per_class, list(matches.values()))
+    return VocMetrics({"mAP": means[names[0]]} | means, per_class, matches)
 
 
 def _class_matches(
     ground_truth: GroundTruth,
-    detections: list[Detection],
+    detections: Detections,
     iou_thresholds: tuple[float, ...],
     pixel_inclusive: bool,
-) -> dict[str, ClassMatches]:
-    """Class name -> what its detections met. Classes and images are in the order of their ids. No
-    ties are kept together: a detection and its copies are neighbours.
+) -> list[ClassMatches]:
+    """What the detections of each class met. No ties are kept together: a detection and its copies
+    are neighbours.
     """
-    ground_truth = normalise_ground_truth(ground_truth)
-    check_detections(ground_truth, detections)
-    gt_classes, gt_images, gt_boxes = _columns(ground_truth["annotations"], pixel_inclusive)
-    difficult = np.array([entry["iscrowd"] for entry in ground_truth["annotations"]], dtype=bool)
-    by_score = sorted(detections, key=lambda detection: -detection["score"])  # stable
-    classes, images, boxes = _columns(by_score, pixel_inclusive)
-    image_ids = np.sort([image["id"] for image in ground_truth["images"]]).astype(np.int64)
-    places, gt_places = (np.searchsorted(image_ids, ids) for ids in (images, gt_images))
+    images, classes = placed(ground_truth, detections)
+    order = np.lexsort((-detections.scores, classes))  # stable
+    images, boxes = images[order], _corners(detections.boxes[order], pixel_inclusive)
+    gt_order = np.argsort(ground_truth.classes, kind="stable")
+    gt_images = ground_truth.images[gt_order]
+    gt_boxes = _corners(ground_truth.boxes[gt_order], pixel_inclusive)
+    difficult = ground_truth.is_crowd[gt_order]
+    num_classes = len(ground_truth.names)
+    rows = rows_of(classes[order], num_classes)
+    gt_rows = rows_of(ground_truth.classes[gt_order], num_classes)
 
-    per_class = {}
-    for category in sorted(ground_truth["categories"], key=lambda category: category["id"]):
-        ours, theirs = classes == category["id"], gt_classes == category["id"]
-        ious = partial(_ious, boxes[ours], gt_boxes[theirs])
-        best = _best(overlapping(images[ours], gt_images[theirs], ious, min(iou_thresholds)))
+    of_classes = []
+    for ours, theirs in zip(rows, gt_rows, strict=True):
+        near = partial(_ious, boxes[ours], gt_boxes[theirs])
+        best = _best(overlapping(images[ours], gt_images[theirs], near, min(iou_thresholds)))
+        num_found = len(images[ours])
         judged = [
-            _right_and_wrong(_matches(best, int(ours.sum()), iou_threshold), difficult[theirs])
+            _right_and_wrong(_matches(best, num_found, iou_threshold), difficult[theirs])
             for iou_threshold in iou_thresholds
         ]
-        to_be_found = gt_places[theirs & ~difficult]
-        per_class[category["name"]] = ClassMatches(
-            images=places[ours],
-            right=np.stack([right for right, _ in judged]),
-            wrong=np.stack([wrong for _, wrong in judged]),
-            ties=np.arange(ours.sum()),
-            num_objects=np.bincount(to_be_found, minlength=len(image_ids)),
+        of_classes.append(
+            ClassMatches(
+                images=images[ours],
+                right=np.stack([right for right, _ in judged]),
+                wrong=np.stack([wrong for _, wrong in judged]),
+                ties=np.arange(num_found),
+                objects=gt_images[theirs][~difficult[theirs]],
+            )
         )
-    return per_class
+    return of_classes
 
 
-def _columns(
-    entries: list[dict[str, Any]], pixel_inclusive: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return class ids (N,), image ids (N,) and boxes (N, 4) xyxy of annotations or detections."""
-    classes = np.array([entry["category_id"] for entry in entries], dtype=np.int64)
-    images = np.array([entry["image_id"] for entry in entries], dtype=np.int64)
-    boxes = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2] + pixel_inclusive
-    return classes, images, boxes
+def _corners(boxes: np.ndarray, pixel_inclusive: bool) -> np.ndarray:
+    """Boxes (N, 4) xywh as xyxy."""
+    ends = boxes[:, 2:] + (boxes[:, :2] + pixel_inclusive)
+    return np.concatenate([boxes[:, :2], ends], axis=1)
 
 
 def _best(pairs: Pairs) -> Pairs:
@@ -200,7 +202,7 @@ def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.nda
 
 def _average_precisions(matches: ClassMatches, rule: Rule) -> list[float | None]:
     """The average precision of a class at each IoU threshold."""
-    num_objects = int(matches.num_objects.sum())
+    num_objects = len(matches.objects)
     if num_objects == 0:
         return [None] * len(matches.right)
     return [

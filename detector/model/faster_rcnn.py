@@ -1,4 +1,5 @@
-"""Faster R-CNN with FPN, assembled from torchvision's parts on our backbone.
+"""Faster R-CNN, assembled from torchvision's parts on our backbone: with an FPN, or as in the paper
+of deformable convolutions, without (`dc5.py`).
 
 In training it takes images and targets and returns the four losses; in evaluation it takes images
 and returns boxes in their pixels:
@@ -19,28 +20,44 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
-from torchvision.ops import MultiScaleRoIAlign
 
-from detector.model.boxes import Anchors, BoxPredictor, ProposalHead
+from detector.conventions import Conventions
+from detector.model.boxes import (
+    Anchors,
+    BoxDecoder,
+    BoxHeads,
+    BoxPredictor,
+    ProposalHead,
+)
+from detector.model.dc5 import DilatedBackbone
+from detector.model.roi_pooling import ROI_SIZE, BoxPooling
 from detector.model.sampling import sample_by_image
-
-ROI_SIZE = 7
 
 
 def faster_rcnn(
     body: ResNet,
     *,
     num_classes: int,
+    conventions: Conventions,
+    neck: str,
     fpn_channels: int,
     trainable_layers: int,
     anchor_sizes: list[int],
     aspect_ratios: list[float],
+    rpn_channels: int,
+    rpn_pre_nms_top_n_train: int,
+    rpn_pre_nms_top_n_test: int,
     rpn_top_n_train: int,
     rpn_top_n_test: int,
     rpn_batch_size: int,
+    roi_pool: str,
+    mask_start: float,
     box_batch_size: int,
     box_head_channels: int,
     score_threshold: float,
+    nms: str,
+    nms_iou: float,
+    nms_sigma: float,
     detections_per_image: int,
     min_size: int,
     max_size: int,
@@ -49,53 +66,101 @@ def faster_rcnn(
 
     Args:
         num_classes: K, without the background.
+        conventions: those that concern the body are the body's to follow.
+        neck: `fpn`: proposals and boxes from p2 to p6 and p5 (Lin et al. 2017); or `dc5`: proposals
+            from c4, boxes from a dilated c5 with fewer channels (Dai et al. 2017).
+        fpn_channels: of p2 to p6, or of the reduced c5.
         trainable_layers: how many of layer4, layer3, layer2, layer1, conv1 learn, from the output
             (5: all of them, and bn1).
-        anchor_sizes: one a level, p2 to p6, in pixels.
+        anchor_sizes: in pixels; of an FPN one a level, p2 to p6, otherwise all of them on c4.
         aspect_ratios: height over width.
-        rpn_top_n_train, rpn_top_n_test: proposals kept per level before and in all after NMS.
+        rpn_channels: of the 3x3 convolution that the RPN begins with.
+        rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals kept per level before NMS.
+        rpn_top_n_train, rpn_top_n_test: proposals kept in all after it.
+        roi_pool, mask_start: how boxes are pooled, see `roi_pooling.py`.
         rpn_batch_size, box_batch_size: anchors and proposals sampled per image for the losses.
+        nms, nms_iou, nms_sigma: how detections of one object are told, as `nms.py` says.
         min_size, max_size: in evaluation, images are resized so that the shorter side is
             `min_size` unless the longer one would exceed `max_size`. In training they are taken as
             they come: the training transform resizes them.
+
+    Raises:
+        ValueError: a value is none that the neck can have.
     """
-    if len(anchor_sizes) != 5:
-        raise ValueError(
-            f"model.anchor_sizes={anchor_sizes} must be five, one for each of p2 to p6"
-        )
     freeze(body, trainable_layers)
-    backbone = BackboneWithFPN(
-        body,
-        return_layers={"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"},
-        in_channels_list=[body.fc.in_features // 8 * 2**level for level in range(4)],
-        out_channels=fpn_channels,
-    )
+    strides = feature_strides(body)
+    channels = [body.fc.in_features // 8 * 2**level for level in range(4)]  # of c2 to c5
+    match neck:
+        case "fpn":
+            if len(anchor_sizes) != 5:
+                raise ValueError(
+                    f"model.anchor_sizes={anchor_sizes} must be five, one for each of p2 to p6"
+                )
+            backbone = BackboneWithFPN(
+                body,
+                return_layers={"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"},
+                in_channels_list=channels,
+                out_channels=fpn_channels,
+            )
+            sizes, rpn_strides = [[size] for size in anchor_sizes], [*strides, 2 * strides[-1]]
+            pooled, rpn_input = ["0", "1", "2", "3"], fpn_channels
+        case "dc5":
+            if strides[3] != strides[2]:
+                raise ValueError("model.neck=dc5 needs model.c5_dilation of 2 or more, not 1")
+            if not anchor_sizes:
+                raise ValueError("model.anchor_sizes=[] must be at least one, for c4")
+            backbone = DilatedBackbone(body, fpn_channels)
+            sizes, rpn_strides = [anchor_sizes], strides[2:3]
+            pooled, strides, rpn_input = ["c5"], strides[3:], channels[2]
+        case _:
+            raise ValueError(f"model.neck={neck} is none of fpn, dc5")
     anchors = Anchors(
-        tuple((size,) for size in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
+        sizes,
+        aspect_ratios,
+        rounded=conventions.round_anchors,
+        strides=rpn_strides if conventions.fixed_strides else None,
     )
     model = FasterRCNN(
         backbone,
-        min_size=min_size,
-        max_size=max_size,
         rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=rpn_top_n_train,
-        rpn_post_nms_top_n_train=rpn_top_n_train,
-        rpn_pre_nms_top_n_test=rpn_top_n_test,
+        rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
+        rpn_post_nms_top_n_train=min(rpn_top_n_train, conventions.max_train_proposals),
+        rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
         rpn_post_nms_top_n_test=rpn_top_n_test,
-        box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], ROI_SIZE, sampling_ratio=2),
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
         box_predictor=BoxPredictor(box_head_channels, num_classes + 1),
-        rpn_head=ProposalHead(fpn_channels, len(aspect_ratios)),
-        box_score_thresh=score_threshold,
-        box_detections_per_img=detections_per_image,
+        rpn_head=ProposalHead(  # last: a seed's weights stay
+            rpn_input,
+            rpn_channels,
+            num_anchors=len(sizes[0]) * len(aspect_ratios),
+            num_levels=len(sizes),
+        ),
     )
-    own = model.transform
-    model.transform = Resize(
-        own.min_size,
-        own.max_size,
-        own.image_mean,
-        own.image_std,
-        _skip_resize=True,  # in training only
+    model.transform = Resize(min_size, max_size, conventions)
+    model.rpn.min_size = conventions.min_proposal_side
+    model.rpn.box_coder = BoxDecoder(
+        (1.0, 1.0, 1.0, 1.0), clamp_shrinking=conventions.clamp_shrinking
+    )
+    model.roi_heads = BoxHeads(
+        pooling=BoxPooling(
+            channels=fpn_channels,
+            levels=dict(zip(pooled, strides, strict=True)),
+            aligned=conventions.roi_aligned,
+            sampling_ratio=conventions.roi_sampling_ratio,
+            level_rule=conventions.roi_level_rule,
+            kind=roi_pool,
+            mask_start=mask_start,
+        ),
+        head=model.roi_heads.box_head,
+        predictor=model.roi_heads.box_predictor,
+        decoder=BoxDecoder((10.0, 10.0, 5.0, 5.0), clamp_shrinking=conventions.clamp_shrinking),
+        batch_size=box_batch_size,
+        score_threshold=score_threshold,
+        nms=nms,
+        nms_iou=nms_iou,
+        nms_sigma=nms_sigma,
+        min_side=conventions.min_detection_side,
+        detections_per_image=detections_per_image,
     )
     sample_by_image(model, rpn_batch_size=rpn_batch_size, box_batch_size=box_batch_size)
     return model
@@ -105,6 +170,21 @@ class Resize(GeneralizedRCNNTransform):
     """torchvision's, for images of any shape: a side that would shrink to nothing, as of one of
     3000x2 pixels, is stretched before until it is a pixel then.
     """
+
+    def __init__(self, min_size: int, max_size: int, conventions: Conventions) -> None:
+        mean, std = (
+            [value / 255 for value in values]
+            for values in (conventions.pixel_mean, conventions.pixel_std)
+        )
+        super().__init__(min_size, max_size, mean, std, _skip_resize=True)  # in training only
+        self.channel_order = conventions.channel_order
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Float (3, H, W) in [0, 1], RGB, as the network's input."""
+        if self.channel_order == "bgr":
+            image = image.flip(0)
+        normalised: Tensor = super().normalize(image)
+        return normalised
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -118,6 +198,12 @@ class Resize(GeneralizedRCNNTransform):
                 image = interpolate(image[None], stretched, mode="bilinear")[0]
         resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
         return resized
+
+
+def feature_strides(body: ResNet) -> list[int]:
+    """Pixels of the image between those of c2 to c5. A dilated c5 has that of c4."""
+    of_c5 = {module.stride for module in body.layer4.modules() if isinstance(module, nn.Conv2d)}
+    return [4, 8, 16, 32 if (2, 2) in of_c5 else 16]
 
 
 def freeze(body: nn.Module, trainable_layers: int) -> None:

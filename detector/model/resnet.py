@@ -10,7 +10,7 @@ from functools import partial
 
 import torchvision
 from torch import nn
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.model.deformable_conv import deformable_like
@@ -18,15 +18,27 @@ from detector.model.deformable_conv import deformable_like
 STAGES = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
 
 
-def resnet(*, name: str, norm: str, c5_dilation: int) -> ResNet:
+def resnet(
+    *,
+    name: str,
+    norm: str,
+    c5_dilation: int,
+    norm_eps: float,
+    stride_in_1x1: bool,
+) -> ResNet:
     """An untrained ResNet.
 
     Args:
-        name: resnet10 (one basic block a stage), resnet18, resnet34, resnet50 or resnet101.
+        name: resnet10 (one basic block a stage), resnet18, resnet34, resnet50 or resnet101;
+            resnext50_32x4d or resnext101_32x8d, whose 3x3 convolutions have 32 groups (Xie et al.
+            2017); wide_resnet50_2, whose are twice as wide (Zagoruyko and Komodakis 2016).
         norm: `frozen_batch`, `batch`, `sync_batch` (over all processes, on CUDA) or `group` (32
             groups).
         c5_dilation: 1 is the usual ResNet. With 2 or more, c5 keeps the stride of c4 (16) and its
             3x3 convolutions are dilated: the atrous baseline of Dai et al. 2017, table 3.
+        norm_eps: added to the variance.
+        stride_in_1x1: of a bottleneck that has one, as in He et al. 2015 and MSRA's weights;
+            otherwise its 3x3 convolution strides.
     """
     builders: dict[str, Callable[..., ResNet]] = {
         "resnet10": partial(ResNet, BasicBlock, [1, 1, 1, 1]),
@@ -34,22 +46,29 @@ def resnet(*, name: str, norm: str, c5_dilation: int) -> ResNet:
         "resnet34": torchvision.models.resnet34,
         "resnet50": torchvision.models.resnet50,
         "resnet101": torchvision.models.resnet101,
+        "resnext50_32x4d": torchvision.models.resnext50_32x4d,
+        "resnext101_32x8d": torchvision.models.resnext101_32x8d,
+        "wide_resnet50_2": torchvision.models.wide_resnet50_2,
     }
     if name not in builders:
         raise ValueError(f"model.backbone={name} is none of {', '.join(builders)}")
-    body = builders[name](norm_layer=norm_layer(norm))
+    body = builders[name](norm_layer=norm_layer(norm, norm_eps))
+    if stride_in_1x1:
+        for block in body.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     if c5_dilation > 1:
         dilate(body.layer4, c5_dilation)
     return body
 
 
-def norm_layer(norm: str) -> Callable[[int], nn.Module]:
+def norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:
     """The layer that normalises `channels` channels."""
     layers: dict[str, Callable[[int], nn.Module]] = {
-        "frozen_batch": FrozenBatchNorm2d,
-        "batch": nn.BatchNorm2d,
-        "sync_batch": nn.SyncBatchNorm,
-        "group": lambda channels: nn.GroupNorm(32, channels),
+        "frozen_batch": partial(FrozenBatchNorm2d, eps=eps),
+        "batch": partial(nn.BatchNorm2d, eps=eps),
+        "sync_batch": partial(nn.SyncBatchNorm, eps=eps),
+        "group": lambda channels: nn.GroupNorm(32, channels, eps),
     }
     if norm not in layers:
         raise ValueError(f"model.norm={norm} is none of {', '.join(layers)}")

@@ -6,6 +6,7 @@ Temporary files end in `.tmp`; one that a kill leaves behind is replaced by the 
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -51,6 +52,14 @@ def write_synced(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, without a SHA-256 beside it."""
     with staged(path, lambda file: file.write(content)) as (temporary, _):
         _rename(temporary, path)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all. NaN is refused: JSON has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
+    os.replace(temporary, path)
 
 
 def publish(temporary: Path, path: Path, digest: str) -> None:

@@ -12,6 +12,7 @@ writes into the folder that is named last:
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import safetensors.torch
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.model.weights import trained_weights
+from detector.model.weights.names import trained_weights
 from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from detector.training.durable import write_synced
 
@@ -57,7 +58,7 @@ To detect, likewise, in Python:
 ```python
 from omegaconf import OmegaConf
 
-from detector.build import build_model
+from detector.builders.model import build_model
 from detector.config import typed_train
 
 config = typed_train(OmegaConf.load("DIRECTORY/config.yaml"))
@@ -84,8 +85,13 @@ def export(path: Path, folder: Path) -> None:
     checkpoint = load_checkpoint(path)
     # the model is trained in channels-last memory, which safetensors does not store
     state = {name: tensor.contiguous() for name, tensor in trained_weights(checkpoint).items()}
+    said = {
+        "classes": json.dumps(checkpoint["classes"]),
+        "conventions": json.dumps(checkpoint["config"]["model"].get("conventions")),
+        "deform": json.dumps(checkpoint["config"]["deform"]),
+    }
     contents = {
-        "model.safetensors": safetensors.torch.save(state),
+        "model.safetensors": safetensors.torch.save(state, said),
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(checkpoint["config"])).encode(),
         "README.md": model_card(checkpoint, path.name).encode(),
     }
@@ -136,7 +142,8 @@ def title(config: dict[str, Any]) -> str:
     """The architecture in a few words."""
     stages, version = config["deform"]["stages"], config["deform"]["version"]
     deform = "" if stages == "none" else f", deformable {stages} ({version})"
-    return f"Faster R-CNN {config['model']['backbone']} FPN{deform}"
+    model = config["model"]  # perhaps of a version that knew no other neck
+    return f"Faster R-CNN {model['backbone']} {model.get('neck', 'fpn').upper()}{deform}"
 
 
 def table(rows: list[tuple[Any, ...]]) -> str:

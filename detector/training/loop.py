@@ -23,8 +23,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from detector import exit_codes
 from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
+from detector.out_of_memory import is_out_of_memory
 from detector.training.distribution import ALONE, Ranks, without_averaging
 from detector.training.preemption import StopRequest
 
@@ -33,6 +35,8 @@ MIN_SCALE = 1.0  # float16's gradients need no smaller factor: if they overflow 
 
 class StepError(RuntimeError):
     """A step that cannot be taken. The message names the images; `samples` are theirs."""
+
+    exit_code = exit_codes.FAILED
 
     def __init__(self, message: str, samples: list[Sample]) -> None:
         super().__init__(message)
@@ -230,13 +234,6 @@ def _check_finite(
     ids = ranks.all_gather([sample["image_id"] for sample in samples])
     named = ", ".join(str(image_id) for of_rank in ids for image_id in of_rank)
     raise NonFiniteError(f"the loss is not finite: {parts}; image ids {named}", samples)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a computation asked for more memory than there is."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return type(error) is RuntimeError and "can't allocate memory" in str(error)  # on the CPU
 
 
 @contextmanager

@@ -216,14 +216,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write a JSON file, whole or not at all. NaN is refused: JSON has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
-    os.replace(temporary, path)
-
-
 def num_parameters(model: torch.nn.Module) -> int:
     """Of all parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, and whether it is that run's."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,18 @@ from detector.training.checkpoint import Checkpoint, CheckpointError, load_check
 
 # How long, where and how talkative a run is may change; its parts are the same images.
 FREE = frozenset(
-    "device devices max_restarts data.num_workers schedule.num_parts schedule.epochs "
+    "device devices max_restarts rank_timeout data.num_workers schedule.num_parts schedule.epochs "
     "schedule.evaluate_every schedule.patience max_skipped_steps resume log_every "
     "checkpoint_every keep_every profile_steps plan".split()
 )
 
 
-def checkpoint_to_resume(resume: str, folder: Path, config: dict[str, Any]) -> Checkpoint | None:
+def checkpoint_to_resume(
+    resume: str,
+    folder: Path,
+    config: dict[str, Any],
+    completed: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Checkpoint | None:
     """The checkpoint that a run goes on from, if any.
 
     Args:
@@ -23,6 +29,7 @@ def checkpoint_to_resume(resume: str, folder: Path, config: dict[str, Any]) -> C
             was first told.
         folder: of the run.
         config: in plain containers.
+        completed: adds what a configuration of an earlier version lacks.
 
     Raises:
         CheckpointError: it cannot be read, or is another run's.
@@ -34,7 +41,12 @@ def checkpoint_to_resume(resume: str, folder: Path, config: dict[str, Any]) -> C
         return None
     else:
         path, checkpoint = Path(resume), load_checkpoint(Path(resume))
-    check_same_run(checkpoint["config"], config, str(path))
+    if checkpoint["optimizer"] is None:
+        raise CheckpointError(
+            f"{path} was converted from other weights and is no run to go on with: give "
+            f"model.weights={path}"
+        )
+    check_same_run(completed(checkpoint["config"]), config, str(path))
     return checkpoint
 
 

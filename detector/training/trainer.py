@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
 from detector.data.loading import EpochBatchSampler, worker_errors_named
-from detector.training.checkpoint import Checkpoint, CheckpointError, keep_checkpoint
+from detector.training.checkpoint import FORMAT, Checkpoint, CheckpointError, keep_checkpoint
 from detector.training.distribution import Ranks
 from detector.training.loop import (
     NonFiniteError,
@@ -206,6 +206,7 @@ class Trainer:
         """All that `restore` needs, in plain containers."""
         self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         return {
+            "format": FORMAT,
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimization.optimizer.state_dict(),

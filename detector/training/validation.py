@@ -8,10 +8,10 @@ from torch.utils.data import Subset
 
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import eval_loader
-from detector.evaluation.inference import detect, progress, to_coco
+from detector.evaluation.columns import Detections
+from detector.evaluation.inference import detect, progress, to_detections
 from detector.evaluation.metrics import Metrics, score
 from detector.evaluation.offset_sizes import OffsetSizes
-from detector.evaluation.results import Detection
 from detector.training.distribution import Ranks
 from detector.training.preemption import StopRequest
 
@@ -22,13 +22,13 @@ class Validation(NamedTuple):
     Attributes:
         summary: what summary.json says of the model.
         metrics: all that was measured.
-        detections: as COCO results.
+        detections: of all images, in their order.
         offsets: of the deformable layers, over all images.
     """
 
     summary: dict[str, Any]
     metrics: Metrics
-    detections: list[Detection]
+    detections: Detections
     offsets: OffsetSizes
 
 
@@ -45,8 +45,7 @@ def validate(
 ) -> Validation:
     """Detect and score: the numbers are those that one rank would find.
 
-    Each rank takes every n-th image. One that is told to leave stops at once; the others learn of
-    it at the end of their share.
+    Each rank takes every n-th image. If one is told to leave, all stop after the image they are at.
 
     Raises:
         Preempted: a rank was told to leave.
@@ -56,18 +55,20 @@ def validate(
     batches = progress(eval_loader(share, num_workers=num_workers), shown=ranks.is_first)
     sizes, offsets = OffsetSizes(), OffsetSizes()
     with sizes.watching(model):
-        found, seconds = detect(model, stop.before(batches), device=device, precision=precision)
+        found, seconds = detect(
+            model, stop.before(batches, ranks), device=device, precision=precision
+        )
     stop.raise_for(ranks)
     shares, total_seconds = ranks.gather(found), sum(ranks.all_gather(seconds))
     for of_rank in ranks.gather(sizes):
         offsets.add(of_rank)
     result: dict[str, Any] = {}
     metrics = Metrics({}, {})
-    detections: list[Detection] = []
+    detections = to_detections([], val_set.category_ids)
     if ranks.is_first:
         places = (divmod(index, ranks.num_ranks) for index in range(len(val_set)))
         in_order = [shares[rank][number] for number, rank in places]
-        detections = to_coco(in_order, val_set.category_ids)
+        detections = to_detections(in_order, val_set.category_ids)
         metrics = score(metric, val_set.ground_truth(), detections)
         result = {
             "metrics": metrics.summary,

@@ -1,5 +1,4 @@
-// What the operators of the CPU and the CUDA library share: the checks that their tensors fit
-// together, and how these are brought into the layout of the kernels.
+// The checks that the tensors of a deformable convolution fit together, on the CPU and on CUDA.
 //
 // Shapes, as the operators receive them (any strides; kernels work on channels-last copies):
 //
@@ -7,66 +6,23 @@
 //     offset  (N, 2 G K, Ho, Wo)      (dy, dx) of each tap, taps row-major, offset groups outermost
 //     mask    (N, G K, Ho, Wo)        optional: without it the operator is v1, with it v2
 //     bias    (O)                     optional
-//     output  (N, O, Ho, Wo)          channels-last
+//     output  (N, O, Ho, Wo)          in the memory format of the input
 //
 // K = kernel_h kernel_w taps, G offset groups, P = Ho Wo positions.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <algorithm>
 #include <optional>
-#include <sstream>
-#include <string>
 #include <vector>
 
+#include "checks.h"
 #include "geometry.h"
 
 namespace deform_conv {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+constexpr const char* kOp = "deform_conv2d";
+
 using IntPair = std::vector<int64_t>;  // (vertical, horizontal)
-
-inline std::string shape_of(const Tensor& tensor) {
-  std::ostringstream text;
-  text << "(";
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
-  text << ")";
-  return text.str();
-}
-
-inline void check_shape(
-    const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
-  bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
-  std::ostringstream text;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    equal = equal && tensor.size(i) == expected[i];
-    text << (i ? ", " : "") << expected[i];
-  }
-  STD_TORCH_CHECK(
-      equal, "deform_conv2d: ", name, " must have shape (", text.str(), "), got ",
-      shape_of(tensor));
-}
-
-inline std::string device_of(const Tensor& tensor) {
-  if (tensor.is_cuda()) return "cuda:" + std::to_string(tensor.get_device_index());
-  return tensor.is_cpu() ? "cpu" : "other device";
-}
-
-inline void check_kind(
-    const char* name, const Tensor& tensor, ScalarType dtype, const Tensor& input) {
-  STD_TORCH_CHECK(
-      tensor.scalar_type() == dtype, "deform_conv2d: ", name, " must be ", dtype, " beside an ",
-      input.scalar_type(), " input, got ", tensor.scalar_type());
-  STD_TORCH_CHECK(
-      tensor.device() == input.device(), "deform_conv2d: ", name, " must be on the input's ",
-      device_of(input), ", got ", device_of(tensor));
-}
 
 // Two numbers from `least` on, small enough for locations to be counted by int.
 inline void check_pair(const char* name, const IntPair& pair, int64_t least) {
@@ -81,11 +37,6 @@ inline void check_pair(const char* name, const IntPair& pair, int64_t least) {
 inline int64_t output_size(
     int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
-}
-
-// Offsets and masks are float32, or float64 beside float64 features: the precision of locations.
-inline ScalarType location_dtype(const Tensor& input) {
-  return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 // The sizes, once every tensor has been checked against every other.
@@ -136,35 +87,27 @@ inline Geometry checked_geometry(
   STD_TORCH_CHECK(
       g.channels % g.offset_groups == 0, "deform_conv2d: ", g.channels,
       " input channels cannot be divided into ", g.offset_groups, " offset groups");
-  check_shape("offset", offset, {g.batch, offset.size(1), g.out_height, g.out_width});
-  check_kind("weight", weight, input.scalar_type(), input);
-  check_kind("offset", offset, location_dtype(input), input);
+  check_shape(kOp, "offset", offset, {g.batch, offset.size(1), g.out_height, g.out_width});
+  check_kind(kOp, "weight", weight, input.scalar_type(), input);
+  check_kind(kOp, "offset", offset, location_dtype(input), input);
   if (mask) {
-    check_shape("mask", *mask, {g.batch, g.offset_groups * g.taps(), g.out_height, g.out_width});
-    check_kind("mask", *mask, location_dtype(input), input);
+    check_shape(
+        kOp, "mask", *mask, {g.batch, g.offset_groups * g.taps(), g.out_height, g.out_width});
+    check_kind(kOp, "mask", *mask, location_dtype(input), input);
   }
   return g;
 }
 
 inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, const Geometry& g) {
   if (!bias) return;
-  check_shape("bias", *bias, {g.out_channels});
-  check_kind("bias", *bias, input.scalar_type(), input);
+  check_shape(kOp, "bias", *bias, {g.out_channels});
+  check_kind(kOp, "bias", *bias, input.scalar_type(), input);
 }
 
 inline void check_grad_output(const Tensor& grad_output, const Tensor& input, const Geometry& g) {
-  check_shape("grad_output", grad_output, {g.batch, g.out_channels, g.out_height, g.out_width});
-  check_kind("grad_output", grad_output, input.scalar_type(), input);
-}
-
-// The tensor in channels-last memory and the given dtype; itself if it is so already.
-inline Tensor channels_last(const Tensor& tensor, ScalarType dtype) {
-  return torch::stable::contiguous(torch::stable::to(tensor, dtype), MemoryFormat::ChannelsLast);
-}
-
-inline Tensor empty_channels_last(const Tensor& like, ScalarType dtype) {
-  return torch::stable::empty(
-      like.sizes(), dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
+  check_shape(
+      kOp, "grad_output", grad_output, {g.batch, g.out_channels, g.out_height, g.out_width});
+  check_kind(kOp, "grad_output", grad_output, input.scalar_type(), input);
 }
 
 }  // namespace deform_conv

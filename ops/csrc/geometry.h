@@ -36,10 +36,10 @@ DEFORM_CONV_HOST_DEVICE Location<T> locate_tap(
   return locate_tap(g, y, position - y * g.out_width, ky, tap - ky * g.kernel_w, dy, dx);
 }
 
-// A run of channels that belongs to one weight group and one offset group.
+// A run of channels that belongs to one offset group.
 struct Channels {
   int64_t first, count;
-  int64_t group, offset_group;
+  int64_t offset_group;
 };
 
 }  // namespace deform_conv

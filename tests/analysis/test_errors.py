@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from detector import entry
-from detector.analysis import errors
-from detector.analysis.errors import KINDS, confusion, diagnose, error_split, mended
+from detector.analysis.errors import __main__ as errors
+from detector.analysis.errors.confusion import confusion
+from detector.analysis.errors.diagnosis import KINDS, Diagnosis, diagnose, error_split, mended
 from detector.evaluation.coco import coco_metrics
-from detector.evaluation.results import EvaluationError, normalise_ground_truth
+from detector.evaluation.columns import as_detections, as_ground_truth
+from detector.evaluation.entries import EvaluationError
 
 CAT, DOG = 2, 4
 
@@ -33,9 +35,13 @@ def box(x: float, category: int = CAT, *, image: int = 0, size: float = 100, **m
 
 
 def kinds_of(truth: dict, detections: list[dict]) -> tuple[list[str | None], set[int]]:
-    diagnosis = diagnose(normalise_ground_truth(truth), detections)
-    assert diagnosis.detections == detections
-    return diagnosis.kinds, set(diagnosis.missed)
+    diagnosis = diagnose(as_ground_truth(truth), as_detections(detections))
+    assert diagnosis.detections.to_coco() == detections
+    return names_of(diagnosis), set(np.flatnonzero(diagnosis.missed).tolist())
+
+
+def names_of(diagnosis: Diagnosis) -> list[str | None]:
+    return [None if kind < 0 else KINDS[kind] for kind in diagnosis.kinds]
 
 
 # A cat at 0 and a dog at 1000. The shift of a detection and its IoU with the object, by hand:
@@ -94,32 +100,37 @@ def test_images_and_the_limit_of_100() -> None:
     elsewhere = [box(0, image=1, score=0.9)]
     assert kinds_of(truth, elsewhere) == (["background"], {0})
     many = [box(500, score=0.9) for _ in range(100)] + [box(0, score=0.1)]
-    diagnosis = diagnose(normalise_ground_truth(truth), many)
-    assert diagnosis.detections == many[:100] and diagnosis.missed == {0}
+    diagnosis = diagnose(as_ground_truth(truth), as_detections(many))
+    assert diagnosis.detections.to_coco() == many[:100] and diagnosis.missed.tolist() == [True]
 
 
 def test_what_mending_makes_of_the_detections() -> None:
-    truth = normalise_ground_truth(truth_of(box(0), box(1000, DOG)))
+    truth = as_ground_truth(truth_of(box(0), box(1000, DOG)))
     near, nearer, wrong = box(50, score=0.9), box(40, score=0.7), box(20, DOG, score=0.8)
     detections = [nearer, near, wrong]  # all of the cat
-    diagnosis = diagnose(truth, detections)
-    assert diagnosis.kinds == ["localisation", "localisation", "classification"]
-    assert mended(truth, diagnosis, set()) == (truth, detections)
+    diagnosis = diagnose(truth, as_detections(detections))
+    assert names_of(diagnosis) == ["localisation", "localisation", "classification"]
+
+    def mended_by(*kinds: str) -> list[dict]:
+        return mended(truth, diagnosis, kinds)[1].to_coco()
+
+    assert mended(truth, diagnosis, set())[0].to_coco() == truth.to_coco()
+    assert mended_by() == detections
     # The higher score is the cat's now, the other would be its duplicate.
     mended_cat = near | {"bbox": [0, 0, 100, 100]}
-    assert mended(truth, diagnosis, {"localisation"})[1] == [mended_cat, wrong]
+    assert mended_by("localisation") == [mended_cat, wrong]
     right_class = wrong | {"bbox": [0, 0, 100, 100], "category_id": CAT}
-    assert mended(truth, diagnosis, {"classification"})[1] == [nearer, near, right_class]
-    assert mended(truth, diagnosis, set(KINDS))[1] == [mended_cat]
-    without = mended(truth, diagnosis, {"missed"})[0]["annotations"]
+    assert mended_by("classification") == [nearer, near, right_class]
+    assert mended_by(*KINDS) == [mended_cat]
+    without = mended(truth, diagnosis, {"missed"})[0].to_coco()["annotations"]
     assert [annotation["category_id"] for annotation in without] == [CAT]
 
 
 def test_an_object_that_is_found_is_not_taken_again() -> None:
-    truth = normalise_ground_truth(truth_of(box(0)))
-    diagnosis = diagnose(truth, [box(0, score=0.5), box(50, score=0.9)])
-    assert diagnosis.kinds == [None, "localisation"]
-    assert mended(truth, diagnosis, {"localisation"})[1] == [box(0, score=0.5)]
+    truth = as_ground_truth(truth_of(box(0)))
+    diagnosis = diagnose(truth, as_detections([box(0, score=0.5), box(50, score=0.9)]))
+    assert names_of(diagnosis) == [None, "localisation"]
+    assert mended(truth, diagnosis, {"localisation"})[1].to_coco() == [box(0, score=0.5)]
 
 
 def test_gains_by_hand() -> None:
@@ -177,8 +188,8 @@ def random_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_mending_everything_leaves_nothing_wrong(seed: int) -> None:
-    truth, detections = random_set(seed)
-    truth = normalise_ground_truth(truth)
+    content, entries = random_set(seed)
+    truth, detections = as_ground_truth(content), as_detections(entries)
     diagnosis = diagnose(truth, detections)
     assert all(diagnosis.counts().values())  # the case has all kinds
     after = coco_metrics(*mended(truth, diagnosis, set(KINDS)))
@@ -187,34 +198,36 @@ def test_mending_everything_leaves_nothing_wrong(seed: int) -> None:
     split = error_split(truth, detections)
     assert all(0 <= gain < 1 - split.ap50 for gain in split.gains.values())
     assert split.ap50 == coco_metrics(truth, detections).summary["AP50"]
-    assert any(annotation["iscrowd"] for annotation in truth["annotations"])
+    assert truth.is_crowd.any()
 
 
 # ---- the confusion matrix ----------------------------------------------------------------------
 
 
 def test_confusion_by_hand() -> None:
-    truth = normalise_ground_truth(
+    truth = as_ground_truth(
         truth_of(
             *(box(0), box(1000, DOG), box(2000, DOG), box(0, image=1)),
             *(box(5000, DOG, iscrowd=1, size=900), box(3000, CAT)),
             num_images=2,
         )
     )
-    detections = [
-        box(20, score=0.9),  # a cat is a cat
-        box(10, DOG, score=0.8),  # the cat is taken: background -> dog, though it is closer
-        box(1000, CAT, score=0.7),  # a dog is called a cat
-        box(2000, DOG, score=0.49),  # below the score: that dog is missed
-        box(5100, CAT, score=0.9),  # in a crowd
-        box(3050, CAT, score=0.9),  # IoU 0.33: background -> cat, and a cat is missed
-    ]
+    detections = as_detections(
+        [
+            box(20, score=0.9),  # a cat is a cat
+            box(10, DOG, score=0.8),  # the cat is taken: background -> dog, though it is closer
+            box(1000, CAT, score=0.7),  # a dog is called a cat
+            box(2000, DOG, score=0.49),  # below the score: that dog is missed
+            box(5100, CAT, score=0.9),  # in a crowd
+            box(3050, CAT, score=0.9),  # IoU 0.33: background -> cat, and a cat is missed
+        ]
+    )
     result = confusion(truth, detections, iou=0.5, min_score=0.5)
     assert result.names == ("cat", "dog")
     assert result.counts.tolist() == [[1, 0, 2], [1, 0, 1], [1, 1, 0]]
     result = confusion(truth, detections, iou=0.3, min_score=0.4)
     assert result.counts.tolist() == [[2, 0, 1], [1, 1, 0], [0, 1, 0]]
-    nothing = confusion(truth, [], iou=0.5, min_score=0.5)
+    nothing = confusion(truth, as_detections([]), iou=0.5, min_score=0.5)
     assert nothing.counts.tolist() == [[0, 0, 3], [0, 0, 2], [0, 0, 0]]
 
 
@@ -222,8 +235,8 @@ def test_confusion_by_hand() -> None:
 def test_confusion_counts_everything_once(seed: int) -> None:
     truth, detections = random_set(seed)
     truth["annotations"] = [one for one in truth["annotations"] if not one["iscrowd"]]
-    truth = normalise_ground_truth(truth)
-    counts = confusion(truth, detections, iou=0.5, min_score=0.3).counts
+    columns = as_ground_truth(truth), as_detections(detections)
+    counts = confusion(*columns, iou=0.5, min_score=0.3).counts
     for number, category in enumerate((CAT, DOG)):
         of_class = [one for one in truth["annotations"] if one["category_id"] == category]
         assert counts[number].sum() == len(of_class)

@@ -1,4 +1,4 @@
-"""README's picture is the one that the code draws."""
+"""The manual's picture is the one that the code draws."""
 
 from math import dist
 from pathlib import Path
@@ -13,7 +13,7 @@ def test_the_committed_picture_is_up_to_date() -> None:
     drawn = figure()
     ElementTree.fromstring(drawn)  # well-formed
     assert (ROOT / "docs" / "deformable_convolution.svg").read_text() == drawn
-    assert "docs/deformable_convolution.svg" in (ROOT / "README.md").read_text()
+    assert "deformable_convolution.svg" in (ROOT / "docs" / "operators.md").read_text()
 
 
 def test_taps_start_on_the_grid_and_move() -> None:

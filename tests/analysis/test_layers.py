@@ -7,7 +7,10 @@ from torch import nn
 
 from detector.analysis.layers import Layer, convolutions, sampling
 from detector.analysis.offsets.learned import learned
+from detector.analysis.offsets.report import bin_rows
+from detector.analysis.offsets.roi_bins import bin_movements
 from detector.analysis.sampling.places import last_layers, look, trace
+from detector.config import conventions
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.offset_sizes import OffsetSizes
 from detector.model.deformable_conv import DeformableConv2d
@@ -17,10 +20,16 @@ from detector.model.resnet import make_deformable, placement, resnet
 CPU = torch.device("cpu")
 
 
-def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1):
+def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool: str = "align"):
     """A detector whose offsets are drawn, of up to a few pixels."""
     torch.manual_seed(0)
-    body = resnet(name="resnet10", norm="batch", c5_dilation=c5_dilation)
+    body = resnet(
+        name="resnet10",
+        norm="batch",
+        c5_dilation=c5_dilation,
+        norm_eps=1e-5,
+        stride_in_1x1=False,
+    )
     make_deformable(
         body,
         placement(body, stages=stages, last_layers=None),
@@ -31,16 +40,26 @@ def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1):
     model = faster_rcnn(
         body,
         num_classes=2,
+        conventions=conventions("torchvision"),
+        neck="fpn",
         fpn_channels=16,
         trainable_layers=5,
         anchor_sizes=[16, 32, 64, 128, 256],
         aspect_ratios=[1.0],
+        rpn_channels=16,
+        rpn_pre_nms_top_n_train=20,
+        rpn_pre_nms_top_n_test=20,
         rpn_top_n_train=20,
         rpn_top_n_test=20,
         rpn_batch_size=16,
+        roi_pool=roi_pool,
+        mask_start=1.0,
         box_batch_size=8,
         box_head_channels=16,
         score_threshold=0.05,
+        nms="hard",
+        nms_iou=0.5,
+        nms_sigma=0.5,
         detections_per_image=5,
         min_size=96,
         max_size=160,
@@ -177,6 +196,31 @@ def test_sizes_while_a_detector_runs() -> None:
         assert sizes.largest == pytest.approx(expected.max(), rel=1e-6)
         assert sizes.p99 == pytest.approx(np.percentile(expected, 99), rel=0.03)
     assert whole.summary()["layer4.0.conv1"].side == 3  # 96 / 32
+
+
+def test_bins_that_move_alike_for_all_objects() -> None:
+    """By the bias alone, to and fro: (0.3, -0.4) is 0.5 long, of which gamma leaves a tenth."""
+    model = tiny("none", roi_pool="deform_v2")
+    assert bin_movements(tiny("none"), samples(), device=CPU, max_images=2) == {}
+    bias = model.roi_heads.box_roi_pool.fc_offset.bias
+    with torch.no_grad():
+        for plane, value in zip(bias.unflatten(0, (3, 49)), (0.3, -0.4, 0.0), strict=True):
+            plane.fill_(value)
+            plane[::2] *= -1
+    found = bin_movements(model, samples(), device=CPU, max_images=2)
+    assert list(found) == ["small", "medium", "large"]
+    for numbers in found.values():
+        assert numbers["number"] == 2
+        assert numbers["mean"] == pytest.approx(0.05) == numbers["p99"]
+        assert numbers["by_object"] == pytest.approx(0, abs=1e-6)
+        assert (numbers["mask_mean"], numbers["mask_deviation"]) == (1, 0)
+    nn.init.normal_(model.roi_heads.box_roi_pool.fc_offset.weight, std=0.1)
+    nn.init.zeros_(bias)
+    found = bin_movements(model, samples(), device=CPU, max_images=2)
+    assert all(numbers["by_object"] > 0.01 for numbers in found.values())
+    header, rows = bin_rows(found)
+    assert [row[:2] for row in rows] == [["small", "2"], ["medium", "2"], ["large", "2"]]
+    assert len(header) == len(rows[0])
 
 
 def test_three_plain_layers_sample_a_square() -> None:

@@ -1,6 +1,5 @@
 """The page of a study in a browser without a network."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from test_layers import samples, tiny
 from detector.analysis.charts import short
 from detector.analysis.layers import sampling
 from detector.analysis.study import explorer as exploring
-from detector.analysis.study import quote
 from detector.analysis.study.page import page
 from detector.analysis.study.runs import read_runs
 from detector.analysis.study.study import study
@@ -179,26 +177,6 @@ def test_ten_large_images_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
         kept = -(-height // step) * -(-width // step)
         size += 2 * 10 * 4 / 3 * kept * 9 * exploring.BYTES_A_TAP
     assert size < 13e6  # of 15 MB; ten pictures of 640 pixels take about one
-
-
-def test_quotes_follow_the_study(shown: tuple[Path, dict], tmp_path: Path) -> None:
-    for number in range(4):
-        arm, seed = ("none", "c5_v2")[number // 2], number % 2
-        write_run(tmp_path / "sweep" / str(number), f"deform={arm}", f"seed={seed}")
-    content = study(read_runs([tmp_path / "sweep"]), baseline=None, num_resamples=20, seed=0)
-    (tmp_path / "study.json").write_text(json.dumps(content))
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- study study.json -->\nold\n<!-- end of study -->\nafter\n")
-    text = quote.quoted(page)
-    assert content["says"] in text and "| none |" in text and "old" not in text
-    page.write_text(text)
-    assert quote.quoted(page) == text  # it stays as it is
-
-
-def test_readme_says_what_the_studies_say() -> None:
-    readme = Path(__file__).resolve().parents[2] / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    assert quote.QUOTE.search(text) and quote.quoted(readme) == text
 
 
 def test_labels_are_no_mathematics() -> None:

@@ -10,12 +10,15 @@ import pytest
 from run_folders import detections_of, truth, write_run
 
 from detector import entry
-from detector.analysis.errors import KINDS, error_split
+from detector.analysis.errors.diagnosis import KINDS, error_split
 from detector.analysis.study import __main__ as command
 from detector.analysis.study.numbers import numbers
-from detector.analysis.study.runs import StudyError, read_runs
+from detector.analysis.study.report import could_have_seen
+from detector.analysis.study.runs import StudyError, arms_of, read_runs
+from detector.analysis.study.study import headline
 from detector.commands import study as studying
 from detector.evaluation.coco import coco_metrics
+from detector.evaluation.columns import as_detections, as_ground_truth
 from detector.evaluation.paired import draw_images
 
 
@@ -31,7 +34,7 @@ def test_numbers_are_those_of_the_metrics() -> None:
     detections = detections_of(ground_truth, 5)
     expected, split = coco_metrics(ground_truth, detections), error_split(ground_truth, detections)
     counts = draw_images(30, 40, np.random.default_rng(0))
-    found = numbers("coco", ground_truth, detections, counts)
+    found = numbers("coco", as_ground_truth(ground_truth), as_detections(detections), counts)
     assert list(found)[0] == "AP" and found["AP"].shape == (41,)
     for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
         assert found[name][0] == pytest.approx(expected.summary[name], abs=1e-12), name
@@ -40,6 +43,25 @@ def test_numbers_are_those_of_the_metrics() -> None:
     for kind in KINDS:
         assert found[f"error {kind}"][0] == pytest.approx(split.gains[kind], abs=1e-12)
     assert np.nanstd(found["AP"][1:]) > 0
+
+
+@pytest.mark.parametrize("best, says_nothing", [(0.0099, True), (0.0101, False)])
+def test_arms_that_learned_nothing_are_not_compared(best: float, says_nothing: bool) -> None:
+    """Below one point of AP a difference is no difference of the arms, however narrow it is."""
+    difference = {"value": 0.0, "low": -0.001, "high": 0.001}
+    content = {
+        "primary": "AP",
+        "baseline": "none",
+        "arms": [{"numbers": {"AP": {"mean": mean}}} for mean in (0.002, best)],
+        "comparisons": [
+            {"arm": "c5_v2", "verdict": "no difference shown", "differences": {"AP": difference}}
+        ],
+        "could_have_seen": {"difference": 0.001, "num_seeds": 2, "seeds_to_halve_it": 10},
+    }
+    says = headline(content)
+    assert says.startswith("No arm has found anything") == says_nothing
+    assert ("c5_v2 against none" in says) == ("Two seeds" in says) == (not says_nothing)
+    assert (could_have_seen(content) == "") == says_nothing
 
 
 def test_degraded_detections_are_found(sweep: Path, tmp_path: Path) -> None:
@@ -157,6 +179,32 @@ def test_arms_of_several_keys(tmp_path: Path) -> None:
         "deform=none schedule.lr=2",
         "deform=c5 schedule.lr=1",
         "deform=c5 schedule.lr=2",
+    ]
+
+
+def test_arms_that_are_rows_of_a_table(tmp_path: Path) -> None:
+    """Each sets several keys, as in configs/ablation/paper_table3/; a row's runs differ in none."""
+    rows = {"plain": ("none", 2), "dilated": ("none", 4), "both": ("c5", 2)}
+    for seed in (0, 1):
+        for number, (row, (stages, dilation)) in enumerate(rows.items()):
+            write_run(
+                tmp_path / str(3 * seed + number),
+                *("+ablation=table", f"+ablation/table={row}", f"seed={seed}"),
+                config={"deform": {"stages": stages}, "model": {"c5_dilation": dilation}},
+            )
+    other = {"deform": {"stages": "c5"}, "model": {"c5_dilation": 8}}
+    write_run(tmp_path / "6", "+ablation/table=both", "seed=2", config=other)
+    study = study_of(tmp_path, output=tmp_path / "study")
+    assert [arm["arm"] for arm in study["arms"]] == list(rows) and study["baseline"] == "plain"
+    assert all(arm["runs"].keys() == {"0", "1"} for arm in study["arms"])
+    (why,) = study["left_out"].values()
+    assert why == "it has model.c5_dilation=8, the other runs 2"
+    two_keys = [tmp_path / "7", tmp_path / "8"]
+    for run, lr in zip(two_keys, ("0.1", "0.2"), strict=True):
+        write_run(run, f"+ablation/table={'both' if lr == '0.1' else 'plain'}", f"schedule.lr={lr}")
+    assert list(arms_of(two_keys).values()) == [
+        "table=both schedule.lr=0.1",
+        "table=plain schedule.lr=0.2",
     ]
 
 

@@ -11,19 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data import check as check_module
+from detector.data import file_problems as files_module
 from detector.data import images as images_module
-from detector.data.check import (
-    LISTED,
-    Problem,
-    Report,
-    annotation_problems,
-    counts,
-    file_problems,
-    table,
-)
+from detector.data.check import LISTED, Report, counts, table
 from detector.data.coco import read_coco
 from detector.data.dataset import DatasetError, DetectionDataset
+from detector.data.file_problems import file_problems
+from detector.data.problems import Problem, annotation_problems
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 9, "name": "emu"}]
 
@@ -221,7 +215,7 @@ def test_files_that_end_too_early(tmp_path: Path, suffix: str, decode: bool) -> 
 def test_files_over_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png", 32, 24, 5)
     dataset = read(tmp_path, [(0, "a.png", 32, 24)], [])
-    for module in (check_module, images_module):
+    for module in (files_module, images_module):
         monkeypatch.setattr(module, "MAX_BYTES", 1000)
     (problem,) = file_problems({"val": dataset}, decode=False, num_workers=0)
     assert "expected at most 1000" in problem.detail

@@ -145,7 +145,7 @@ FAULTS = [  # (where, key, value; words of the message)
     (["images"], 1, 5, ["images[1]", "5", "an object"]),
     (["annotations"], 2, None, ["annotations[2]", "None", "an object"]),
     (["images", 1], "id", REMOVED, ["images[1]", "'id'", "missing"]),
-    (["images", 1], "id", "5", ["images[1]", "'id'", "'5'", "integer"]),
+    (["images", 1], "id", "5x", ["images[1]", "'id'", "'5x'", "integer"]),
     (["images", 1], "id", 2**70, ["images[1]", "'id'", "integer"]),
     (["images", 1], "id", 900100581187, ["900100581187", "same id"]),
     (["images", 1], "file_name", REMOVED, ["id 5", "'file_name'", "missing"]),
@@ -181,7 +181,7 @@ FAULTS = [  # (where, key, value; words of the message)
     (["annotations", 1], "bbox", REMOVED, ["id 8", "'bbox'", "missing"]),
     (["annotations", 1], "bbox", None, ["id 8", "'bbox'", "None"]),
     (["annotations", 1], "bbox", [1, 2, 3], ["id 8", "'bbox'", "[1, 2, 3]"]),
-    (["annotations", 1], "bbox", [1, 2, 3, "4"], ["id 8", "'bbox'", "'4'"]),
+    (["annotations", 1], "bbox", [1, 2, 3, "4x"], ["id 8", "'bbox'", "'4x'"]),
     (["annotations", 1], "bbox", [1, 2, 3, True], ["id 8", "'bbox'", "True"]),
     (["annotations", 1], "bbox", [1, 2, 3, 10**400], ["id 8", "'bbox'"]),
     (["annotations", 1], "area", "big", ["id 8", "'area'", "'big'"]),
@@ -190,7 +190,7 @@ FAULTS = [  # (where, key, value; words of the message)
     (["annotations", 1], "area", 1e39, ["id 8", "'area'", "1e+39"]),
     (["annotations", 1], "iscrowd", 2, ["id 8", "'iscrowd'", "2"]),
     (["annotations", 1], "ignore", 2, ["id 8", "'ignore'", "2"]),
-    (["annotations", 1], "iscrowd", "1", ["id 8", "'iscrowd'", "'1'"]),
+    (["annotations", 1], "iscrowd", "2", ["id 8", "'iscrowd'", "'2'"]),
 ]
 
 

@@ -42,7 +42,12 @@ def test_clean_data(
     file = tmp_path / "made" / "report.json"
     assert main(["check", f"json={file}", *overrides]) == 0
     out = capsys.readouterr().out
-    assert "| images | 3 | 3 |" in out and out.endswith("0 errors, 0 warnings\n")
+    assert "| images | 3 | 3 |" in out and "\n0 errors, 0 warnings\n" in out
+    same = " ".join(overrides)
+    assert out.endswith(
+        f"Next: look at the boxes, then train:\n  python -m detector.data sheet {same}\n"
+        f"  python train.py {same}\n"
+    )
 
     assert main(["check", "--json", *overrides]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -58,9 +63,42 @@ def test_broken_files_are_errors(
     (tmp_path / "val" / "1.png").write_bytes(broken)
     assert main(["check", *overrides]) == 0  # its header and its end are whole
     assert main(["check", "--json", "decode=true", *overrides]) == 1
-    (problem,) = json.loads(capsys.readouterr().out.partition("0 warnings\n")[2])["problems"]
+    out = capsys.readouterr().out
+    (problem,) = json.loads(out[out.index("{") :])["problems"]
     assert problem["severity"] == "error" and problem["image_id"] == 1
     assert problem["file"] == str(tmp_path / "val" / "1.png") and problem["split"] == "val"
+
+
+def test_a_mended_copy(
+    tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong is clipped, renamed or left out in a new file; the given one stays."""
+    given = json.loads((tmp_path / "train.json").read_text())
+    first, second, third = given["annotations"][:3]
+    first["bbox"] = [-0.5, 2, 10, 8]  # is clipped
+    second["category_id"] = 77  # is left out
+    third["bbox"] = ["1", "2", "3", "4"]
+    given["images"][2]["file_name"] = "lost.png"
+    (tmp_path / "train.json").write_text(json.dumps(given))
+    before = (tmp_path / "train.json").read_bytes()
+    mended = tmp_path / "made" / "mended.json"
+    assert main(["check", f"fix={mended}", *overrides]) == 1
+    told = capsys.readouterr()
+    assert "let fix=FILE write a copy" in told.out and str(mended) in told.err
+    assert (tmp_path / "train.json").read_bytes() == before
+
+    content = json.loads(mended.read_text())
+    assert len(content["images"]) == len(given["images"]) - 1
+    boxes = [entry["bbox"] for entry in content["annotations"]]
+    assert [0.0, 2.0, 9.5, 8.0] in boxes
+    changes = mended.with_suffix(".changes.txt").read_text()
+    for words in ("box clipped", "category_id 77", "lost.png"):
+        assert words in changes
+    again = [word for word in overrides if not word.startswith("data.train.annotations")]
+    assert main(["check", *again, f"data.train.annotations={mended}"]) == 0
+    assert main(["check", *overrides]) == 1  # the given one is as it was
+    with pytest.raises(ConfigError, match="is there already"):
+        main(["check", f"fix={mended}", *overrides])
 
 
 FAULTS: dict[str, Callable[[dict], object]] = {

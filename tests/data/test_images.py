@@ -166,15 +166,14 @@ def refused(path: Path, size: tuple[int, int] = (H, W)) -> str:
         b"",
         b"\0" * 4000,
         b"<!DOCTYPE html><html>404</html>",
-        b"GIF89a" + b"\0" * 40,
-        b"II*\0" + b"\0" * 40,
+        b"OggS" + b"\0" * 40,
         b"RIFF\0\0\0\0WAVE",
         b"\xff\xd8",
     ],
 )
 def test_what_is_no_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
-    assert "not a JPEG, PNG, WebP or BMP" in refused(tmp_path / "x.jpg")
+    assert "not a JPEG, PNG, WebP, BMP, TIFF or GIF" in refused(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -258,3 +257,15 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
     for name in ("pipe.jpg", "folder.jpg", "device.jpg"):
         assert "not a regular file" in refused(tmp_path / name)
     assert "No such file" in refused(tmp_path / "absent.jpg")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once(tmp_path: Path, orientation: int) -> None:
+    """As the same image is in PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    picture.save(tmp_path / "x.png", exif=exif)
+    picture.save(tmp_path / "x.tif", exif=exif)
+    expected = read_image(tmp_path / "x.png")
+    assert torch.equal(read_image(tmp_path / "x.tif"), expected)

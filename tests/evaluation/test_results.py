@@ -1,8 +1,10 @@
 """Files of ground truth and detections: what is refused, in which words, and what is completed."""
 
 import copy
+import gzip
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detector.data.values import integer, number, numbers
+from detector.evaluation.columns import as_detections, as_ground_truth, placed
+from detector.evaluation.entries import EvaluationError
 from detector.evaluation.results import (
-    EvaluationError,
-    check_detections,
-    normalise_ground_truth,
+    plain_detections,
     read_detections,
     read_ground_truth,
     write_detections,
@@ -32,6 +35,7 @@ DETECTIONS: list[dict[str, Any]] = [
     {"image_id": 7, "category_id": 3, "bbox": [1.5, 2.0, 30.0, 40.0], "score": 0.9},
     {"image_id": 9, "category_id": 5, "bbox": [0, 0, 2, 4], "score": 1},
 ]
+TRUTH = as_ground_truth(GROUND_TRUTH)
 MISSING = object()
 
 
@@ -51,7 +55,7 @@ def changed(original: Any, place: tuple, value: Any) -> Any:
 def test_ground_truth_is_completed_and_renumbered(tmp_path: Path) -> None:
     path = tmp_path / "gt.json"
     path.write_text(json.dumps(GROUND_TRUTH))
-    assert read_ground_truth(path) == {
+    assert read_ground_truth(path).to_coco() == {
         "images": GROUND_TRUTH["images"],
         "categories": GROUND_TRUTH["categories"],
         "annotations": [
@@ -90,21 +94,22 @@ def test_annotations_marked_ignore_are_counted(
         marked["annotations"][0] |= flags
         path.write_text(json.dumps(marked))
         caplog.clear()
-        assert read_ground_truth(path)["annotations"][0]["iscrowd"] == flags.get("iscrowd", 0)
+        assert read_ground_truth(path).is_crowd[0] == flags.get("iscrowd", 0)
         assert len(caplog.messages) == num_warnings
     assert caplog.messages[0].startswith(f"{path}: 1 annotations have 'ignore' and not 'iscrowd'")
 
 
-def test_ground_truth_is_a_copy_and_normal_once_normalised() -> None:
+def test_ground_truth_is_a_copy_and_stays_what_it_is() -> None:
     before = copy.deepcopy(GROUND_TRUTH)
-    normal = normalise_ground_truth(GROUND_TRUTH)
-    again = normalise_ground_truth(normal)
-    assert again == normal
-    for entries in again.values():
+    columns = as_ground_truth(GROUND_TRUTH)
+    assert as_ground_truth(columns) is columns
+    content = columns.to_coco()
+    assert as_ground_truth(content).to_coco() == content
+    for entries in content.values():
         entries[0]["id"] = 99
-    again["annotations"][0]["bbox"][0] = 99
+    content["annotations"][0]["bbox"][0] = 99
     assert before == GROUND_TRUTH
-    assert normal == normalise_ground_truth(GROUND_TRUTH)
+    assert columns.to_coco() == as_ground_truth(GROUND_TRUTH).to_coco()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,7 @@ def test_ground_truth_is_a_copy_and_normal_once_normalised() -> None:
         (("annotations",), {}, "gt.json: annotations: expected a list, got {}"),
         (("images", 1), 9, "gt.json: images[1]: expected an object, got 9"),
         (("images", 1, "id"), MISSING, "gt.json: images[1]: key 'id' is missing"),
-        (("images", 1, "id"), "9", "gt.json: images[1]: id: expected an integer, got '9'"),
+        (("images", 1, "id"), "9x", "gt.json: images[1]: id: expected an integer, got '9x'"),
         (("images", 1, "id"), 2**63, f"gt.json: images[1]: id: expected an integer, got {2**63}"),
         (("images", 1, "id"), True, "gt.json: images[1]: id: expected an integer, got True"),
         (("images", 1, "id"), 7, "gt.json: images[1]: id 7 is there twice"),
@@ -181,7 +186,7 @@ def test_detections_refused(tmp_path: Path, place: tuple, value: Any, message: s
     path = tmp_path / "dt.json"
     path.write_text(json.dumps(changed(DETECTIONS, place, value)))
     with pytest.raises(EvaluationError) as error:
-        read_detections(path, GROUND_TRUTH)
+        read_detections(path, TRUTH)
     assert str(error.value).startswith(str(tmp_path / message))
     assert "\n" not in str(error.value)
 
@@ -195,17 +200,18 @@ def test_detections_refused(tmp_path: Path, place: tuple, value: Any, message: s
     ],
 )
 def test_detections_that_do_not_fit_refused(key: str, value: Any, message: str) -> None:
-    ground_truth = normalise_ground_truth(GROUND_TRUTH)
-    check_detections(ground_truth, DETECTIONS)
-    check_detections(ground_truth, [])
+    assert [column.tolist() for column in placed(TRUTH, as_detections(DETECTIONS))] == [
+        [0, 1],
+        [0, 1],
+    ]
+    assert len(placed(TRUTH, as_detections([]))[0]) == 0
     with pytest.raises(EvaluationError) as error:
-        check_detections(ground_truth, changed(DETECTIONS, (1, key), value), source="dt.json")
+        detections = as_detections(changed(DETECTIONS, (1, key), value), source="dt.json")
+        placed(TRUTH, detections, source="dt.json")
     assert str(error.value) == message
 
 
-@pytest.mark.parametrize(
-    "read", [read_ground_truth, lambda path: read_detections(path, GROUND_TRUTH)]
-)
+@pytest.mark.parametrize("read", [read_ground_truth, lambda path: read_detections(path, TRUTH)])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -229,7 +235,7 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path) -> None:
     path = tmp_path / "dt.json"
     detections = changed(DETECTIONS, (0, "score"), 0.1 + 0.2)  # 17 digits
     write_detections(path, detections)
-    assert read_detections(path, GROUND_TRUTH) == detections
+    assert read_detections(path, TRUTH).to_coco() == detections
 
 
 def test_a_bad_detection_is_not_written(tmp_path: Path) -> None:
@@ -259,9 +265,75 @@ def test_ground_truth_with_anything_anywhere_is_normalised_or_refused(
     place: tuple, value: Any
 ) -> None:
     try:
-        normal = normalise_ground_truth(changed(GROUND_TRUTH, place, value))
+        normal = as_ground_truth(changed(GROUND_TRUTH, place, value)).to_coco()
     except EvaluationError:
         return
-    assert normalise_ground_truth(normal) == normal
+    assert as_ground_truth(normal).to_coco() == normal
     for annotation in normal["annotations"]:
         assert all(map(math.isfinite, (*annotation["bbox"], annotation["area"])))
+
+
+DETECTION_PLACES = [
+    *[(0,), (1, "image_id"), (1, "category_id"), (1, "score"), (1, "bbox"), (1, "more")],
+    *[(1, "bbox", position) for position in range(4)],
+]
+
+
+def outcome(read: Callable[[], Any]) -> Any:
+    """What was read, or the message of the refusal."""
+    try:
+        return read().to_coco()
+    except EvaluationError as error:
+        return str(error)
+
+
+@settings(max_examples=300, database=None, deadline=None, derandomize=True)
+@given(place=st.sampled_from(DETECTION_PLACES), value=JSON)
+def test_detections_with_anything_anywhere_are_read_as_the_json_module_does(
+    tmp_path_factory: pytest.TempPathFactory, place: tuple, value: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "anything.json"
+    content = json.dumps(changed(DETECTIONS, place, value))
+    path.write_text(content)
+
+    def plainly() -> Any:
+        detections = as_detections(json.loads(content), source=str(path))
+        placed(TRUTH, detections, source=str(path))
+        return detections
+
+    assert outcome(lambda: read_detections(path, TRUTH)) == outcome(plainly)
+
+
+@settings(max_examples=300, database=None, deadline=None, derandomize=True)
+@given(place=st.sampled_from(PLACES), value=JSON)
+def test_ground_truth_with_anything_anywhere_is_read_as_the_json_module_does(
+    tmp_path_factory: pytest.TempPathFactory, place: tuple, value: Any
+) -> None:
+    """But for ids, boxes and areas that are text, or 1.0 for 1, which a file may hold."""
+    path = tmp_path_factory.getbasetemp() / "anything.json"
+    content = json.dumps(changed(GROUND_TRUTH, place, value))
+    path.write_text(content)
+    found = outcome(lambda: read_ground_truth(path))
+    plain = outcome(lambda: as_ground_truth(json.loads(content), source=str(path)))
+    is_as_text = any(read(value) is not None for read in (integer, number, numbers))
+    assert found == plain or (is_as_text and "expected" in plain)
+
+
+def test_usual_files_are_decoded_into_columns_at_once() -> None:
+    """With whatever else stands in them; an outline is not even kept."""
+    assert plain_detections(json.dumps(DETECTIONS).encode()) is not None
+    more = [one | {"id": 3, "segmentation": [[1, 2, 3, 4]], "name": "ä"} for one in DETECTIONS]
+    assert plain_detections(json.dumps(more).encode()) is not None
+    for key, value in (("score", None), ("image_id", "7"), ("bbox", [1, 2, 3])):
+        assert plain_detections(json.dumps([DETECTIONS[0] | {key: value}]).encode()) is None
+
+
+def test_ground_truth_as_tools_write_it(tmp_path: Path) -> None:
+    """Ids as text and as 1.0, a box as text, an area that is null, gzip: the same as without."""
+    odd = copy.deepcopy(GROUND_TRUTH)
+    odd["images"][0]["id"], odd["categories"][0]["id"] = "7", 3.0
+    first, second = odd["annotations"]
+    first |= {"image_id": "7", "category_id": "3", "bbox": "[1, 2, 30, 40]", "area": "900.5"}
+    second |= {"area": None}
+    (tmp_path / "gt.json").write_bytes(gzip.compress(json.dumps(odd).encode()))
+    assert read_ground_truth(tmp_path / "gt.json").to_coco() == TRUTH.to_coco()

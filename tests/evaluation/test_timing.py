@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from small import small_detector
 from torchvision.models.detection import FasterRCNN
 
 from detector.evaluation.timing import WARM_UP, measure
-from detector.model.faster_rcnn import faster_rcnn
 from detector.model.flops import forward_flops
 from detector.model.resnet import resnet
 
@@ -48,22 +48,9 @@ def slowed(clock: Clock, function, seconds: float):
 @pytest.fixture
 def model() -> FasterRCNN:
     torch.manual_seed(0)
-    return faster_rcnn(
-        resnet(name="resnet10", norm="batch", c5_dilation=1),
-        num_classes=2,
-        fpn_channels=8,
+    return small_detector(
+        resnet(name="resnet10", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False),
         trainable_layers=3,
-        anchor_sizes=[8, 16, 32, 64, 128],
-        aspect_ratios=[1.0],
-        rpn_top_n_train=20,
-        rpn_top_n_test=10,
-        rpn_batch_size=8,
-        box_batch_size=8,
-        box_head_channels=8,
-        score_threshold=0.0,
-        detections_per_image=5,
-        min_size=64,
-        max_size=96,
     )
 
 

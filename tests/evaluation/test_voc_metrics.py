@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detector.evaluation.entries import EvaluationError
 from detector.evaluation.metrics import score
-from detector.evaluation.results import EvaluationError
 from detector.evaluation.voc import voc_metrics
 
 RULES = ("voc07", "voc12")

@@ -3,23 +3,35 @@
 import pytest
 import torch
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from detector.config import conventions
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
 
 TORCHVISIONS = dict(  # the values of fasterrcnn_resnet50_fpn
     num_classes=90,
+    conventions=conventions("torchvision"),
+    neck="fpn",
     fpn_channels=256,
     trainable_layers=3,
     anchor_sizes=[32, 64, 128, 256, 512],
     aspect_ratios=[0.5, 1.0, 2.0],
+    rpn_channels=256,
+    rpn_pre_nms_top_n_train=2000,
+    rpn_pre_nms_top_n_test=1000,
     rpn_top_n_train=2000,
     rpn_top_n_test=1000,
     rpn_batch_size=256,
+    roi_pool="align",
+    mask_start=1.0,
     box_batch_size=512,
     box_head_channels=1024,
     score_threshold=0.05,
+    nms="hard",
+    nms_iou=0.5,
+    nms_sigma=0.5,
     detections_per_image=100,
     min_size=800,
     max_size=1333,
@@ -27,8 +39,8 @@ TORCHVISIONS = dict(  # the values of fasterrcnn_resnet50_fpn
 SMALL = TORCHVISIONS | dict(min_size=96, max_size=160, score_threshold=0.0)
 
 
-def build(stages: str, **values) -> FasterRCNN:
-    body = resnet(name="resnet50", norm="frozen_batch", c5_dilation=1)
+def build(stages: str, *, name: str = "resnet50", **values) -> FasterRCNN:
+    body = resnet(name=name, norm="frozen_batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     names = placement(body, stages=stages, last_layers=None)
     make_deformable(body, names, modulated=True, offset_groups=1, mask_start=1.0)
     return faster_rcnn(body, **values)
@@ -45,16 +57,22 @@ def test_parameters_are_those_of_torchvision() -> None:
     }
 
 
-@pytest.mark.parametrize("stages", ["none", "c3-c5"])
-def test_detections_are_those_of_torchvision(stages: str) -> None:
+@pytest.mark.parametrize(
+    ("stages", "name"),
+    [
+        ("none", "resnet50"),
+        *(("c3-c5", name) for name in ("resnet50", "resnext50_32x4d", "wide_resnet50_2")),
+        pytest.param("c3-c5", "resnext101_32x8d", marks=pytest.mark.slow),
+    ],
+)
+def test_detections_are_those_of_torchvision(stages: str, name: str) -> None:
     torch.manual_seed(2)
-    theirs = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, min_size=96, max_size=160, box_score_thresh=0.0
-    ).eval()
-    for name, tensor in theirs.state_dict().items():
-        if name.endswith("bn3.weight"):
+    backbone = resnet_fpn_backbone(backbone_name=name, weights=None, trainable_layers=3)
+    theirs = FasterRCNN(backbone, 6, min_size=96, max_size=160, box_score_thresh=0.0).eval()
+    for key, tensor in theirs.state_dict().items():
+        if key.endswith("bn3.weight"):
             tensor.mul_(0.2)  # else random weights grow beyond all bounds over 16 blocks
-    ours = build(stages, **SMALL).eval()
+    ours = build(stages, name=name, **SMALL | dict(num_classes=5)).eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not [key for key in missing if ".conv_offset." not in key]
     assert not [key for key in unexpected if not key.endswith("num_batches_tracked")]

@@ -2,38 +2,29 @@
 
 import pytest
 import torch
+from small import small_detector
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from detector.model.deformable_conv import DeformableConv2d
-from detector.model.faster_rcnn import faster_rcnn
 from detector.model.flops import forward_flops
 from detector.model.resnet import make_deformable, placement, resnet
 
 
-@pytest.fixture(scope="module")
-def model() -> FasterRCNN:
+@pytest.fixture(scope="module", params=["fpn", "dc5", "groups"])
+def model(request: pytest.FixtureRequest) -> FasterRCNN:
     torch.manual_seed(0)
-    body = resnet(name="resnet10", norm="batch", c5_dilation=1)
+    neck = "dc5" if request.param == "dc5" else "fpn"
+    body = resnet(
+        name="resnext50_32x4d" if request.param == "groups" else "resnet10",
+        norm="batch",
+        c5_dilation=2 if neck == "dc5" else 1,
+        norm_eps=1e-5,
+        stride_in_1x1=False,
+    )
     place = placement(body, stages="c5", last_layers=None)
     make_deformable(body, place, modulated=True, offset_groups=1, mask_start=1.0)
-    return faster_rcnn(
-        body,
-        num_classes=2,
-        fpn_channels=8,
-        trainable_layers=5,
-        anchor_sizes=[8, 16, 32, 64, 128],
-        aspect_ratios=[1.0],
-        rpn_top_n_train=20,
-        rpn_top_n_test=10,
-        rpn_batch_size=8,
-        box_batch_size=8,
-        box_head_channels=8,
-        score_threshold=0.05,
-        detections_per_image=5,
-        min_size=64,
-        max_size=96,
-    )
+    return small_detector(body, neck=neck, score_threshold=0.05)
 
 
 def test_they_are_those_of_the_layers(model: FasterRCNN) -> None:

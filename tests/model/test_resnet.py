@@ -14,12 +14,15 @@ COUNTS = {
     "resnet34": (6, 8, 12, 6),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
+    "resnext50_32x4d": (3, 4, 6, 3),
+    "resnext101_32x8d": (3, 4, 23, 3),
+    "wide_resnet50_2": (3, 4, 6, 3),
 }
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_stages(name: str) -> None:
-    body = resnet(name=name, norm="frozen_batch", c5_dilation=1)
+    body = resnet(name=name, norm="frozen_batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     for first, stages in enumerate(("c2-c5", "c3-c5", "c4-c5", "c5")):
         names = placement(body, stages=stages, last_layers=None)
         assert len(names) == sum(COUNTS[name][first:]), stages
@@ -30,7 +33,9 @@ def test_stages(name: str) -> None:
 
 def test_last_layers_are_counted_as_in_the_paper() -> None:
     # Table 1 of Dai et al. 2017: 1 is res5c; 3 are res5a to c; 6 has res4b20 to b22 beside them.
-    body = resnet(name="resnet101", norm="frozen_batch", c5_dilation=1)
+    body = resnet(
+        name="resnet101", norm="frozen_batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False
+    )
     assert placement(body, stages="none", last_layers=1) == ["layer4.2.conv2"]
     assert placement(body, stages="none", last_layers=6) == [
         *(f"layer3.{block}.conv2" for block in (20, 21, 22)),
@@ -50,16 +55,16 @@ def test_last_layers_are_counted_as_in_the_paper() -> None:
     ],
 )
 def test_refuses_unknown_places(stages: str, last_layers: int | None, message: str) -> None:
-    body = resnet(name="resnet18", norm="batch", c5_dilation=1)
+    body = resnet(name="resnet18", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     with pytest.raises(ValueError, match=message):
         placement(body, stages=stages, last_layers=last_layers)
 
 
 def test_refuses_unknown_names() -> None:
     with pytest.raises(ValueError, match="model.backbone=vgg"):
-        resnet(name="vgg", norm="batch", c5_dilation=1)
+        resnet(name="vgg", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     with pytest.raises(ValueError, match="model.norm=layer"):
-        resnet(name="resnet18", norm="layer", c5_dilation=1)
+        resnet(name="resnet18", norm="layer", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
 
 
 def randomised(body: nn.Module) -> nn.Module:
@@ -73,13 +78,13 @@ def randomised(body: nn.Module) -> nn.Module:
     return body.eval()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
 @pytest.mark.parametrize("version, mask_start", [("v1", 1.0), ("v2", 1.0)])
 def test_a_new_deformable_network_is_the_plain_one(
     name: str, version: str, mask_start: float
 ) -> None:
     plain = randomised(getattr(torchvision.models, name)(weights=None))
-    body = resnet(name=name, norm="frozen_batch", c5_dilation=1)
+    body = resnet(name=name, norm="frozen_batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     make_deformable(
         body,
         placement(body, stages="c2-c5", last_layers=None),
@@ -93,6 +98,32 @@ def test_a_new_deformable_network_is_the_plain_one(
     with torch.no_grad():
         expected, actual = plain(image), body.eval()(image)
     assert (actual - expected).norm() / expected.norm() < 1e-5  # float32 through 50 layers
+
+
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_a_new_deformable_layer_has_the_gradients_of_the_plain_one(
+    stride: int, dilation: int, modulated: bool, groups: int
+) -> None:
+    """Grouped as in a ResNeXt too, with fewer and with more offset groups than groups."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(
+        *(16, 24, 3, stride, dilation), dilation=dilation, groups=groups, bias=False
+    ).double()
+    input = torch.randn(2, 16, 7, 10, dtype=torch.float64, requires_grad=True)
+    expected = conv(input)
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, [input, conv.weight], grad)
+    for offset_groups in (1, 2, 16):
+        layer = deformable_like(
+            conv, modulated=modulated, offset_groups=offset_groups, mask_start=1.0
+        ).double()
+        output = layer(input)
+        assert layer.weight.shape == conv.weight.shape and layer.groups == groups
+        torch.testing.assert_close(output, expected)
+        found = torch.autograd.grad(output, [input, layer.weight], grad)
+        torch.testing.assert_close(found, wanted)
 
 
 def test_a_mask_of_one_half_halves_the_convolution() -> None:
@@ -138,7 +169,7 @@ def test_learned_offsets_move_the_samples() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_dilated_c5_keeps_the_stride_of_c4(name: str) -> None:
-    body = resnet(name=name, norm="batch", c5_dilation=1)
+    body = resnet(name=name, norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     image = torch.randn(
         1, body.layer3[-1].conv2.out_channels * (4 if name == "resnet50" else 1), 6, 8
     )
@@ -154,7 +185,9 @@ def test_c5_dilation_is_torchvisions() -> None:
     theirs = torchvision.models.resnet50(
         weights=None, replace_stride_with_dilation=[False, False, True]
     ).eval()
-    ours = resnet(name="resnet50", norm="batch", c5_dilation=2).eval()
+    ours = resnet(
+        name="resnet50", norm="batch", c5_dilation=2, norm_eps=1e-5, stride_in_1x1=False
+    ).eval()
     ours.load_state_dict(theirs.state_dict())
     ours.layer4[0].conv2.dilation = ours.layer4[0].conv2.padding = (1, 1)
     image = torch.randn(1, 1024, 5, 7)
@@ -162,14 +195,23 @@ def test_c5_dilation_is_torchvisions() -> None:
 
 
 def test_norms() -> None:
-    body = resnet(name="resnet18", norm="group", c5_dilation=1)
+    body = resnet(name="resnet18", norm="group", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     assert isinstance(body.bn1, nn.GroupNorm) and body.bn1.num_groups == 32
-    assert not list(resnet(name="resnet18", norm="frozen_batch", c5_dilation=1).bn1.parameters())
-    assert isinstance(resnet(name="resnet18", norm="batch", c5_dilation=1).bn1, nn.BatchNorm2d)
+    assert not list(
+        resnet(
+            name="resnet18", norm="frozen_batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False
+        ).bn1.parameters()
+    )
+    assert isinstance(
+        resnet(
+            name="resnet18", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False
+        ).bn1,
+        nn.BatchNorm2d,
+    )
 
 
 def test_deformable_layers_take_the_weights_along() -> None:
-    body = resnet(name="resnet18", norm="batch", c5_dilation=1)
+    body = resnet(name="resnet18", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
     names = placement(body, stages="c5", last_layers=None)
     make_deformable(body, names, modulated=True, offset_groups=1, mask_start=1.0)

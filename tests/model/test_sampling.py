@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from small import small_detector
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import resnet
 from detector.model.sampling import SeededSampler, sample_by_image
 
@@ -78,21 +78,14 @@ def test_half_of_the_anchors_and_a_quarter_of_the_proposals_are_positive() -> No
 @pytest.mark.parametrize("by_keyword", [False, True])
 def test_the_model_hands_out_its_targets_seeds(by_keyword: bool) -> None:
     torch.manual_seed(0)
-    model = faster_rcnn(
-        resnet(name="resnet10", norm="group", c5_dilation=1),
-        num_classes=2,
-        fpn_channels=8,
-        trainable_layers=5,
-        anchor_sizes=[8, 16, 32, 64, 128],
-        aspect_ratios=[1.0],
+    model = small_detector(
+        resnet(name="resnet10", norm="group", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False),
+        rpn_pre_nms_top_n_train=50,
+        rpn_pre_nms_top_n_test=50,
         rpn_top_n_train=50,
         rpn_top_n_test=50,
         rpn_batch_size=16,
-        box_batch_size=8,
-        box_head_channels=8,
         score_threshold=0.05,
-        detections_per_image=5,
-        min_size=64,
         max_size=64,
     )
     images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]

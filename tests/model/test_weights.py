@@ -8,34 +8,32 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from torchvision.models import ResNet18_Weights
+from small import small_detector
+from torchvision.models import ResNet18_Weights, WeightsEnum
 from torchvision.models.detection import FasterRCNN
 
-from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
-from detector.model.weights import WeightsError, load_file, load_imagenet
+from detector.model.weights.files import WeightsError
+from detector.model.weights.loading import load_file, load_imagenet
 
 
 def build(stages: str, *, num_classes: int = 3, norm: str = "batch") -> FasterRCNN:
-    body = resnet(name="resnet18", norm=norm, c5_dilation=1)
+    body = resnet(name="resnet18", norm=norm, c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
     names = placement(body, stages=stages, last_layers=None)
     make_deformable(body, names, modulated=False, offset_groups=1, mask_start=1.0)
-    return faster_rcnn(
+    return small_detector(
         body,
         num_classes=num_classes,
         fpn_channels=16,
-        trainable_layers=5,
-        anchor_sizes=[8, 16, 32, 64, 128],
-        aspect_ratios=[1.0],
+        rpn_channels=16,
+        rpn_pre_nms_top_n_train=50,
+        rpn_pre_nms_top_n_test=50,
         rpn_top_n_train=50,
         rpn_top_n_test=50,
         rpn_batch_size=16,
         box_batch_size=16,
         box_head_channels=16,
-        score_threshold=0.0,
         detections_per_image=10,
-        min_size=64,
-        max_size=96,
     )
 
 
@@ -49,7 +47,7 @@ def test_imagenet_weights_fit_plain_and_deformable(monkeypatch: pytest.MonkeyPat
     source = torchvision.models.resnet18(weights=None)
     imagenet_from(source.state_dict(), monkeypatch)
     for norm in ("batch", "frozen_batch"):
-        body = resnet(name="resnet18", norm=norm, c5_dilation=1)
+        body = resnet(name="resnet18", norm=norm, c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
         names = placement(body, stages="c5", last_layers=None)
         make_deformable(body, names, modulated=True, offset_groups=1, mask_start=1.0)
         load_imagenet(body, "resnet18")
@@ -58,10 +56,38 @@ def test_imagenet_weights_fit_plain_and_deformable(monkeypatch: pytest.MonkeyPat
         assert not body.layer4[1].conv2.conv_offset.weight.any()
 
 
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"])
+def test_imagenet_weights_of_wider_networks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = getattr(torchvision.models, name)(weights=None)
+    asked = []
+
+    def get_state_dict(self: WeightsEnum, **how) -> dict:
+        asked.append(self.url)
+        return source.state_dict()
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
+    body = resnet(name=name, norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
+    load_imagenet(body, name)
+    assert torch.equal(body.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+    (url,) = asked
+    assert Path(url).name.startswith(f"{name}-")
+
+
+def test_no_imagenet_weights() -> None:
+    body = resnet(name="resnet10", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
+    with pytest.raises(WeightsError, match="there are no ImageNet weights for resnet10: train"):
+        load_imagenet(body, "resnet10")
+
+
 def test_imagenet_weights_are_for_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     imagenet_from(torchvision.models.resnet18(weights=None).state_dict(), monkeypatch)
     with pytest.raises(WeightsError, match="ImageNet weights for resnet18 has unknown bn1.running"):
-        load_imagenet(resnet(name="resnet18", norm="group", c5_dilation=1), "resnet18")
+        load_imagenet(
+            resnet(
+                name="resnet18", norm="group", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False
+            ),
+            "resnet18",
+        )
 
 
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +98,12 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         WeightsError, match=r"no route.*fetch https://.*resnet18.*model.weights=PATH"
     ):
-        load_imagenet(resnet(name="resnet18", norm="batch", c5_dilation=1), "resnet18")
+        load_imagenet(
+            resnet(
+                name="resnet18", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False
+            ),
+            "resnet18",
+        )
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -137,10 +168,10 @@ def test_refusals_name_the_file_or_the_tensor(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"nothing.pt: no such file"):
         load_file(model, tmp_path / "nothing.pt")
     (tmp_path / "junk.pt").write_bytes(b"junk")
-    with pytest.raises(WeightsError, match=r"junk.pt cannot be read"):
+    with pytest.raises(WeightsError, match=r"junk.pt is no file of weights but something"):
         load_file(model, tmp_path / "junk.pt")
     torch.save({"model": {"epoch": 3}}, tmp_path / "odd.pt")
-    with pytest.raises(WeightsError, match=r"odd.pt holds no state dict"):
+    with pytest.raises(WeightsError, match=r"odd.pt .a torch file. holds no state dict but model"):
         load_file(model, tmp_path / "odd.pt")
     state = model.state_dict()
     del state["rpn.head.cls_logits.bias"]

@@ -1,4 +1,4 @@
-"""Inputs for the tests of the operator: geometries in which every size differs."""
+"""Inputs for the tests of the operators: geometries in which every size differs."""
 
 from dataclasses import dataclass
 
@@ -99,6 +99,42 @@ def make(
     if mask:
         tensors["mask"] = normal(geometry.batch, groups * taps, *geometry.out_size)
     return {name: t.to(device, dtype).requires_grad_() for name, t in tensors.items()}
+
+
+def make_rois(
+    *,
+    num_boxes: int = 9,
+    channels: int = 5,
+    features: tuple[int, int] = (11, 14),
+    size: tuple[int, int] = (3, 2),
+    seed: int = 0,
+    offset: bool = True,
+    mask: bool = True,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """Leaves; boxes of two images, at a stride of 4, some partly outside."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=rng, dtype=torch.float64)
+
+    height, width = features
+    extent = 4.0 * torch.tensor([width, height])
+    corner, sides = (
+        (1.3 * uniform(num_boxes, 2) - 0.2) * extent,
+        0.8 * uniform(num_boxes, 2) * extent,
+    )
+    image = (uniform(num_boxes, 1) * 2).floor()
+    tensors = {
+        "input": torch.randn((2, channels, *features), generator=rng, dtype=torch.float64),
+        "boxes": torch.cat([image, corner, corner + sides], dim=1),
+    }
+    if offset:
+        tensors["offset"] = torch.randn((num_boxes, 2, *size), generator=rng, dtype=torch.float64)
+    if mask:
+        tensors["mask"] = uniform(num_boxes, *size)
+    return {name: t.to(device, dtype) for name, t in tensors.items()}
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

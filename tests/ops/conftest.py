@@ -1,11 +1,54 @@
-"""Leaves out what this machine cannot run: tests of a GPU, and of kernels for other processors."""
+"""The kernels that tests run on. What this machine cannot run is left out: tests of a GPU, and of
+kernels for other processors.
+"""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 import ops  # noqa: F401  (loads the kernels)
+
+CUDA = pytest.param("cuda", marks=pytest.mark.cuda)
+
+
+@pytest.fixture(params=["cpu", CUDA])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+FUSED = pytest.param("cuda fused", marks=pytest.mark.cuda)
+
+
+# Those that the processor lacks are left out by conftest.py, which says so.
+PORTABLE, AVX2, AVX512, AVX512_BF16, AMX = (
+    pytest.param(name, marks=pytest.mark.processor(name))
+    for name in ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+)
+
+
+@pytest.fixture(params=[PORTABLE, AVX2, AVX512, AVX512_BF16, AMX, CUDA, FUSED])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device of each set of kernels that this machine can run; those of the CPU put to use."""
+    yield from _put_to_use(request)
+
+
+@pytest.fixture(params=[PORTABLE, AVX2, AVX512, CUDA])
+def double_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Those of them that have a float64 of their own."""
+    yield from _put_to_use(request)
+
+
+def _put_to_use(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param.startswith("cuda"):
+        before = torch.ops.deform_conv.use_fused_cuda_forward("fused" in request.param)
+        yield "cuda"
+        torch.ops.deform_conv.use_fused_cuda_forward(before)
+    else:
+        before = torch.ops.deform_conv.use_cpu_capability(request.param)
+        yield "cpu"
+        torch.ops.deform_conv.use_cpu_capability(before)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

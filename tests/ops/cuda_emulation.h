@@ -277,6 +277,16 @@ T __shfl_up_sync(unsigned mask, T value, unsigned step) {
   return emulation::running->exchange(mask, value, lane < step ? lane : lane - step);
 }
 
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  const auto values = emulation::running->meet(mask, value);
+  unsigned ballot = 0;
+  for (unsigned lane = 0; lane < 32; ++lane)
+    if (mask >> lane & 1 && values[lane]) ballot |= 1u << lane;
+  return ballot;
+}
+
+inline int __ffs(unsigned bits) { return bits ? __builtin_ctz(bits) + 1 : 0; }
+
 template <typename T>
 T atomicAdd(T* to, T value) {
   const T before = *to;

@@ -2,28 +2,33 @@
 
     python tests/ops/planted_bugs.py
 
-Each fault is planted in a copy of ops/, which is compiled; the operator's tests must then fail.
-The table tells which test did. The exit status is 1 if a fault went unnoticed. A fault in lines
-that this processor never runs is not planted, and the table says so.
+Each fault is planted in a copy of ops/, of which the files that have it are compiled; the tests of
+that operator must then fail. The table tells which test did. The exit status is 1 if a fault went
+unnoticed. A fault in lines that this processor never runs is not planted, and the table says so.
 """
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import traceback
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
-import torch
-
-import ops  # noqa: F401  (loads the kernels)
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BILINEAR, GEOMETRY = "bilinear.h", "geometry.h"
 SAMPLING, PRODUCT, KERNELS = "cpu/sampling.h", "cpu/product.h", "cpu/kernels.cpp"
 VECTOR, OPERATOR = "cpu/vector.h", "cpu/deform_conv.cpp"
+ROI, ROI_KERNELS, ROI_OPERATOR = "roi.h", "cpu/roi_kernels.cpp", "cpu/deform_roi_pool.cpp"
 
 # fault -> the lines that make it: (file, right, wrong)
 FAULTS: dict[str, list[tuple[str, str, str]]] = {
@@ -95,12 +100,85 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
     "weights of the second part of the batch": [
         (OPERATOR, "split = 1; split < splits", "split = 2; split < splits")
     ],
-    "a block's weight group": [
-        (KERNELS, "        block_.group * outs_ * g_.taps() * per_group + ", "        "),
+    "the weights of another group": [(KERNELS, "(part.group * outs_ + out)", "out")],
+    "the columns of another group": [
+        (KERNELS, "columns_.data() + part.group * kParts<T, F> * depth_", "columns_.data()")
     ],
+    "another group's grad_output for grad_input": [
+        (KERNELS, ": grad_output + part.group * outs_", ": grad_output + first_group_ * outs_")
+    ],
+    "another group's grad_output for grad_weight": [
+        (KERNELS, "rows.count, grad_output + part.group * outs_", "rows.count, grad_output")
+    ],
+    "another group's copy of grad_output": [
+        (KERNELS, "grad_output_.data() + (part.group - first_group_)", "grad_output_.data() + 0")
+    ],
+    "lanes of the group beside it": [(VECTOR, "lanes ? vector : load(to)", "vector")],
+    "zero times the NaN of the group beside it": [
+        (VECTOR, "lanes ? vector : load(to)", "lanes ? vector : load(to) + 0 * vector")
+    ],
+    "the last rows of a group's product": [
+        (
+            PRODUCT,
+            "if constexpr (kRows > 1)\n    multiply_vector",
+            "if constexpr (kRows > 2)\n    multiply_vector",
+        )
+    ],
+    "half a pixel left out": [(ROI, "g.aligned ? R(0.5) : R(0)", "R(0)")],
+    "small boxes not widened": [(ROI, "if (!g.aligned && axis.size < 1) axis.size = 1;", "")],
+    "samples not centred": [(ROI, "(static_cast<R>(sample) + R(0.5))", "static_cast<R>(sample)")],
+    "as many samples as whole pixels": [(ROI, "ceil_of(axis.bin)", "floor_of(axis.bin)")],
+    "beyond the first pixel nothing": [
+        (
+            ROI,
+            "place >= -1 && place <= static_cast<R>(size)",
+            "place >= 0 && place <= static_cast<R>(size)",
+        )
+    ],
+    "beyond the last pixel nothing": [
+        (
+            ROI,
+            "place >= -1 && place <= static_cast<R>(size)",
+            "place >= -1 && place <= static_cast<R>(size - 1)",
+        )
+    ],
+    "samples of a huge bin cut too early": [(ROI, "double(size) - double(start)", "double(start)")],
+    "an infinite box": [(ROI, "if (!is_sane) return {};", "")],
+    "offsets in pixels": [(ROI, "static_cast<R>(g.gamma) * axis.size * offset", "offset")],
+    "bins' offsets along y and x swapped": [
+        (ROI_KERNELS, "offset[g_.bins() + bin.number]", "offset[bin.number]"),
+    ],
+    "rows of pixels shared by bins that moved": [
+        (ROI_KERNELS, "if (offset || x == 0)", "if (x == 0)")
+    ],
+    "lines of neighbouring samples not shared": [
+        (ROI_KERNELS, "line->weight += weight", "line->weight = weight")
+    ],
+    "the slope beyond the border": [(ROI_KERNELS, "sample.moves ? R(-1) : R(0)", "R(-1)")],
+    "the mask left out of the features' gradient": [
+        (ROI_KERNELS, "grads[k] = bin.factor *", "grads[k] = bin.share *"),
+        (ROI_KERNELS, "(bin.factor * grad[c])", "(bin.share * grad[c])"),
+    ],
+    "the mask left out of the bins' gradient": [
+        (ROI_KERNELS, "bin.factor * gamma * roi.x.size", "bin.share * gamma * roi.x.size")
+    ],
+    "the mask's gradient with the mask": [
+        (ROI_KERNELS, "grad_mask[at] = bin.share", "grad_mask[at] = bin.factor")
+    ],
+    "the RoI's height for its width": [(ROI_KERNELS, "gamma * roi.x.size", "gamma * roi.y.size")],
+    "gradients of the other image": [
+        (ROI_KERNELS, "if (roi_of(g, samples.boxes + 5 * roi).image != image) continue;", "")
+    ],
+    "the last channels of an image": [
+        (ROI_OPERATOR, "(g.channels + channels - 1) / channels", "g.channels / channels")
+    ],
+    "a box of no image": [(ROI_OPERATOR, "    check_images(g, data<R>(rois));\n", "")],
 }
 
-NEEDS = {"odd rows of bfloat16 columns": "avx512_bf16"}  # fault -> the kernel whose lines it is in
+NEEDS = {  # fault -> the kernel whose lines it is in
+    "odd rows of bfloat16 columns": "avx512_bf16",
+    "another group's copy of grad_output": "avx512_bf16",
+}
 
 
 def plant(folder: Path, edits: list[tuple[str, str, str]]) -> None:
@@ -113,62 +191,176 @@ def plant(folder: Path, edits: list[tuple[str, str, str]]) -> None:
         path.write_text(text.replace(right, wrong))
 
 
-def first_failure(folder: Path) -> str | None:
-    """Build the library in `folder` and run the tests; the first that fails."""
-    # `ops` cannot be imported before its library is there: its build hook is loaded by itself.
-    code = (
-        "import importlib.util, pathlib;"
-        "spec = importlib.util.spec_from_file_location('build', 'ops/build.py');"
-        "build = importlib.util.module_from_spec(spec); spec.loader.exec_module(build);"
-        "csrc = pathlib.Path('ops/csrc');"
-        "sources = [csrc / 'register.cpp', *csrc.glob('cpu/*.cpp')];"
-        "build.build_cpu(list(map(str, sources)), pathlib.Path('ops/_cpu.so'))"
+def build_module() -> ModuleType:
+    """ops/build.py, without `ops`: one process can load the kernels only once."""
+    spec = importlib.util.spec_from_file_location("build", ROOT / "ops/build.py")
+    assert spec and spec.loader
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    return build
+
+
+def read_by(source: Path) -> set[Path]:
+    """The file and those of ours that it includes."""
+    found: set[Path] = set()
+    waiting = [source.resolve()]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found.add(file)
+            names = re.findall(r'^#\s*include "(.+)"', file.read_text(), re.MULTILINE)
+            waiting += [(file.parent / name).resolve() for name in names]
+    return found
+
+
+def sources_in(folder: Path) -> list[Path]:
+    csrc = folder / "ops/csrc"
+    return [csrc / "register.cpp", *sorted(csrc.glob("cpu/*.cpp"))]
+
+
+def compile_objects(build: ModuleType, objects: Path) -> None:
+    """Compile everything without a fault, with every core."""
+    jobs = [
+        (str(source), options, str(objects / f"{source.stem}_{name}.o"))
+        for source in sources_in(ROOT)
+        for name, options in build.capabilities(source.name).items()
+    ]
+    with redirect_stderr(StringIO()), ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda job: build.compile_cpu(*job), jobs))
+
+
+class Watch:
+    """Of a run of pytest: the order of the tests, and the first that fails."""
+
+    failure: str | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Those of the kernels first; each with its first parameters, then each with its second:
+        most faults are then met within seconds.
+        """
+        turns: Counter[str] = Counter()
+
+        def order(item: pytest.Item) -> tuple[bool, int]:
+            assert isinstance(item, pytest.Function)
+            turns[item.originalname] += 1
+            of_kernels = {"kernels", "double_kernels"} & set(item.fixturenames)
+            return not of_kernels, turns[item.originalname]
+
+        items.sort(key=order)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.failure is None:
+            self.failure = report.nodeid.split("::", 1)[1]
+
+
+def first_failure(
+    folder: Path, edits: list[tuple[str, str, str]], test: str, build: ModuleType, objects: Path
+) -> str | None:
+    """Build the library in `folder` and run one file of tests; the first test that fails.
+
+    Args:
+        objects: what was compiled without a fault, of which all is taken that does not have one,
+            and all of the other operator.
+    """
+    edited = {(folder / "ops/csrc" / name).resolve() for name, *_ in edits}
+    compile_cpu = build.compile_cpu
+
+    def compile_what_was_edited(source: str, options: list[str], target: str) -> None:
+        if edited & read_by(Path(source)) and ("roi" in source) == ("roi" in test):
+            compile_cpu(source, options, target)
+        else:
+            shutil.copy(objects / Path(target).name, target)
+
+    build.compile_cpu = compile_what_was_edited
+    build.build_cpu([str(source) for source in sources_in(folder)], folder / "ops/_cpu.so")
+    sys.path[:0] = [str(folder), str(folder / "tests")]
+    watch = Watch()
+    code = pytest.main(
+        ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-c", os.devnull, f"tests/{test}"],
+        plugins=[watch],
     )
-    built = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    if built.returncode:
-        raise SystemExit(f"planted_bugs.py: the fault does not compile\n{built.stderr[-2000:]}")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider",
-         "--rootdir", ".", "-c", os.devnull, "tests/test_deform_conv.py"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{folder}:{folder / 'tests'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    if result.returncode == 0:
-        return None
-    found = re.search(r"^FAILED \S*::(\S+)", result.stdout, re.MULTILINE)
-    return found[1] if found else f"exit status {result.returncode}"
+    return watch.failure or (f"exit status {int(code)}" if code else None)
 
 
-def noticed_by(edits: list[tuple[str, str, str]]) -> str | None:
-    """The first test that fails with these edits."""
+def noticed_by(
+    edits: list[tuple[str, str, str]], test: str, build: ModuleType, objects: Path, answer: Path
+) -> int:
+    """In a process of its own: write the first test that fails with these edits. Its status is 0
+    if it could find out.
+    """
     with TemporaryDirectory() as name:
         folder = Path(name)
         without = shutil.ignore_patterns("*.so", "__pycache__")
         shutil.copytree(ROOT / "ops", folder / "ops", ignore=without)
         shutil.copytree(ROOT / "tests/ops", folder / "tests", ignore=without)
         plant(folder, edits)
-        return first_failure(folder)
+        os.chdir(folder)
+        output = os.open("output.txt", os.O_WRONLY | os.O_CREAT)
+        shown = os.dup(2)
+        os.dup2(output, 1), os.dup2(output, 2)
+        try:
+            answer.write_text(first_failure(folder, edits, test, build, objects) or "")
+        except Exception:  # it does not compile
+            os.write(shown, traceback.format_exc().encode())
+            return 1
+    return 0
+
+
+def capabilities() -> list[str]:
+    """The kernels that this processor can run."""
+    code = "import torch, ops; print(torch.ops.deform_conv.cpu_capabilities())"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split()
 
 
 def main() -> None:
-    kernels = torch.ops.deform_conv.cpu_capabilities().split()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each process, of which there are as many as cores
+    os.environ["CXXFLAGS"] = f"{os.environ.get('CXXFLAGS', '')} -O1"  # half of -O3's seconds
+    kernels = capabilities()
+    import torch  # noqa: F401  (once, for all processes)
+    import torchvision  # noqa: F401
+
     elsewhere = {fault: name for fault, name in NEEDS.items() if name not in kernels}
-    faults = {
-        "none": [],
-        **{fault: edits for fault, edits in FAULTS.items() if fault not in elsewhere},
+    conv, roi = "test_deform_conv.py", "test_deform_roi_pool.py"
+    jobs: dict[str, tuple[list[tuple[str, str, str]], str]] = {
+        "none": ([], conv),
+        "none, RoI pooling": ([], roi),
     }
-    unnoticed = 0
+    for fault, edits in FAULTS.items():
+        if fault not in elsewhere:
+            jobs[fault] = edits, roi if any("roi" in name for name, *_ in edits) else conv
+    waiting, running, found = list(jobs), {}, {}
+    build = build_module()
     print("| fault | noticed by |\n| --- | --- |", flush=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for fault, failure in zip(faults, pool.map(noticed_by, faults.values()), strict=True):
-            print(f"| {fault} | {failure or '-'} |", flush=True)
-            unnoticed += (failure is None) == bool(faults[fault])
+    with TemporaryDirectory() as name:
+        objects = Path(name)
+        compile_objects(build, objects)
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                fault = waiting.pop(0)
+                answer = objects / f"answer {len(waiting)}"
+                pid = os.fork()
+                if pid == 0:
+                    try:
+                        os._exit(noticed_by(*jobs[fault], build, objects, answer))
+                    finally:
+                        os._exit(3)
+                running[pid] = fault, answer
+            pid, status = os.wait()
+            fault, answer = running.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            if code > 0:
+                raise SystemExit(f"planted_bugs.py: {fault}: nothing was found out")
+            found[fault] = answer.read_text() if code == 0 else f"signal {-code}"
+            print(f"| {fault} | {found[fault] or '-'} |", flush=True)
     for fault, name in elsewhere.items():
         print(f"| {fault} | not planted: this processor has no {name} |", flush=True)
-    if unnoticed:
-        raise SystemExit(f"planted_bugs.py: {unnoticed} of {len(faults)} answers are wrong")
+    wrong = sum(bool(found[fault]) != bool(edits) for fault, (edits, _) in jobs.items())
+    if wrong:
+        raise SystemExit(f"planted_bugs.py: {wrong} of {len(jobs)} answers are wrong")
 
 
 if __name__ == "__main__":

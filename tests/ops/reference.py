@@ -1,4 +1,5 @@
-"""Deformable convolution from its definition: slow plain Python, independent of the kernels.
+"""Deformable convolution and RoI pooling from their definitions: slow plain Python, independent of
+the kernels.
 
 Its derivatives come from torch's autograd through the bilinear weights, not from formulas.
 """
@@ -64,3 +65,60 @@ def reference(
                                 total = total + weight[o, c_in_group, i, j] * sample
                     planes.append(total)
     return torch.stack(planes).reshape(num_images, out_channels, out_h, out_w)
+
+
+def along_axis(place: Tensor, size: int) -> list[tuple[int, Tensor]]:
+    """The pixels that a sample of RoIAlign reads along one axis, and their weights."""
+    one = place.new_ones(())
+    if not -1 <= place.item() <= size:  # NaN as well
+        return []
+    if place.item() < 0:
+        return [(0, one)]
+    low = int(place.item())
+    if low >= size - 1:
+        return [(size - 1, one)]
+    return [(low, low + 1 - place), (low + 1, place - low)]
+
+
+def roi_reference(
+    input: Tensor,
+    boxes: Tensor,
+    output_size: tuple[int, int],
+    offset: Tensor | None,
+    mask: Tensor | None,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    gamma: float,
+) -> Tensor:
+    """As `ops.deform_roi_pool`, on float64 tensors; returns (R, C, Ho, Wo)."""
+    num_channels, height, width = input.shape[1:]
+    out_h, out_w = output_size
+    half = 0.5 if aligned else 0.0
+    bins = []
+    for number, (image, *corners) in enumerate(boxes.tolist()):
+        left, top, right, bottom = (corner * spatial_scale - half for corner in corners)
+        roi_h, roi_w = bottom - top, right - left
+        if not aligned:
+            roi_h, roi_w = max(roi_h, 1.0), max(roi_w, 1.0)
+        bin_h, bin_w = roi_h / out_h, roi_w / out_w
+        grid_h = sampling_ratio if sampling_ratio > 0 else math.ceil(bin_h)
+        grid_w = sampling_ratio if sampling_ratio > 0 else math.ceil(bin_w)
+        for i in range(out_h):
+            for j in range(out_w):
+                y, x = input.new_tensor(top + i * bin_h), input.new_tensor(left + j * bin_w)
+                if offset is not None:
+                    x = x + gamma * roi_w * offset[number, 0, i, j]
+                    y = y + gamma * roi_h * offset[number, 1, i, j]
+                total = input.new_zeros(num_channels)
+                for iy in range(grid_h):
+                    for ix in range(grid_w):
+                        rows = along_axis(y + (iy + 0.5) * bin_h / grid_h, height)
+                        columns = along_axis(x + (ix + 0.5) * bin_w / grid_w, width)
+                        for row, weight_y in rows:
+                            for column, weight_x in columns:
+                                pixel = input[int(image), :, row, column]
+                                total = total + weight_y * weight_x * pixel
+                total = total / max(grid_h * grid_w, 1)
+                bins.append(total if mask is None else total * mask[number, i, j])
+    return torch.stack(bins).reshape(-1, out_h, out_w, num_channels).permute(0, 3, 1, 2)

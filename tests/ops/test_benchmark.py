@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ PROBLEM = Problem(8, 5, 6, batch=2)
 # ---- candidates ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("name", [n for n in names("cpu") if n.split()[0] not in ("conv2d", "mm")])
-def test_everyone_computes_the_same(name: str) -> None:
-    t = inputs(PROBLEM, "cpu", torch.float32, torch.contiguous_format)
+def test_everyone_computes_the_same(name: str, groups: int) -> None:
+    problem = replace(PROBLEM, groups=groups)
+    t = inputs(problem, "cpu", torch.float32, torch.contiguous_format)
     expected = deform_conv2d(t["input"], t["offset"], t["weight"], padding=1, mask=t["mask"])
-    actual = build(name, PROBLEM, "cpu").forward()
+    actual = build(name, problem, "cpu").forward()
     # bfloat16 rounds inputs, weights and outputs to 8 bits, the two former before a sum
     assert relative(actual, expected) < (2**-7 if "bfloat16" in name else 1e-5)
 
@@ -37,6 +40,10 @@ def test_the_product_is_the_convolutions() -> None:
     columns, weight = build("mm bfloat16", PROBLEM, "cpu").leaves
     assert columns.shape == (2 * 5 * 6, 9 * 8) and weight.shape == (9 * 8, 8)
     assert columns.dtype == weight.dtype == torch.bfloat16
+    columns, weight = build("mm float32", replace(PROBLEM, groups=4), "cpu").leaves
+    assert columns.shape == (4, 2 * 5 * 6, 9 * 2) and weight.shape == (4, 9 * 2, 2)
+    plain = build("conv2d float32", replace(PROBLEM, groups=4), "cpu")
+    assert plain.leaves[1].shape == (8, 2, 3, 3) and plain.forward().shape == (2, 8, 5, 6)
 
 
 def test_bytes_that_have_to_move() -> None:
@@ -47,6 +54,8 @@ def test_bytes_that_have_to_move() -> None:
         "forward": forward,
         "forward+backward": forward + given + 960 + given,
     }
+    grouped = compulsory_bytes(replace(PROBLEM, groups=4), torch.bfloat16)
+    assert grouped["forward"] == forward - 1152 * 3 // 4
 
 
 def test_the_first_round_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +134,7 @@ def test_tables() -> None:
 
 
 @pytest.mark.skipif(not memory.measurable("cpu"), reason="the resident peak cannot be reset")
+@pytest.mark.slow
 def test_memory_of_torchvision_is_its_columns() -> None:
     peaks = memory.peaks("torchvision float32", Problem(64, 64, 128), "cpu")
     columns = 9 * 64 * 64 * 128 * 4 / 2**20  # 18 MiB, beside outputs of 2 and the product's buffers
@@ -132,15 +142,20 @@ def test_memory_of_torchvision_is_its_columns() -> None:
     assert columns < peaks["forward+backward"] < 3 * columns
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_the_command(
-    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    device: str,
+    groups: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(benchmark, "SHAPES", [(4, 5, 6), (8, 3, 4)])
     monkeypatch.setattr(benchmark, "COPY_BYTES", 2**10)
     monkeypatch.setattr(memory, "peaks", lambda *_: {"forward": 1.0, "forward+backward": None})
     threads = torch.get_num_threads()
-    arguments = ["--rounds", "1", "--threads", "1", "--device", device]
+    arguments = ["--rounds", "1", "--threads", "1", "--device", device, "--groups", str(groups)]
     arguments += ["--json", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     try:
@@ -154,7 +169,7 @@ def test_the_command(
     assert len(report["times"]) == problems * passes
     assert all(row["ms"] > 0 for row in report["times"])
     assert report["rounds"] == 1 and report["machine"]["versions"]["torch"]
-    assert "C4@5x6 N1" in capsys.readouterr().out
+    assert ("C4@5x6 N1" if groups == 1 else "C4/2@5x6 N1") in capsys.readouterr().out
 
 
 def test_memory_that_cannot_be_measured_says_so(

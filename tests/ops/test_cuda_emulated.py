@@ -1,26 +1,27 @@
-"""The CUDA kernels without a GPU: compiled for the CPU by cuda_emulation.h, against torchvision.
+"""The CUDA kernels of the convolution without a GPU, against torchvision.
 
 What this cannot see: whether nvcc's code does the same, matrix products by cuBLAS, speed.
 """
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
 import torchvision
 from cases import UGLY, Geometry, make, random_geometry, relative
+from emulated import (
+    DTYPES,
+    FORWARD,
+    REVERSE,
+    SANITIZE,
+    SHUFFLED,
+    TOLERANCE,
+    compiled,
+    result,
+    run,
+)
 from torch import Tensor
-
-from ops.build import find_compiler, torch_includes
-
-DRIVER = Path(__file__).with_name("cuda_driver.cpp")
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-# One rounding of each result, and for 16 bits one of each column and of its gradient.
-TOLERANCE = dict(zip(DTYPES, (1e-6, 1e-14, 2**-10, 2**-7), strict=True))
-FORWARD, REVERSE, SHUFFLED = range(3)
 
 # Channels that 16-byte accesses can move: 16 a weight group, 32 an offset group.
 WIDE = Geometry(2, 64, (7, 9), 12, (3, 2), (2, 1), (1, 2), (1, 2), 4, 2)
@@ -38,29 +39,15 @@ FUSED = {
 }
 
 
-def compiled(folder: Path, *flags: str) -> Path:
-    command = [
-        *find_compiler(),
-        "-std=c++20",
-        "-O1",
-        "-fno-strict-aliasing",
-        "-Wno-unknown-pragmas",
-    ]
-    target = folder / "cuda_driver"
-    subprocess.run([*command, *flags, *torch_includes(), DRIVER, "-o", target], check=True)
-    return target
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory.mktemp("plain"))
+    return compiled("cuda_driver", tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stops at any access outside an array and at undefined behaviour."""
-    flags = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
-    return compiled(tmp_path_factory.mktemp("sanitized"), *flags)
+    return compiled("cuda_driver", tmp_path_factory.mktemp("sanitized"), *SANITIZE)
 
 
 def operands(geometry: Geometry, dtype: torch.dtype, **how) -> dict[str, Tensor]:
@@ -92,19 +79,12 @@ def emulated(
         *geometry.stride, *geometry.padding, *geometry.dilation,
         geometry.groups, geometry.offset_groups, chunk_bytes, DTYPES.index(dtype),
     ]  # fmt: skip
-    for old in folder.iterdir():
-        old.unlink()
-    numpy.array(numbers, dtype=numpy.int64).tofile(folder / "geometry")
-    for name, tensor in tensors.items():
-        last = tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
-        last.contiguous().flatten().view(torch.uint8).numpy().tofile(folder / name)
-    subprocess.run([driver, folder, str(order)], check=True)
+    last = {name: t.permute(0, 2, 3, 1) if t.dim() == 4 else t for name, t in tensors.items()}
+    run(driver, folder, order, {"geometry": torch.tensor(numbers), **last})
 
     def read(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        words = numpy.fromfile(folder / name, dtype=f"i{dtype.itemsize}")
-        flat = torch.from_numpy(words).view(dtype)
         n, c, h, w = shape
-        return flat.reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return result(folder, name, (n, h, w, c), dtype).permute(0, 3, 1, 2)
 
     shape = geometry.batch, geometry.out_channels, *geometry.out_size
     results = {"output": read("output", shape, dtype)}

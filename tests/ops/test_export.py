@@ -87,6 +87,7 @@ def test_inductor_compiles_the_operator_once_for_any_size() -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_inductor_compiles_the_detectors_layer_in_one_graph() -> None:
     # torch 2.14 compiles again for another size: a plain convolution's gradient asks for that.
     block = Block()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import EPOCHS, STEPS, Runs, assert_same_run, await_step, losses, output, summary
+from runs import EPOCHS, RUN, STEPS, Runs, assert_same_run, await_step, losses, output, summary
 
 from detector.exit_codes import PREEMPTED
 from detector.training.checkpoint import load_checkpoint
@@ -21,15 +21,18 @@ def unbroken(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Before the first checkpoint, after one, between two, at an epoch's end, in the next epoch, near
+# the end of all. Where within a step is left to chance.
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", range(10))
-def test_killed_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, trial: int) -> None:
-    rng = random.Random(trial)
-    workers = f"data.num_workers={trial % 3}"
+@pytest.mark.parametrize("num_workers, step", [(0, 1), (1, 2), (2, 5), (0, 6), (1, 7), (2, 11)])
+def test_killed_at_any_step(
+    runs: Runs, unbroken: Path, tmp_path: Path, num_workers: int, step: int
+) -> None:
+    workers = f"data.num_workers={num_workers}"
     folder = tmp_path / "run"
     pid = runs.start(folder, workers)
-    await_step(folder, rng.randint(1, EPOCHS * STEPS - 1))
-    time.sleep(rng.random() * 0.1)
+    await_step(folder, step)
+    time.sleep(random.Random(step).random() * 0.1)
     os.kill(pid, signal.SIGKILL)
     assert runs.wait(pid) == -signal.SIGKILL
     pid = runs.start(folder, workers)
@@ -37,20 +40,19 @@ def test_killed_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, trial: i
     assert_same_run(folder, unbroken)
 
 
+# Every step, every signal to the process alone and to its group, and without, with one and with
+# two workers.
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", range(5))
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_told_to_leave_at_any_step(
-    runs: Runs, unbroken: Path, tmp_path: Path, number: signal.Signals, trial: int
-) -> None:
-    rng = random.Random(f"{number} {trial}")
-    workers = f"data.num_workers={trial % 3}"
+@pytest.mark.parametrize("step", range(1, EPOCHS * STEPS - 1))
+def test_told_to_leave_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, step: int) -> None:
+    number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[step % 3]
+    workers = f"data.num_workers={step // 3 % 3}"
     folder = tmp_path / "run"
     pid = runs.start(folder, workers)
-    await_step(folder, rng.randint(1, EPOCHS * STEPS - 2))
-    time.sleep(rng.random() * 0.1)
+    await_step(folder, step)
+    time.sleep(random.Random(step).random() * 0.1)
     before = len(losses(folder))
-    if trial % 2:
+    if step % 2:
         os.killpg(pid, number)  # its workers get it as well, as in a cluster's job
     else:
         os.kill(pid, number)
@@ -61,5 +63,23 @@ def test_told_to_leave_at_any_step(
     assert before <= saved["step"] <= before + 2  # the step it was in; one may have ended meanwhile
     assert saved["step"] == len(losses(folder))
     pid = runs.start(folder, workers)
+    assert runs.wait(pid) == 0, output(folder)
+    assert_same_run(folder, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_second_job_in_the_folder_is_refused(
+    runs: Runs, unbroken: Path, tmp_path: Path, devices: int
+) -> None:
+    """With one line that names the first, which does not notice."""
+    folder, second = tmp_path / "run", tmp_path / "second"
+    second.mkdir()
+    pid = runs.start(folder)
+    await_step(folder, 1)
+    words = [f"hydra.run.dir={folder}", f"devices={devices}", *RUN]
+    assert runs.wait(runs.ask([str(second / "out.txt"), *words])) == 1
+    assert f"error: {folder}: process {pid} on {os.uname().nodename} trains here" in output(second)
+    assert "Traceback" not in output(second)
     assert runs.wait(pid) == 0, output(folder)
     assert_same_run(folder, unbroken)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -27,13 +28,9 @@ from runs import (
 from torch import nn
 from torch.amp import GradScaler
 
-from detector.build import (
-    build_data,
-    build_lr_schedule,
-    build_model,
-    build_optimizer,
-    build_transform,
-)
+from detector.builders.data import build_data, build_transform
+from detector.builders.model import build_model
+from detector.builders.training import build_lr_schedule, build_optimizer
 from detector.config import typed_train
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
@@ -106,7 +103,7 @@ def train_20_steps(path: Path, num_parts: int) -> None:
             train_set = build_data(config)["train"]
         torch.manual_seed(0)
         model = Double(build_model(config.model, config.deform, config.data.transform, 6))
-        optimizer = build_optimizer(model, config.schedule, offset_lr_multiplier=0.1)
+        optimizer = build_optimizer(model, config.schedule, 0.1, 0.01)
         optimization = Optimization(
             optimizer=optimizer,
             lr_schedule=build_lr_schedule(optimizer, config.schedule, steps_per_epoch=5),
@@ -280,25 +277,26 @@ def workers_of(pid: int) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("trial", range(5))
-def test_a_killed_rank_is_replaced(runs: Runs, unbroken: Path, tmp_path: Path, trial: int) -> None:
+@pytest.mark.parametrize("step, rank, num_workers", [(3, 1, 0), (6, 0, 1), (10, 1, 1)])
+def test_a_killed_rank_is_replaced(
+    runs: Runs, unbroken: Path, tmp_path: Path, step: int, rank: int, num_workers: int
+) -> None:
     """Its run goes on from its own checkpoint, even if it was told to begin anew."""
-    rng = random.Random(trial)
     folder = tmp_path / "run"
-    resume = "none" if trial == 4 else "auto"
-    pid = runs.start(folder, "devices=2", f"data.num_workers={trial % 2}", f"resume={resume}")
-    await_step(folder, rng.randint(3, EPOCHS * STEPS - 1))
-    time.sleep(rng.random() * 0.1)
+    resume = "none" if step == 10 else "auto"
+    pid = runs.start(folder, "devices=2", f"data.num_workers={num_workers}", f"resume={resume}")
+    await_step(folder, step)
+    time.sleep(random.Random(step).random() * 0.1)
     victims = workers_of(pid)
     assert len(victims) == 2
-    os.kill(rng.choice(victims), signal.SIGKILL)
+    os.kill(victims[rank], signal.SIGKILL)
     assert runs.wait(pid) == 0, output(folder)
     assert "restart 1 of 3" in output(folder) and "restart 2" not in output(folder)
     assert "resumed after epoch" in output(folder)
     assert_same_run(folder, unbroken)
 
 
-@pytest.mark.parametrize("whom", ["rank 0", "rank 1", "a rank", "the launcher", "all of them"])
+@pytest.mark.parametrize("whom", ["rank 0", "rank 1", "the launcher", "all of them"])
 def test_all_ranks_leave_together(runs: Runs, unbroken: Path, tmp_path: Path, whom: str) -> None:
     rng = random.Random(whom)
     folder = tmp_path / "run"
@@ -310,8 +308,7 @@ def test_all_ranks_leave_together(runs: Runs, unbroken: Path, tmp_path: Path, wh
     if whom == "all of them":
         os.killpg(pid, signal.SIGTERM)
     else:
-        of_name = {"rank 0": ranks[0], "rank 1": ranks[1], "a rank": rng.choice(ranks)}
-        os.kill(of_name.get(whom, pid), signal.SIGTERM)
+        os.kill({"rank 0": ranks[0], "rank 1": ranks[1]}.get(whom, pid), signal.SIGTERM)
     assert runs.wait(pid) == PREEMPTED, output(folder)
     assert summary(folder)["status"] == "preempted" and summary(folder)["signal"] == "SIGTERM"
     saved = load_checkpoint(folder / "checkpoints" / "last.pt")
@@ -339,12 +336,40 @@ def test_a_launcher_that_is_killed(runs: Runs, unbroken: Path, tmp_path: Path) -
 
 def test_an_error_that_would_come_again_ends_them_all(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    overrides = ["devices=2", "schedule.batch_size=30"]
+    overrides = ["devices=2", "conventions=torchvision", "model.weights=nothing.pt"]
     assert runs.wait(runs.start(folder, *overrides)) == 1
     errors = [line for line in output(folder).splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "a batch takes 30 images" in errors[0]
+    assert len(errors) == 1 and "nothing.pt: no such file" in errors[0]
     assert "restart" not in output(folder) and "Traceback" not in output(folder)
     assert summary(folder)["status"] == "failed"
+
+
+def evaluate_for_ever(path: Path, whom: int, when: str) -> None:
+    """The second rank has no images, and waits for the first, whose images do not end."""
+    with joined() as ranks, StopRequest() as stop:
+        for number in stop.before(range(10**9 if ranks.is_first else 3), ranks):
+            if when == "in its share" and ranks.rank == whom and number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+        if when == "waiting":
+            Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        stop.raise_for(ranks)
+
+
+@pytest.mark.parametrize("whom, when", [(0, "in its share"), (1, "in its share"), (1, "waiting")])
+def test_one_rank_that_is_told_in_an_evaluation(tmp_path: Path, whom: int, when: str) -> None:
+    """The others do not first end their share, here an endless one."""
+    signal.alarm(120)  # ends the whole, where it waits for ever
+    try:
+        with pytest.raises(Preempted, match="SIGTERM"):
+            launch(
+                *(evaluate_for_ever, tmp_path, whom, when),
+                num_ranks=2,
+                max_restarts=0,
+                exit_code=exit_code,
+            )
+    finally:
+        signal.alarm(0)
 
 
 def stop(code: int) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
 from detector.data.loading import collate
-from detector.model.weights import trained_weights
+from detector.model.weights.names import trained_weights
 from detector.training.checkpoint import KEYS, load_checkpoint
 from detector.training.distribution import ALONE
 from detector.training.loop import NonFiniteError, Optimization
@@ -202,8 +202,8 @@ def test_best_and_since(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_has_every_key(tmp_path: Path) -> None:
-    """And one that earlier checkpoints lack, so that it is not asked for."""
-    assert trainer(tmp_path, Linear()).checkpoint().keys() == KEYS | {"peak_memory"}
+    """And two that earlier checkpoints lack, so that they are not asked for."""
+    assert trainer(tmp_path, Linear()).checkpoint().keys() == KEYS | {"peak_memory", "format"}
 
 
 def test_a_trace(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ backbone:
                          how much of them depends on the place in the image
     masks                mean and deviation; and how much of their distance from 1 depends on it
 
+Where RoI pooling deforms, roi_bins.json and one more table say how far its bins move for the
+objects' own boxes, in sizes of the box, how much of that depends on the object, and their masks.
+
 How much depends on the place is a tap's variance over all places and images, divided by its mean
 square: 0 where a tap is shifted by the same offset everywhere, 1 where its mean is none.
 """
@@ -25,7 +28,7 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.config import typed_offsets, with_data_of_evaluation
+from detector.command_configs import typed_offsets, with_data_of_evaluation
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from detector.analysis.layers import Layer, sampling
 from detector.data.dataset import DetectionDataset
-from detector.evaluation.coco_matches import AREAS
+from detector.evaluation.coco_matches import size_of
 from detector.evaluation.inference import to_float
 from detector.evaluation.offset_sizes import EDGES, p99_of
 
@@ -130,7 +130,7 @@ def _add(
         if crowd:
             continue
         y, x = np.minimum(box.mean(axis=0).astype(int), (height - 1, width - 1))
-        name = _size(area)
+        name = size_of(area)
         seen.dilations[name].add(dilation[y, x].reshape(1))
     seen.dilations["background"].add(dilation[:height, :width][_outside(boxes, height, width)])
 
@@ -149,13 +149,6 @@ def _add(
     ):
         places = places[..., :height, :width]
         moments.add(((places < -0.5) | (places > sides - 0.5)).any(axis=2).reshape(-1))
-
-
-def _size(area: float) -> str:
-    """COCO's name for it."""
-    if area < AREAS["medium"][0]:
-        return "small"
-    return "medium" if area < AREAS["large"][0] else "large"
 
 
 def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""offsets.json as tables: a header and rows of text, for markdown and for pages."""
+"""offsets.json and roi_bins.json as tables: a header and rows of text, for markdown and pages."""
 
 from typing import Any
 
@@ -34,6 +34,23 @@ def offsets_rows(layers: dict[str, dict[str, Any]]) -> Rows:
     ]
     header = ["layer", "offsets: mean, pixels", "99th percentile", "outside the map (plain grid)"]
     return [*header, "by place", "masks", "by place"], rows
+
+
+def bin_rows(sizes: dict[str, dict[str, float]]) -> Rows:
+    """How far the bins of RoI pooling move, by the size of the objects."""
+    rows = [
+        [
+            size,
+            f"{one['number']:.0f}",
+            f"{100 * one['mean']:.1f} %",
+            f"{100 * one['p99']:.1f} %",
+            f"{100 * one['by_object']:.0f} %",
+            f"{one['mask_mean']:.2f} ± {one['mask_deviation']:.2f}",
+        ]
+        for size, one in sizes.items()
+    ]
+    header = ["objects", "number", "bins move: mean, of the box", "99th percentile"]
+    return [*header, "by object", "masks"], rows
 
 
 def _share(value: float | None) -> str:

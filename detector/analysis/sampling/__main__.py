@@ -20,7 +20,8 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.config import ConfigError, typed_sampling
+from detector.command_configs import typed_sampling
+from detector.config import ConfigError
 
 POINT = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
 

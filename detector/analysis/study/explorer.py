@@ -19,8 +19,8 @@ from detector.analysis.layers import Layer, sampling
 from detector.analysis.study.runs import Runs
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_matches import coco_matches
+from detector.evaluation.columns import Detections, GroundTruth
 from detector.evaluation.inference import to_float
-from detector.evaluation.results import Detection, GroundTruth
 from detector.model.resnet import STAGES
 
 NUM_IMAGES = 10
@@ -35,7 +35,7 @@ def differing_images(runs: Runs, baseline: str) -> list[int]:
     """The ids of the images in which arms differ most, by right less wrong detections of a score of
     at least `MIN_SCORE`, the mean over seeds.
     """
-    image_ids = sorted(image["id"] for image in runs.ground_truth["images"])
+    image_ids = runs.ground_truth.image_ids.tolist()
     means = {
         arm: np.mean([_balance(runs.ground_truth, run.detections) for run in of_arm], axis=0)
         for arm, of_arm in runs.arms.items()
@@ -48,10 +48,10 @@ def differing_images(runs: Runs, baseline: str) -> list[int]:
     return [image_ids[place] for place in order]
 
 
-def _balance(ground_truth: GroundTruth, detections: list[Detection]) -> np.ndarray:
+def _balance(ground_truth: GroundTruth, detections: Detections) -> np.ndarray:
     """Right less wrong detections (I,) of each image, by ids."""
-    sure = [detection for detection in detections if detection["score"] >= MIN_SCORE]
-    balance = np.zeros(len(ground_truth["images"]))
+    sure = detections.of(detections.scores >= MIN_SCORE)
+    balance = np.zeros(len(ground_truth.image_ids))
     for of_class in coco_matches(ground_truth, sure).classes:
         np.add.at(balance, of_class.images, 1.0 * of_class.right[0] - of_class.wrong[0])
     return balance
@@ -62,17 +62,17 @@ def images_of(
 ) -> list[dict[str, Any]]:
     """Pictures with what is on them and what each arm's run of a seed found."""
     places = {record.image_id: place for place, record in enumerate(dataset.records)}
-    names = {one["id"]: one["name"] for one in runs.ground_truth["categories"]}
+    coco = runs.ground_truth.to_coco()
+    names = {one["id"]: one["name"] for one in coco["categories"]}
     truth: dict[int, list[Any]] = defaultdict(list)
-    for one in runs.ground_truth["annotations"]:
+    for one in coco["annotations"]:
         truth[one["image_id"]].append([*_rounded(one["bbox"]), names[one["category_id"]]])
     found: dict[tuple[str, int], list[Any]] = defaultdict(list)
     for arm, of_arm in runs.arms.items():
         run = next(run for run in of_arm if run.seed == seeds[arm])
-        for one in run.detections:
-            if one["score"] >= MIN_SCORE:
-                label = f"{names[one['category_id']]} {one['score']:.2f}"
-                found[arm, one["image_id"]].append([*_rounded(one["bbox"]), label])
+        for one in run.detections.of(run.detections.scores >= MIN_SCORE).to_coco():
+            label = f"{names[one['category_id']]} {one['score']:.2f}"
+            found[arm, one["image_id"]].append([*_rounded(one["bbox"]), label])
     shown = []
     for image_id in image_ids:
         record = dataset.records[places[image_id]]

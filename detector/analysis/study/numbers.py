@@ -9,19 +9,19 @@ I: images;  B: resamples;  K: classes;  T: IoU thresholds.
 
 import numpy as np
 
-from detector.analysis.errors import KINDS, diagnose, mended
+from detector.analysis.errors.diagnosis import KINDS, diagnose, mended
 from detector.evaluation.coco_matches import coco_matches
+from detector.evaluation.columns import Detections, GroundTruth
 from detector.evaluation.matches import ClassMatches, Matches
 from detector.evaluation.metrics import match
 from detector.evaluation.paired import class_mean, resampled_classes
-from detector.evaluation.results import Detection, GroundTruth, normalise_ground_truth
 
 SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 CLASS, ERROR = "class ", "error "
 
 
 def numbers(
-    metric: str, ground_truth: GroundTruth, detections: list[Detection], counts: np.ndarray
+    metric: str, ground_truth: GroundTruth, detections: Detections, counts: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Name -> float64 (1 + B,): on the images that there are, then on each resample; nan where no
     object is to be found. The first is what arms are compared by.
@@ -39,20 +39,18 @@ def numbers(
         for name, area in SIZES.items():
             of_size = coco_matches(ground_truth, detections, area=area)
             found[name] = class_mean(resampled_classes(metric, of_size, counts)).mean(axis=0)
-    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     first = next(iter(matches.thresholds.values()))
-    for category, of_class in zip(categories, aps, strict=True):
-        found[CLASS + category["name"]] = of_class[first].mean(axis=0)
+    for name, of_class in zip(ground_truth.names, aps, strict=True):
+        found[CLASS + name] = of_class[first].mean(axis=0)
     if metric == "coco":
         found |= errors(ground_truth, detections, counts, means[0])
     return found
 
 
 def errors(
-    ground_truth: GroundTruth, detections: list[Detection], counts: np.ndarray, ap50: np.ndarray
+    ground_truth: GroundTruth, detections: Detections, counts: np.ndarray, ap50: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The AP50 (1 + B,) that mending all errors of each kind would add."""
-    ground_truth = normalise_ground_truth(ground_truth)
     diagnosis = diagnose(ground_truth, detections)
     gains = {}
     for kind in KINDS:
@@ -66,7 +64,7 @@ def errors(
 def _at_one_half(matches: Matches) -> Matches:
     """At an IoU of 0.5 alone."""
     classes = [
-        ClassMatches(one.images, one.right[:1], one.wrong[:1], one.ties, one.num_objects)
+        ClassMatches(one.images, one.right[:1], one.wrong[:1], one.ties, one.objects)
         for one in matches.classes
     ]
     return Matches(classes, matches.summary, {"AP50": slice(1)})

@@ -5,8 +5,8 @@ from typing import Any
 
 from detector.analysis.offsets.report import Rows, dilation_rows, offsets_rows
 from detector.analysis.study.numbers import CLASS, ERROR
-from detector.analysis.study.study import classes_of, errors_of
-from detector.data.check import table
+from detector.analysis.study.study import classes_of, errors_of, found_nothing
+from detector.tables import table
 
 SHOWN_CLASSES = 5  # of the best and of the worst
 METHOD = """\
@@ -69,7 +69,8 @@ def arms_rows(study: dict[str, Any]) -> Rows:
         if arm["arm"] in compared:
             one = compared[arm["arm"]]
             compare = [interval(one["differences"][primary]), one["verdict"]]
-            p = f"{one['p_holm']:.3f}"
+            is_judged = one["differences"][primary]["covers"] == "images and seeds"
+            p = f"{one['p_holm']:.3f}" if is_judged else ""
         rows.append([arm["arm"], percent(number["mean"]), *compare, p, seeds])
     return [
         "arm",
@@ -135,7 +136,7 @@ def cost_rows(study: dict[str, Any]) -> Rows:
 def could_have_seen(study: dict[str, Any]) -> str:
     """What a difference must have been to be found."""
     seen = study["could_have_seen"]
-    if seen is None:
+    if seen is None or found_nothing(study):
         return ""
     halve = seen["seeds_to_halve_it"]
     more = (

@@ -11,22 +11,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from detector.evaluation.results import (
-    Detection,
-    EvaluationError,
-    GroundTruth,
-    read_detections,
-    read_ground_truth,
-)
+from detector import exit_codes
+from detector.evaluation.columns import Detections, GroundTruth
+from detector.evaluation.entries import EvaluationError
+from detector.evaluation.results import read_detections, read_ground_truth
 from detector.training.record import read_metrics
 from detector.training.resume import FREE, flat
 
 # What makes no arm: beside the seed, where and how talkative a run is. How long it is matters.
+ROWS = "ablation/"  # a group of configurations that each set several keys: rows of a table
 IRRELEVANT = FREE - {"schedule.epochs", "schedule.patience", "max_skipped_steps"} | {"seed"}
 
 
 class StudyError(ValueError):
     """There is nothing to study. The message names the folder and what was expected."""
+
+    exit_code = exit_codes.FAILED
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Run:
     seed: int
     config: dict[str, Any]
     summary: dict[str, Any]
-    detections: list[Detection]
+    detections: Detections
     curve: list[dict[str, Any]]
     offsets: dict[str, dict[str, float]]
 
@@ -170,7 +170,7 @@ def _arms(overrides: dict[Path, dict[str, str]]) -> tuple[dict[Path, str], list[
     shown = varied or [key for key in keys if key == "deform"]
     named = {}
     for run, of_run in overrides.items():
-        given = [f"{key}={of_run[key]}" for key in shown if key in of_run]
+        given = [f"{key.removeprefix(ROWS)}={of_run[key]}" for key in shown if key in of_run]
         if len(shown) == 1:
             named[run] = of_run.get(shown[0], f"without {shown[0]}")
         else:
@@ -197,12 +197,13 @@ def _leave_out_configs(
     varied: list[str],
 ) -> None:
     """Leave out runs that differ in more than what is varied: between arms in keys that no override
-    names, within an arm in any.
+    names, within an arm in any. Where arms are rows of a table, these say what differs.
     """
     runs = [run for run in done if shown(run) not in left_out]
     keys = sorted({key for run in runs for key in configs[run]} - IRRELEVANT)
+    are_rows = any(name.startswith(ROWS) for name in varied)
     for key in keys:
-        is_varied = any(key == name or key.startswith(f"{name}.") for name in varied)
+        is_varied = are_rows or any(key == name or key.startswith(f"{name}.") for name in varied)
         groups = {arms[run] for run in runs} if is_varied else {None}
         for group in groups:
             members = [run for run in runs if group is None or arms[run] == group]
@@ -228,7 +229,7 @@ def _distinct(
     return list(first.values())
 
 
-def _read(run: Path, arm: str, config: dict[str, Any], detections: list[Detection]) -> Run:
+def _read(run: Path, arm: str, config: dict[str, Any], detections: Detections) -> Run:
     lines = read_metrics(run / "metrics.jsonl")
     offsets = [line["layers"] for line in lines if line["kind"] == "offsets"]
     return Run(

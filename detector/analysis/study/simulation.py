@@ -36,7 +36,7 @@ from scipy import stats
 from detector import entry
 from detector.analysis.study import statistics
 from detector.config import typed
-from detector.data.check import table
+from detector.tables import table
 
 NUM_IMAGES = 200
 SEEDS, ARMS = (2, 3, 5, 10), (2, 3, 6)

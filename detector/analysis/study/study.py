@@ -48,7 +48,7 @@ def study(
         StudyError: there is no such arm.
     """
     baseline = _baseline(runs, baseline)
-    num_images = len(runs.ground_truth["images"])
+    num_images = len(runs.ground_truth.image_ids)
     counts = draw_images(num_images, num_resamples, np.random.default_rng(seed))
     measured: dict[str, list[dict[str, np.ndarray]]] = {}
     for name, of_arm in runs.arms.items():
@@ -215,6 +215,11 @@ def headline(content: dict[str, Any]) -> str:
     parts = []
     if not content["comparisons"]:
         return f"One arm, {content['baseline']}: there is nothing to compare it with."
+    if found_nothing(content):
+        return (
+            f"No arm has found anything to speak of: none reaches one point of {primary}. Train "
+            "longer; networks that have learned nothing say nothing about the arms."
+        )
     if seen is None:
         parts.append("One seed an arm: this cannot tell a better arm from a lucky seed.")
     elif seen["difference"] > ONE_POINT:
@@ -222,6 +227,8 @@ def headline(content: dict[str, Any]) -> str:
             f"This study cannot see one point of {primary}: it would find "
             f"{100 * seen['difference']:.1f} four times of five."
         )
+    if seen is not None and seen["num_seeds"] == 2:
+        parts.append("Two seeds an arm make its intervals rough.")
     for one in content["comparisons"]:
         difference = one["differences"][primary]
         interval = f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
@@ -230,6 +237,12 @@ def headline(content: dict[str, Any]) -> str:
             f"{100 * difference['value']:+.1f} {primary} {interval}."
         )
     return " ".join(parts)
+
+
+def found_nothing(content: dict[str, Any]) -> bool:
+    """Whether no arm reaches one point, so that differences between them mean nothing."""
+    primary = content["primary"]
+    return all(arm["numbers"][primary]["mean"] < ONE_POINT for arm in content["arms"])
 
 
 def notes(content: dict[str, Any]) -> list[str]:
@@ -243,7 +256,7 @@ def notes(content: dict[str, Any]) -> list[str]:
     if counts == {1}:
         said.append(
             "One seed an arm: intervals cover the choice of images alone. Another seed may move "
-            "each arm by more than that, so that no verdict is given."
+            "each arm by more than that, so that no difference is ever shown."
         )
     elif min(counts) == 1:
         said.append("An arm of one seed is taken to vary between seeds as the others do.")

@@ -17,6 +17,7 @@ namespace {
 struct Capability {
   std::string name;
   Table table;
+  RoiTable roi_table;
 };
 
 #if defined(__x86_64__)
@@ -38,16 +39,17 @@ bool may_use_amx() {
 
 // Each takes over from the one before what it has kernels for.
 std::vector<Capability> find_capabilities() {
-  std::vector<Capability> found{{"portable", portable::kTable}};
+  std::vector<Capability> found{{"portable", portable::kTable, portable::kRoiTable}};
 #if defined(__x86_64__)
-  const auto add = [&](const char* name, const Table& table, bool has) {
+  const auto add = [&](const char* name, const Table& table, bool has,
+                       const RoiTable* roi_table = nullptr) {
     if (!has) return;
     Table merged = found.back().table;
     if (table.float32) merged.float32 = table.float32;
     if (table.float64) merged.float64 = table.float64;
     if (table.bfloat16) merged.bfloat16 = table.bfloat16;
     if (table.float32_split) merged.float32_split = table.float32_split;
-    found.push_back({name, merged});
+    found.push_back({name, merged, roi_table ? *roi_table : found.back().roi_table});
   };
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -55,8 +57,8 @@ std::vector<Capability> find_capabilities() {
                           __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_bf16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
-  add("avx2", avx2::kTable, has_avx2);
-  add("avx512", avx512::kTable, has_avx512);
+  add("avx2", avx2::kTable, has_avx2, &avx2::kRoiTable);
+  add("avx512", avx512::kTable, has_avx512, &avx512::kRoiTable);
   add("avx512_bf16", avx512_bf16::kTable, has_bf16);
   add("amx", amx::kTable, has_bf16 && may_use_amx());
 #endif
@@ -76,6 +78,8 @@ std::atomic<const Capability*>& in_use() {
 }  // namespace
 
 const Table& kernels_in_use() { return in_use().load()->table; }
+
+const RoiTable& roi_kernels_in_use() { return in_use().load()->roi_table; }
 
 std::string capabilities() {
   std::string names;

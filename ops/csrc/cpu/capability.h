@@ -4,11 +4,13 @@
 #include <string>
 
 #include "kernels.h"
+#include "roi_kernels.h"
 
 namespace deform_conv {
 
 // Of the best capability that the processor has, or the one chosen below.
 const Table& kernels_in_use();
+const RoiTable& roi_kernels_in_use();
 
 // The names of the capabilities that this processor has, from the least to the best.
 std::string capabilities();

@@ -12,6 +12,7 @@
 
 #include "../deform_conv.h"
 #include "capability.h"
+#include "layout.h"
 
 namespace deform_conv {
 namespace {
@@ -20,15 +21,14 @@ constexpr int64_t kMostRows = 96;        // of a tile
 constexpr int64_t kMostBytes = 3 << 19;  // of a forward tile's columns and sums
 constexpr int64_t kBackwardTasks = 16;   // to aim for, by dividing the batch
 
-// All channels in runs of at most `longest` that belong to one weight and one offset group.
+// All channels in runs of at most `longest` that belong to one offset group.
 std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
-  const int64_t per_group = g.group_channels(), per_offset = g.channels / g.offset_groups;
+  const int64_t per_offset = g.channels / g.offset_groups;
   std::vector<Channels> runs;
   for (int64_t first = 0; first < g.channels;) {
-    const int64_t group = first / per_group, offset_group = first / per_offset;
-    const int64_t last = std::min(
-        std::min((group + 1) * per_group, (offset_group + 1) * per_offset), first + longest);
-    runs.push_back({first, last - first, group, offset_group});
+    const int64_t offset_group = first / per_offset;
+    const int64_t last = std::min((offset_group + 1) * per_offset, first + longest);
+    runs.push_back({first, last - first, offset_group});
     first = last;
   }
   return runs;
@@ -42,12 +42,13 @@ Tiles tiles_of(const Geometry& g, int64_t most_rows, int64_t multiple) {
   return {rows, (positions + rows - 1) / rows};
 }
 
-// What keeps the workspace of a forward task small, also with many groups.
-int64_t most_forward_rows(const Geometry& g, int64_t element_size) {
-  const int64_t columns = g.group_channels() + 64 / element_size;
-  const int64_t sums = (g.group_out_channels() + kPanel - 1) / kPanel * kPanel;
-  const int64_t row_bytes = g.groups * (columns + sums) * element_size;
-  return std::clamp<int64_t>(kMostBytes / row_bytes, 1, kMostRows);
+// What keeps the workspace of a forward task small. A group's columns may be padded as its weights.
+template <typename T>
+int64_t most_forward_rows(const ForwardKernels<T>& kernels, const Geometry& g) {
+  const int64_t depth = kernels.packed_size(g) / (num_panels(g) * g.taps() * kPanel);
+  const int64_t columns = g.groups * depth * sizeof(T) + 64;
+  const int64_t sums = num_panels(g) * kPanel * sizeof(Real<T>);
+  return std::clamp<int64_t>(kMostBytes / (columns + sums), 1, kMostRows);
 }
 
 template <typename T>
@@ -76,8 +77,7 @@ void forward_kernel(
     for (int64_t panel = first; panel < last; ++panel)
       kernels.pack(g, data<T>(weight), panel, packed.get());
   });
-  const Tiles tiles =
-      tiles_of(g, most_forward_rows(g, sizeof(R)), torch::stable::get_num_threads());
+  const Tiles tiles = tiles_of(g, most_forward_rows(kernels, g), torch::stable::get_num_threads());
   torch::stable::parallel_for(0, g.batch * tiles.per_image, 1, [&](int64_t first, int64_t last) {
     kernels.forward(
         samples, runs.data(), runs.size(), packed.get(), data<R>(bias), mutable_data<T>(output),
@@ -85,37 +85,17 @@ void forward_kernel(
   });
 }
 
-// Neighbouring blocks [first, last) of one offset group, at most kPanel channels together: the work
-// of one task, which has one share in the gradients of offset and mask.
-struct Team {
-  int64_t first, last, offset_group;
-};
-
-std::vector<Team> teams_of(const std::vector<Channels>& blocks) {
-  std::vector<Team> teams;
-  int64_t channels = 0;
-  for (int64_t b = 0; b < static_cast<int64_t>(blocks.size()); ++b) {
-    channels += blocks[b].count;
-    if (teams.empty() || teams.back().offset_group != blocks[b].offset_group || channels > kPanel) {
-      teams.push_back({b, b, blocks[b].offset_group});
-      channels = blocks[b].count;
-    }
-    teams.back().last = b + 1;
-  }
-  return teams;
-}
-
-// Sums the teams' shares, in order: partial (teams, N P, K, 3) -> grad_offset, grad_mask.
+// Sums the blocks' shares, in order: partial (blocks, N P, K, 3) -> grad_offset, grad_mask.
 template <typename R>
 void gather_partials(
-    const Geometry& g, const std::vector<Team>& teams, const R* partial, R* grad_offset,
+    const Geometry& g, const std::vector<Channels>& blocks, const R* partial, R* grad_offset,
     R* grad_mask) {
   const int64_t rows = g.batch * g.positions(), taps = g.taps();
   torch::stable::parallel_for(0, rows, 256, [&](int64_t begin, int64_t end) {
-    for (size_t t = 0; t < teams.size(); ++t)
+    for (size_t b = 0; b < blocks.size(); ++b)
       for (int64_t row = begin; row < end; ++row) {
-        const R* from = partial + (t * rows + row) * taps * 3;
-        const int64_t to = (row * g.offset_groups + teams[t].offset_group) * taps;
+        const R* from = partial + (b * rows + row) * taps * 3;
+        const int64_t to = (row * g.offset_groups + blocks[b].offset_group) * taps;
         for (int64_t tap = 0; tap < taps; ++tap) {
           grad_offset[(to + tap) * 2] += from[tap * 3];
           grad_offset[(to + tap) * 2 + 1] += from[tap * 3 + 1];
@@ -134,10 +114,9 @@ void backward_kernel(
   using R = Real<T>;
   const Samples<T> samples{g, data<T>(input), data<R>(offset), data<R>(mask)};
   const std::vector<Channels> blocks = channel_runs(g, kPanel);
-  const std::vector<Team> teams = teams_of(blocks);
-  const int64_t num_teams = teams.size();
+  const int64_t num_blocks = blocks.size();
   const int64_t splits = std::clamp<int64_t>(  // of the batch
-      (kBackwardTasks + num_teams - 1) / num_teams, 1, std::max<int64_t>(1, g.batch));
+      (kBackwardTasks + num_blocks - 1) / num_blocks, 1, std::max<int64_t>(1, g.batch));
   const Tiles tiles = tiles_of(g, kMostRows, 1);
 
   const int64_t transposed_size = grad_weight ? kernels.transposed_size(g, tiles) : 0;
@@ -151,19 +130,18 @@ void backward_kernel(
   const int64_t num_weights = grad_weight ? g.out_channels * g.taps() * g.group_channels() : 0;
   const int64_t num_partials = g.batch * g.positions() * g.taps() * 3;
   const std::unique_ptr<R[]> weight_parts(new R[(splits - 1) * num_weights]);
-  const std::unique_ptr<R[]> partial(new R[num_teams * num_partials]);  // all of it is written
-  torch::stable::parallel_for(0, splits * num_teams, 1, [&](int64_t begin, int64_t end) {
+  const std::unique_ptr<R[]> partial(new R[num_blocks * num_partials]);  // all of it is written
+  torch::stable::parallel_for(0, splits * num_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t split = task / num_teams, t = task % num_teams;
+      const int64_t split = task / num_blocks, b = task % num_blocks;
       R* const grad_weight_part =
           split == 0 || !grad_weight ? grad_weight : &weight_parts[(split - 1) * num_weights];
       const Gradients<T> gradients{
           data<T>(grad_output), transposed.get(), grad_input, grad_weight_part,
-          &partial[t * num_partials]};
-      for (int64_t b = teams[t].first; b < teams[t].last; ++b)
-        kernels.backward(
-            samples, blocks[b], b == teams[t].first, data<T>(weight), gradients, tiles,
-            split * g.batch / splits, (split + 1) * g.batch / splits);
+          &partial[b * num_partials]};
+      kernels.backward(
+          samples, blocks[b], data<T>(weight), gradients, tiles, split * g.batch / splits,
+          (split + 1) * g.batch / splits);
     }
   });
 
@@ -172,7 +150,7 @@ void backward_kernel(
       for (int64_t i = first; i < last; ++i)
         grad_weight[i] += weight_parts[(split - 1) * num_weights + i];
   });
-  gather_partials(g, teams, partial.get(), grad_offset, grad_mask);
+  gather_partials(g, blocks, partial.get(), grad_offset, grad_mask);
 }
 
 // ---- operators ----------------------------------------------------------------------------
@@ -194,10 +172,6 @@ Tensor zeros_channels_last(const Tensor& like, ScalarType dtype) {
   return torch::stable::zero_(tensor);
 }
 
-std::optional<Tensor> channels_last_or_none(const std::optional<Tensor>& tensor, ScalarType dtype) {
-  return tensor ? std::optional(channels_last(*tensor, dtype)) : std::nullopt;
-}
-
 Tensor forward(
     const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, const IntPair& stride,
@@ -211,8 +185,8 @@ Tensor forward(
         {g.batch, g.out_channels, g.out_height, g.out_width}, dtype, std::nullopt, input.device(),
         std::nullopt, MemoryFormat::ChannelsLast);
     forward_kernel(
-        kernels, g, channels_last(input, dtype), channels_last(offset, location),
-        channels_last(weight, dtype),
+        kernels, g, fast_channels_last(input, dtype), fast_channels_last(offset, location),
+        fast_channels_last(weight, dtype),
         bias ? std::optional(torch::stable::contiguous(torch::stable::to(*bias, location)))
              : std::nullopt,
         channels_last_or_none(mask, location), output);
@@ -224,7 +198,7 @@ Tensor forward(
     with_kernels(input.scalar_type(), [&](const auto& kernels, ScalarType dtype) {
       compute(kernels.forward, dtype);
     });
-  return torch::stable::to(output, input.scalar_type());
+  return formatted_as(input, output);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
@@ -246,15 +220,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       return wanted ? mutable_data<R>(gradient) : nullptr;
     };
     backward_kernel(
-        kernels, g, channels_last(grad_output, dtype), channels_last(input, dtype),
-        channels_last(offset, location), channels_last(weight, dtype),
+        kernels, g, fast_channels_last(grad_output, dtype), fast_channels_last(input, dtype),
+        fast_channels_last(offset, location), fast_channels_last(weight, dtype),
         channels_last_or_none(mask, location), memory(grad_input, needs_input),
         memory(grad_offset, true), memory(grad_weight, needs_weight),
         memory(grad_mask, mask.has_value()));
   });
   return {
-      torch::stable::to(grad_input, input.scalar_type()), grad_offset,
-      torch::stable::to(grad_weight, input.scalar_type()), grad_mask};
+      needs_input ? formatted_as(input, grad_input) : nothing, formatted_as(offset, grad_offset),
+      needs_weight ? formatted_as(weight, grad_weight) : nothing,
+      mask ? formatted_as(*mask, grad_mask) : nothing};
 }
 
 }  // namespace

@@ -14,7 +14,19 @@ constexpr int64_t kColumnPadding = 64;  // bytes between columns' rows: no two i
 
 DEFORM_CONV_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-int64_t panels_of(int64_t columns) { return round_up(columns, kPanel) / kPanel; }
+// The columns [first, last) of a panel that belong to one weight group.
+struct Part {
+  int64_t group, first, last;
+};
+
+// The part that begins with `column` of a panel whose columns are the channels [begin, begin +
+// count), `per_group` of them a group. A group alone has the padding too: its product is a whole
+// one.
+Part part_at(int64_t column, int64_t begin, int64_t count, int64_t per_group) {
+  const int64_t group = (begin + column) / per_group, end = (group + 1) * per_group - begin;
+  if (column == 0 && end >= count) return {group, 0, kPanel};
+  return {group, column, smaller(end, count)};
+}
 
 // Positions [first, first + count) of an image.
 struct Rows {
@@ -28,9 +40,9 @@ Rows rows_of(const Geometry& g, Tiles tiles, int64_t tile) {
 
 // ---- forward ------------------------------------------------------------------------------
 //
-//     packed   (groups, panels, K, parts, depth, 32)    panels of the weights of one tap
-//     columns  (groups, rows, parts, depth) + padding   the samples of one tap
-//     sums     (groups, panels, rows, 32)               the tile's output
+//     packed   (panels, K, parts, depth, 32)            panels of the weights of one tap
+//     columns  (rows, groups, parts, depth) + padding   the samples of one tap
+//     sums     (panels, rows, 32)                       the tile's output
 //
 // T is the features' type and F that of the product's factors. Where F is the smaller one, a number
 // is the sum of two parts, high + low, and the product is that of the parts but for low * low
@@ -52,10 +64,8 @@ void pack(const Geometry& g, const T* weight, int64_t panel, T* packed) {
   const int64_t depth = g.group_channels(), row = g.taps() * depth;
   const int64_t part_size = padded_depth<F>(depth) * kPanel;
   const int64_t tap_size = kParts<T, F> * part_size;
-  const int64_t panels = panels_of(g.group_out_channels());
-  const int64_t group = panel / panels, first = panel % panels * kPanel;
-  const int64_t count = smaller(kPanel, g.group_out_channels() - first);
-  weight += (group * g.group_out_channels() + first) * row;
+  const int64_t count = smaller(kPanel, g.out_channels - panel * kPanel);
+  weight += panel * kPanel * row;
   F* to = reinterpret_cast<F*>(packed) + panel * g.taps() * tap_size;
   if (count < kPanel || padded_depth<F>(depth) > depth)
     std::memset(to, 0, g.taps() * tap_size * sizeof(F));
@@ -88,11 +98,10 @@ class Forward {
         bias_(bias),
         output_(output),
         depth_(padded_depth<F>(g_.group_channels())),
-        row_(kParts<T, F> * depth_ + kColumnPadding / sizeof(F)),
+        row_(g_.groups * kParts<T, F> * depth_ + kColumnPadding / sizeof(F)),
         rows_(padded_rows<F>(most_rows)),
-        panels_(panels_of(g_.group_out_channels())),
-        columns_(g_.groups * rows_ * row_),
-        sums_(g_.groups * panels_ * rows_ * kPanel),
+        columns_(rows_ * row_),
+        sums_(num_panels(g_) * rows_ * kPanel),
         zeros_(g_.channels),
         whole_(kParts<T, F> == 2 ? g_.channels : 0) {
     zeros_.zero();
@@ -102,19 +111,9 @@ class Forward {
   void tile(Rows rows) {
     for (int64_t tap = 0; tap < g_.taps(); ++tap) {
       sample(rows, tap);
-      for (int64_t panel = 0; panel < g_.groups * panels_; ++panel) {
-        const F* a = columns_.data() + panel / panels_ * rows_ * row_;
-        const F* b = packed_ + (panel * g_.taps() + tap) * kParts<T, F> * depth_ * kPanel;
-        Real<T>* sums = sums_.data() + panel * rows_ * kPanel;
-        const int64_t count = padded_rows<F>(rows.count);
-        multiply(count, depth_, a, row_, b, sums, tap > 0);
-        if constexpr (kParts<T, F> == 2) {
-          multiply(count, depth_, a + depth_, row_, b, sums, true);
-          multiply(count, depth_, a, row_, b + depth_ * kPanel, sums, true);
-        }
-      }
+      for (int64_t panel = 0; panel < num_panels(g_); ++panel) multiply_panel(rows, tap, panel);
     }
-    for (int64_t panel = 0; panel < g_.groups * panels_; ++panel) write(rows, panel);
+    for (int64_t panel = 0; panel < num_panels(g_); ++panel) write(rows, panel);
   }
 
  private:
@@ -123,8 +122,6 @@ class Forward {
     const int64_t ky = tap / g_.kernel_w, kx = tap % g_.kernel_w;
     for (int64_t r = 0; r < num_runs_; ++r) {
       const Channels& run = runs_[r];
-      F* columns =
-          columns_.data() + run.group * rows_ * row_ + run.first - run.group * g_.group_channels();
       int64_t y = rows.first / g_.out_width, x = rows.first % g_.out_width;
       for (int64_t row = 0; row < rows.count; ++row) {
         const int64_t position = rows.image * g_.positions() + rows.first + row;
@@ -135,24 +132,55 @@ class Forward {
         const Corners<T> corners = corners_of(
             location, image + run.first, g_.height, g_.width, g_.channels, modulation,
             static_cast<const T*>(zeros_.data()));
-        if constexpr (kParts<T, F> == 1) {
-          blend(corners, run.count, columns + row * row_);
-        } else {
-          blend(corners, run.count, whole_.data());
-          store_parts(whole_.data(), run.count, columns + row * row_, depth_);
-        }
+        write_columns(corners, run, columns_.data() + row * row_);
         if (++x == g_.out_width) x = 0, ++y;
       }
     }
   }
 
+  // The run's samples at one location, into a row of columns: at once where the groups' columns lie
+  // side by side as their channels do.
+  void write_columns(Corners<T> corners, const Channels& run, F* row) {
+    const int64_t per_group = g_.group_channels();
+    if constexpr (kParts<T, F> == 1)
+      if (depth_ == per_group) return blend(corners, run.count, row + run.first);
+    const int64_t last = run.first + run.count;
+    for (int64_t c = run.first; c < last;) {
+      const int64_t group = c / per_group, count = smaller((group + 1) * per_group, last) - c;
+      F* to = row + group * kParts<T, F> * depth_ + c - group * per_group;
+      if constexpr (kParts<T, F> == 1) {
+        blend(corners, count, to);
+      } else {
+        blend(corners, count, whole_.data());
+        store_parts(whole_.data(), count, to, depth_);
+      }
+      for (const T*& pixel : corners.pixel) pixel += count;
+      c += count;
+    }
+  }
+
+  void multiply_panel(Rows rows, int64_t tap, int64_t panel) {
+    const int64_t begin = panel * kPanel, columns = smaller(kPanel, g_.out_channels - begin);
+    const int64_t count = padded_rows<F>(rows.count);
+    const F* b = packed_ + (panel * g_.taps() + tap) * kParts<T, F> * depth_ * kPanel;
+    Real<T>* sums = sums_.data() + begin * rows_;
+    for (int64_t column = 0; column < columns;) {
+      const Part part = part_at(column, begin, columns, g_.group_out_channels());
+      const F* a = columns_.data() + part.group * kParts<T, F> * depth_;
+      multiply(count, depth_, a, row_, b, sums, part.first, part.last, tap > 0);
+      if constexpr (kParts<T, F> == 2) {
+        multiply(count, depth_, a + depth_, row_, b, sums, part.first, part.last, true);
+        multiply(count, depth_, a, row_, b + depth_ * kPanel, sums, part.first, part.last, true);
+      }
+      column = part.last;
+    }
+  }
+
   void write(Rows rows, int64_t panel) {
-    const int64_t outs = g_.group_out_channels(), group = panel / panels_;
-    const int64_t first = panel % panels_ * kPanel, count = smaller(kPanel, outs - first);
-    const Real<T>* sums = sums_.data() + panel * rows_ * kPanel;
-    const Real<T>* bias = bias_ ? bias_ + group * outs + first : nullptr;
-    T* output = output_ + (rows.image * g_.positions() + rows.first) * g_.out_channels +
-                group * outs + first;
+    const int64_t first = panel * kPanel, count = smaller(kPanel, g_.out_channels - first);
+    const Real<T>* sums = sums_.data() + first * rows_;
+    const Real<T>* bias = bias_ ? bias_ + first : nullptr;
+    T* output = output_ + (rows.image * g_.positions() + rows.first) * g_.out_channels + first;
     for (int64_t row = 0; row < rows.count; ++row, output += g_.out_channels, sums += kPanel)
       for (int64_t o = 0; o < count; ++o)
         output[o] = rounded<T>(bias ? sums[o] + bias[o] : sums[o]);
@@ -165,7 +193,7 @@ class Forward {
   const F* packed_;
   const Real<T>* bias_;
   T* output_;
-  int64_t depth_, row_, rows_, panels_;
+  int64_t depth_, row_, rows_;
   Buffer<F> columns_;
   Buffer<Real<T>> sums_;
   Buffer<T> zeros_, whole_;
@@ -182,15 +210,15 @@ void forward(
 
 // ---- backward -----------------------------------------------------------------------------
 //
-// For one block of up to 32 input channels, which all belong to one group:
+// For one block of up to 32 input channels, which may belong to several weight groups:
 //
-//     packed        (K, outs, 32)      the block's weights; depth: the group's output channels
+//     packed        (K, outs, 32)      the block's weights; depth: a group's output channels
 //     grad_columns  (K, rows, 32)
 //     columns       (K, rows, 32)      packed, to be the right factor for grad_weight
 //     grad_weights  (K, outs, 32)      summed over the tiles
 //
-// Left factors of bfloat16 are padded copies: of a tile's grad_output (rows, outs), and of its
-// transpose (groups, outs, rows), which the blocks share.
+// Left factors of bfloat16 are padded copies: of a tile's grad_output (groups of the block, rows,
+// outs), and of its transpose (groups, outs, rows), which the blocks share.
 
 template <typename T>
 constexpr bool kCopies = sizeof(T) == 2;
@@ -223,21 +251,23 @@ template <typename T>
 class Backward {
  public:
   Backward(
-      const Samples<T>& samples, Channels block, bool is_first, const T* weight,
-      const Gradients<T>& gradients, Tiles tiles)
+      const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
+      Tiles tiles)
       : samples_(samples),
         g_(samples.g),
         block_(block),
-        is_first_(is_first),
         gradients_(gradients),
         tiles_(tiles),
         outs_(g_.group_out_channels()),
+        depth_(padded_depth<T>(outs_)),
+        first_group_(block.first / g_.group_channels()),
+        num_groups_((block.first + block.count - 1) / g_.group_channels() - first_group_ + 1),
         rows_(padded_rows<T>(padded_depth<T>(tiles.rows))),
-        packed_(g_.taps() * padded_depth<T>(outs_) * kPanel),
+        packed_(g_.taps() * depth_ * kPanel),
         grad_columns_(g_.taps() * rows_ * kPanel),
         columns_(g_.taps() * rows_ * kPanel),
         grad_weights_(g_.taps() * padded_rows<T>(outs_) * kPanel),
-        grad_output_(kCopies<T> ? rows_ * padded_depth<T>(outs_) : 0),
+        grad_output_(kCopies<T> ? num_groups_ * rows_ * depth_ : 0),
         zeros_(kPanel),
         nowhere_(4 * kPanel),
         located_(2 * kElementDepth<T> * g_.taps()) {
@@ -248,61 +278,91 @@ class Backward {
 
   void tile(int64_t tile) {
     const Rows rows = rows_of(g_, tiles_, tile);
-    const T* grad_output = gradients_.output +
-                           (rows.image * g_.positions() + rows.first) * g_.out_channels +
-                           block_.group * outs_;
-    const int64_t depth = padded_depth<T>(outs_);
-    for (int64_t row = 0; kCopies<T> && row < rows.count; ++row)
-      std::memcpy(
-          grad_output_.data() + row * depth, grad_output + row * g_.out_channels,
-          outs_ * sizeof(T));
-    for (int64_t tap = 0; tap < g_.taps(); ++tap)
-      multiply(
-          padded_rows<T>(rows.count), depth, kCopies<T> ? grad_output_.data() : grad_output,
-          kCopies<T> ? depth : g_.out_channels, packed_.data() + tap * depth * kPanel,
-          grad_columns_.data() + tap * rows_ * kPanel, false);
+    const T* grad_output =
+        gradients_.output + (rows.image * g_.positions() + rows.first) * g_.out_channels;
+    if (kCopies<T>) copy_grad_output(rows, grad_output);
+    for (int64_t column = 0; column < block_.count;) {
+      const Part part = part_at(column);
+      const T* a = kCopies<T> ? grad_output_.data() + (part.group - first_group_) * rows_ * depth_
+                              : grad_output + part.group * outs_;
+      for (int64_t tap = 0; tap < g_.taps(); ++tap)
+        multiply(
+            padded_rows<T>(rows.count), depth_, a, kCopies<T> ? depth_ : g_.out_channels,
+            packed_.data() + tap * depth_ * kPanel, grad_columns_.data() + tap * rows_ * kPanel,
+            part.first, part.last, false);
+      column = part.last;
+    }
 
     if (block_.count == kPanel)
       spread_rows(rows, kPanel);
     else
       spread_rows(rows, block_.count);
 
-    for (int64_t tap = 0; gradients_.weight && tap < g_.taps(); ++tap) {
-      const T* columns = columns_.data() + tap * rows_ * kPanel;
-      Real<T>* sums = grad_weights_.data() + tap * padded_rows<T>(outs_) * kPanel;
-      if constexpr (kCopies<T>) {
-        const int64_t row = padded_depth<T>(tiles_.rows), group = padded_rows<T>(outs_) * row;
-        multiply(
-            padded_rows<T>(outs_), padded_depth<T>(rows.count),
-            gradients_.output_transposed + tile * g_.groups * group + block_.group * group, row,
-            columns, sums, true);
-      } else {
-        multiply<T, true>(outs_, rows.count, grad_output, g_.out_channels, columns, sums, true);
+    for (int64_t column = 0; gradients_.weight && column < block_.count;) {
+      const Part part = part_at(column);
+      for (int64_t tap = 0; tap < g_.taps(); ++tap) {
+        const T* columns = columns_.data() + tap * rows_ * kPanel;
+        Real<T>* sums = grad_weights_.data() + tap * padded_rows<T>(outs_) * kPanel;
+        if constexpr (kCopies<T>) {
+          const int64_t row = padded_depth<T>(tiles_.rows), group = padded_rows<T>(outs_) * row;
+          multiply(
+              padded_rows<T>(outs_), padded_depth<T>(rows.count),
+              gradients_.output_transposed + (tile * g_.groups + part.group) * group, row, columns,
+              sums, part.first, part.last, true);
+        } else {
+          multiply<T, true>(
+              outs_, rows.count, grad_output + part.group * outs_, g_.out_channels, columns, sums,
+              part.first, part.last, true);
+        }
       }
+      column = part.last;
     }
   }
 
   void write_grad_weight() {
-    if (!gradients_.weight) return;
-    const int64_t per_group = g_.group_channels();
-    Real<T>* to = gradients_.weight + block_.group * outs_ * g_.taps() * per_group + block_.first -
-                  block_.group * per_group;
-    for (int64_t o = 0; o < outs_; ++o)
-      for (int64_t tap = 0; tap < g_.taps(); ++tap, to += per_group)
-        std::memcpy(
-            to, grad_weights_.data() + (tap * padded_rows<T>(outs_) + o) * kPanel,
-            block_.count * sizeof(Real<T>));
+    for (int64_t column = 0; gradients_.weight && column < block_.count;) {
+      const Part part = part_at(column);
+      const int64_t count = smaller(part.last, block_.count) - part.first;
+      for (int64_t o = 0; o < outs_; ++o)
+        for (int64_t tap = 0; tap < g_.taps(); ++tap)
+          std::memcpy(
+              gradients_.weight + weight_at(part, o, tap),
+              grad_weights_.data() + (tap * padded_rows<T>(outs_) + o) * kPanel + part.first,
+              count * sizeof(Real<T>));
+      column = part.last;
+    }
   }
 
  private:
+  Part part_at(int64_t column) const {
+    return deform_conv::part_at(column, block_.first, block_.count, g_.group_channels());
+  }
+
+  // Where a part's weights (O, K, Cg) lie that lead to an output of its group.
+  int64_t weight_at(const Part& part, int64_t out, int64_t tap) const {
+    const int64_t channel = block_.first + part.first - part.group * g_.group_channels();
+    return ((part.group * outs_ + out) * g_.taps() + tap) * g_.group_channels() + channel;
+  }
+
   void pack_block(const T* weight) {
-    const int64_t per_group = g_.group_channels(), depth = padded_depth<T>(outs_);
-    weight +=
-        block_.group * outs_ * g_.taps() * per_group + block_.first - block_.group * per_group;
-    for (int64_t o = 0; o < outs_; ++o)
-      for (int64_t tap = 0; tap < g_.taps(); ++tap, weight += per_group)
-        for (int64_t c = 0; c < block_.count; ++c)
-          packed_.data()[tap * depth * kPanel + packed_at<T>(o, c)] = weight[c];
+    for (int64_t column = 0; column < block_.count;) {
+      const Part part = part_at(column);
+      for (int64_t o = 0; o < outs_; ++o)
+        for (int64_t tap = 0; tap < g_.taps(); ++tap)
+          for (int64_t c = part.first; c < smaller(part.last, block_.count); ++c)
+            packed_.data()[tap * depth_ * kPanel + packed_at<T>(o, c)] =
+                weight[weight_at(part, o, tap) + c - part.first];
+      column = part.last;
+    }
+  }
+
+  void copy_grad_output(Rows rows, const T* grad_output) {
+    for (int64_t group = 0; group < num_groups_; ++group)
+      for (int64_t row = 0; row < rows.count; ++row)
+        std::memcpy(
+            grad_output_.data() + (group * rows_ + row) * depth_,
+            grad_output + row * g_.out_channels + (first_group_ + group) * outs_,
+            outs_ * sizeof(T));
   }
 
   // One tap of one row: where it samples, and where the gradients go.
@@ -378,30 +438,23 @@ class Backward {
       const Sample& sample, int64_t channels, const Real<T>* grad_column, Real<T>* column) {
     Real<T>* partial = sample.partial;
     if (!sample.location.inside) {
-      add_to(partial, 0, 0, 0);
+      partial[0] = partial[1] = partial[2] = 0;
       for (int64_t c = 0; c < channels; ++c) column[c] = 0;
       return;
     }
     Real<T> dots[4];
     spread(sample.corners, sample.grad_pixel, grad_column, channels, column, dots);
-    add_to(
-        partial, sample.modulation * derivative_y(sample.location, dots),
-        sample.modulation * derivative_x(sample.location, dots), value(sample.location, dots));
-  }
-
-  DEFORM_CONV_INLINE void add_to(Real<T>* partial, Real<T> dy, Real<T> dx, Real<T> mask) {
-    partial[0] = is_first_ ? dy : partial[0] + dy;
-    partial[1] = is_first_ ? dx : partial[1] + dx;
-    partial[2] = is_first_ ? mask : partial[2] + mask;
+    partial[0] = sample.modulation * derivative_y(sample.location, dots);
+    partial[1] = sample.modulation * derivative_x(sample.location, dots);
+    partial[2] = value(sample.location, dots);
   }
 
   const Samples<T>& samples_;
   const Geometry& g_;
   Channels block_;
-  bool is_first_;
   const Gradients<T>& gradients_;
   Tiles tiles_;
-  int64_t outs_, rows_;
+  int64_t outs_, depth_, first_group_, num_groups_, rows_;
   Buffer<T> packed_;
   Buffer<Real<T>> grad_columns_;
   Buffer<T> columns_;
@@ -415,9 +468,9 @@ class Backward {
 
 template <typename T>
 void backward(
-    const Samples<T>& samples, Channels block, bool is_first, const T* weight,
-    const Gradients<T>& gradients, Tiles tiles, int64_t first, int64_t last) {
-  Backward<T> backward(samples, block, is_first, weight, gradients, tiles);
+    const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
+    Tiles tiles, int64_t first, int64_t last) {
+  Backward<T> backward(samples, block, weight, gradients, tiles);
   for (int64_t tile = first * tiles.per_image; tile < last * tiles.per_image; ++tile)
     backward.tile(tile);
   backward.write_grad_weight();

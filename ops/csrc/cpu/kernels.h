@@ -6,7 +6,8 @@
 //     panel (depth, 32)           float, double
 //     panel (depth / 2, 32, 2)    bfloat16: pairs, as the processor's dot products take them
 //
-// with the depth padded by zeros to a multiple of kDepthStep (product.h).
+// with the depth padded by zeros to a multiple of kDepthStep (product.h). A panel's columns are 32
+// neighbouring channels, whatever weight groups they belong to: the depth is that of one group.
 #pragma once
 
 #include "../geometry.h"
@@ -51,12 +52,12 @@ struct Gradients {
   const T* output_transposed;  // what `transpose` made of it
   Real<T>* input;              // (N, H, W, C), summed into; null if not wanted
   Real<T>* weight;             // (O, K, Cg); null if not wanted
-  Real<T>* partial;            // (N, P, K, 3): the share of some blocks in (dy, dx, mask)
+  Real<T>* partial;            // (N, P, K, 3): the share of a block in (dy, dx, mask)
 };
 
 // Panels of all weights.
 DEFORM_CONV_HOST_DEVICE int64_t num_panels(const Geometry& g) {
-  return g.groups * ((g.group_out_channels() + kPanel - 1) / kPanel);
+  return (g.out_channels + kPanel - 1) / kPanel;
 }
 
 template <typename T>
@@ -81,11 +82,10 @@ struct Kernels {
   void (*transpose)(
       const Geometry& g, const T* grad_output, Tiles tiles, int64_t tile, T* transposed);
 
-  // The gradients that belong to one block of channels, from the images [first, last). What the
-  // block adds to `partial` is added there, or stored if it is the first.
+  // The gradients that belong to one block of channels, from the images [first, last).
   void (*backward)(
-      const Samples<T>& samples, Channels block, bool is_first, const T* weight,
-      const Gradients<T>& gradients, Tiles tiles, int64_t first, int64_t last);
+      const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
+      Tiles tiles, int64_t first, int64_t last);
 };
 
 // The kernels of one capability; null where it has none of its own.

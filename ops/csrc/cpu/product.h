@@ -2,7 +2,8 @@
 //
 //     c (rows, 32) = or += a (rows, depth) b (depth, 32)
 //
-// b is a panel as kernels.h describes it; c has 32 columns side by side. A library's product would
+// b is a panel as kernels.h describes it; c has 32 columns side by side. Of a panel that several
+// weight groups share, the columns of one group are multiplied at a time. A library's product would
 // pack the same weights again for every tile, and reads no panel.
 #pragma once
 
@@ -97,72 +98,104 @@ DEFORM_CONV_INLINE Vector<Element<T>> read_elements(const T* from) {
   return elements;
 }
 
-// kRows rows and two vectors of columns, in registers from the first to the last product. What c
-// holds is added last: the sum of sums over slices of the depth loses less than one long sum.
-template <typename T, int kRows, bool kTransposed>
+// kRows rows and one or two vectors of columns, in registers from the first to the last product.
+// What c holds is added last: the sum of sums over slices of the depth loses less than one long
+// sum. Of one vector only some lanes may be wanted; c keeps the others.
+template <typename T, int kRows, int kVectors, bool kTransposed>
 DEFORM_CONV_INLINE void multiply_tile(
-    int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
+    int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add,
+    Lanes<Real<T>> wanted = Lanes<Real<T>>()) {
   using R = Real<T>;
   constexpr int64_t d = kElementDepth<T>;
   constexpr int lanes = kLanes<R>;
-  Vector<R> sums[kRows][2] = {};
+  Vector<R> sums[kRows][kVectors] = {};
   for (int64_t k = 0; k < depth; k += d, b += kPanel * d) {
-    const Vector<Element<T>> b0 = read_elements(b), b1 = read_elements(b + lanes * d);
+    Vector<Element<T>> right[kVectors];
+    for (int j = 0; j < kVectors; ++j) right[j] = read_elements(b + j * lanes * d);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const Element<T> factor = read_element(a + (kTransposed ? k * lda + i : i * lda + k));
-      sums[i][0] = multiply_add(factor, b0, sums[i][0]);
-      sums[i][1] = multiply_add(factor, b1, sums[i][1]);
+      for (int j = 0; j < kVectors; ++j) sums[i][j] = multiply_add(factor, right[j], sums[i][j]);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < kVectors; ++j) {
       R* to = c + i * kPanel + j * lanes;
-      store(to, add ? load(to) + sums[i][j] : sums[i][j]);
+      const Vector<R> sum = add ? load(to) + sums[i][j] : sums[i][j];
+      if constexpr (kVectors == 1)
+        store_lanes(to, sum, wanted);
+      else
+        store(to, sum);
     }
 }
 
-// All 32 columns of kRows rows.
+// The columns [first, last), whole pairs of vectors, of kRows rows.
 template <typename T, int kRows, bool kTransposed>
 __attribute__((noinline)) void multiply_rows(
-    int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
-  for (int64_t j = 0; j < kPanel; j += 2 * kLanes<Real<T>>)
-    multiply_tile<T, kRows, kTransposed>(depth, a, lda, b + j * kElementDepth<T>, c + j, add);
+    int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, int64_t first, int64_t last,
+    bool add) {
+  for (int64_t j = first; j < last; j += 2 * kLanes<Real<T>>)
+    multiply_tile<T, kRows, 2, kTransposed>(depth, a, lda, b + j * kElementDepth<T>, c + j, add);
 }
 
 // The rows that are left when kTileRows at a time have been done.
 template <typename T, bool kTransposed, int kRows = kTileRows - 1>
 void multiply_rest(
-    int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
+    int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, int64_t first,
+    int64_t last, bool add) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return multiply_rows<T, kRows, kTransposed>(depth, a, lda, b, c, add);
-    multiply_rest<T, kTransposed, kRows - 1>(rows, depth, a, lda, b, c, add);
+    if (rows == kRows)
+      return multiply_rows<T, kRows, kTransposed>(depth, a, lda, b, c, first, last, add);
+    multiply_rest<T, kTransposed, kRows - 1>(rows, depth, a, lda, b, c, first, last, add);
   }
+}
+
+// The wanted ones of one vector's columns: eight rows at a time, then four, two and one.
+template <typename T, bool kTransposed, int kRows = 8>
+void multiply_vector(
+    int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add,
+    Lanes<Real<T>> wanted) {
+  for (; rows >= kRows; rows -= kRows, a += kTransposed ? kRows : kRows * lda, c += kRows * kPanel)
+    multiply_tile<T, kRows, 1, kTransposed>(depth, a, lda, b, c, add, wanted);
+  if constexpr (kRows > 1)
+    multiply_vector<T, kTransposed, kRows / 2>(rows, depth, a, lda, b, c, add, wanted);
 }
 
 constexpr int64_t kSliceBytes = 32 << 10;  // of a panel, to stay in the L1 cache
 
-// c (rows, 32) = or += a b, while the thread has a MatrixUnit. a is (rows, depth) with `lda`
-// between its rows or, transposed, (depth, rows) with `lda` between its columns; of bfloat16 only
-// the first, its depth padded.
+// The columns [first, last) of c (rows, 32) = or += a b, while the thread has a MatrixUnit; what
+// else c and b hold is neither written nor of any effect. a is (rows, depth) with `lda` between its
+// rows or, transposed, (depth, rows) with `lda` between its columns; of bfloat16 only the first,
+// its depth padded.
 template <typename T, bool kTransposed = false>
 void multiply(
-    int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add) {
+    int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, int64_t first,
+    int64_t last, bool add) {
   static_assert(sizeof(T) > 2 || !kTransposed);
 #if defined(__AMX_BF16__)
-  if constexpr (sizeof(T) == 2) return multiply_by_matrix_unit(rows, depth, a, lda, b, c, add);
+  if constexpr (sizeof(T) == 2)
+    if (last - first == kPanel) return multiply_by_matrix_unit(rows, depth, a, lda, b, c, add);
 #endif
+  constexpr int64_t lanes = kLanes<Real<T>>;
   constexpr int64_t longest = kSliceBytes / (kPanel * sizeof(T));
-  for (int64_t k = 0; k < depth; k += longest) {
+  for (int64_t k = 0; k < depth; k += longest, b += longest * kPanel) {
     const int64_t slice = depth - k < longest ? depth - k : longest;
-    const T* right = b + k * kPanel;
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-      const T* left = a + (kTransposed ? k * lda + i : i * lda + k);
-      if (rows - i >= kTileRows)
-        multiply_rows<T, kTileRows, kTransposed>(slice, left, lda, right, c + i * kPanel, add || k);
-      else
-        multiply_rest<T, kTransposed>(rows - i, slice, left, lda, right, c + i * kPanel, add || k);
+    const T* left = a + (kTransposed ? k * lda : k);
+    if (first % (2 * lanes) == 0 && last % (2 * lanes) == 0) {
+      for (int64_t i = 0; i < rows; i += kTileRows) {
+        const T* tile = left + (kTransposed ? i : i * lda);
+        Real<T>* to = c + i * kPanel;
+        if (rows - i >= kTileRows)
+          multiply_rows<T, kTileRows, kTransposed>(slice, tile, lda, b, to, first, last, add || k);
+        else
+          multiply_rest<T, kTransposed>(rows - i, slice, tile, lda, b, to, first, last, add || k);
+      }
+    } else {
+      for (int64_t j = first / lanes * lanes; j < last; j += lanes)
+        multiply_vector<T, kTransposed>(
+            rows, slice, left, lda, b + j * kElementDepth<T>, c + j, add || k,
+            lanes_between<Real<T>>(first - j, last - j));
     }
   }
 }

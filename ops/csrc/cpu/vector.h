@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX512BF16__)
@@ -57,6 +58,23 @@ DEFORM_CONV_INLINE void store(float* to, Vector<float> vector) {
 }
 DEFORM_CONV_INLINE void store(double* to, Vector<double> vector) {
   std::memcpy(to, &vector, sizeof(vector));
+}
+
+// ---- some lanes of a vector ------------------------------------------------------------------
+
+template <typename R>
+using Lanes = Vector<std::conditional_t<sizeof(R) == 4, int32_t, int64_t>>;  // all bits or none
+
+template <typename R>
+DEFORM_CONV_INLINE Lanes<R> lanes_between(int64_t first, int64_t last) {
+  Lanes<R> lanes;
+  for (int i = 0; i < kLanes<R>; ++i) lanes[i] = -(first <= i && i < last);
+  return lanes;
+}
+
+template <typename R>
+DEFORM_CONV_INLINE void store_lanes(R* to, Vector<R> vector, Lanes<R> lanes) {
+  store(to, lanes ? vector : load(to));
 }
 
 // ---- single numbers, and vectors of bfloat16 ------------------------------------------------

@@ -13,23 +13,10 @@
 // an int, what is counted through a whole tensor an int64_t.
 #pragma once
 
-#include <type_traits>
-
 #include "../geometry.h"
-#if defined(__CUDACC__)
-#include "instructions.cuh"
-#endif
+#include "threads.cuh"
 
 namespace deform_conv {
-
-template <typename T>
-using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-constexpr int kThreads = 256;  // of a block
-
-__device__ __forceinline__ int64_t thread_number() {
-  return int64_t(blockIdx.x) * kThreads + threadIdx.x;
-}
 
 // The features and where they are sampled.
 template <typename T>
@@ -48,41 +35,6 @@ struct Chunk {
 
 DEFORM_CONV_HOST_DEVICE int samples_of(const Geometry& g, const Chunk& chunk) {
   return static_cast<int>(chunk.rows * g.offset_groups * g.taps());
-}
-
-// V neighbouring channels, moved by one instruction.
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
-  T at[V];
-};
-
-template <int V, typename T>
-__device__ __forceinline__ Pack<Real<T>, V> load(const T* from) {
-  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
-  Pack<Real<T>, V> values;
-#pragma unroll
-  for (int j = 0; j < V; ++j) values.at[j] = static_cast<Real<T>>(pack.at[j]);
-  return values;
-}
-
-template <int V, typename T>
-__device__ __forceinline__ void store(T* to, const Pack<Real<T>, V>& values) {
-  Pack<T, V> pack;
-#pragma unroll
-  for (int j = 0; j < V; ++j) pack.at[j] = static_cast<T>(values.at[j]);
-  if constexpr (sizeof(pack) == 16)  // as an intrinsic: the compiler splits packs of Half
-    __stcg(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&pack));
-  else
-    *reinterpret_cast<Pack<T, V>*>(to) = pack;
-}
-
-// The sum over the lanes of a sample, in a fixed order; every lane gets it.
-template <typename R>
-__device__ __forceinline__ R sum_over_lanes(R value, int lanes) {
-  const unsigned first = threadIdx.x % 32 / lanes * lanes;
-  const unsigned members = (0xffffffffu >> (32 - lanes)) << first;
-  for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(members, value, step);
-  return value;
 }
 
 template <typename R>

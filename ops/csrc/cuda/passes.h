@@ -29,21 +29,10 @@
 
 #include "columns.cuh"
 #include "fused_forward.cuh"
+#include "matrix.h"
 #include "pixels.cuh"
 
 namespace deform_conv {
-
-template <typename T>
-struct Matrix {
-  T* data;
-  int64_t rows, columns;
-  int64_t row_stride, column_stride;
-};
-
-template <typename T>
-Matrix<T> transposed(const Matrix<T>& m) {
-  return {m.data, m.columns, m.rows, m.column_stride, m.row_stride};
-}
 
 template <typename R>
 struct Gradients {

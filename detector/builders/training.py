@@ -1,0 +1,236 @@
+"""What trains: optimizer, schedule, batches, and the trainer that has them all."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from detector.builders.data import build_transform
+from detector.builders.device import build_num_workers, build_precision
+from detector.builders.model import build_model
+from detector.config import ConfigError, to_plain
+from detector.data.dataset import DetectionDataset
+from detector.data.loading import Augmented, EpochBatchSampler, train_loader
+from detector.evaluation.metrics import METRICS
+from detector.model.flops import forward_flops
+from detector.model.memory_format import training_memory_format
+from detector.schema import ScheduleConfig, TrainConfig
+from detector.training.distribution import Ranks
+from detector.training.loop import Optimization, seed_epoch
+from detector.training.schedule import lr_schedule
+from detector.training.speed import Speed
+from detector.training.trainer import Trainer
+
+
+def build_optimizer(
+    model: nn.Module,
+    schedule: ScheduleConfig,
+    offset_lr_multiplier: float,
+    roi_offset_lr_multiplier: float,
+) -> Optimizer:
+    """SGD or AdamW over the trainable parameters: those that find offsets with a rate of their own,
+    the parameters of normalisation layers with a weight decay of theirs.
+
+    Args:
+        offset_lr_multiplier, roi_offset_lr_multiplier: of the layers that find the offsets of
+            convolutions and of RoI bins.
+
+    Raises:
+        ConfigError: the optimizer is unknown.
+    """
+    lr = schedule.lr
+    if schedule.lr_batch_size is not None:  # the linear rule of Goyal et al. 2017
+        lr *= schedule.batch_size / schedule.lr_batch_size
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[str, dict[str, Any]] = {
+        "others": {"lr": lr, "weight_decay": schedule.weight_decay},
+        "norms": {"lr": lr, "weight_decay": schedule.norm_weight_decay},
+        "offsets": {"lr": lr * offset_lr_multiplier, "weight_decay": schedule.weight_decay},
+        "roi_offsets": {"lr": lr * roi_offset_lr_multiplier, "weight_decay": schedule.weight_decay},
+    }
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            if ".conv_offset." in name:
+                group = "offsets"
+            elif ".fc_offset." in name:
+                group = "roi_offsets"
+            else:
+                group = "norms" if id(parameter) in norms else "others"
+            members[group].append(parameter)
+    used = [{"params": members[name], **group} for name, group in groups.items() if members[name]]
+    match schedule.optimizer:
+        case "sgd":
+            return SGD(used, lr=lr, momentum=schedule.momentum, fused=True)
+        case "adamw":
+            return AdamW(used, lr=lr, fused=True)
+        case other:
+            raise ConfigError(f"schedule.optimizer={other} is none of sgd, adamw")
+
+
+def build_lr_schedule(
+    optimizer: Optimizer, schedule: ScheduleConfig, steps_per_epoch: int
+) -> LRScheduler:
+    """Warm-up, then steps or a cosine.
+
+    Raises:
+        ConfigError: the decay is unknown.
+    """
+    if schedule.decay not in ("step", "cosine"):
+        raise ConfigError(f"schedule.decay={schedule.decay} is none of step, cosine")
+    return lr_schedule(
+        optimizer,
+        warmup_steps=schedule.warmup_steps,
+        num_steps=schedule.epochs * steps_per_epoch,
+        milestones=[epoch * steps_per_epoch for epoch in schedule.milestones]
+        if schedule.decay == "step"
+        else None,
+        gamma=schedule.gamma,
+    )
+
+
+def build_metric(metric: str) -> str:
+    """The metric's name, checked before hours of training.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"metric={metric} is none of {', '.join(METRICS)}")
+    return metric
+
+
+def build_sampler(
+    config: TrainConfig, train_set: DetectionDataset, ranks: Ranks
+) -> EpochBatchSampler:
+    """The order of the training images, and this rank's part of each batch.
+
+    Raises:
+        ConfigError: the batch size does not go with the number of ranks.
+        DatasetError: there are fewer images than a batch takes.
+    """
+    schedule = config.schedule
+    num_batches = schedule.num_parts * ranks.num_ranks
+    if schedule.batch_size % num_batches:
+        raise ConfigError(
+            f"schedule.batch_size={schedule.batch_size} must be a multiple of {num_batches}: "
+            f"{schedule.num_parts} (schedule.num_parts) x {ranks.num_ranks} (devices)"
+        )
+    return EpochBatchSampler(
+        train_set,
+        batch_size=schedule.batch_size,
+        seed=config.seed,
+        keep_empty=config.data.keep_empty,
+        group_by_aspect=config.data.group_by_aspect,
+        max_steps=config.limit_train_batches,
+        num_parts=schedule.num_parts,
+        rank=ranks.rank,
+        num_ranks=ranks.num_ranks,
+    )
+
+
+def build_optimization(
+    config: TrainConfig, model: nn.Module, *, steps_per_epoch: int, device: torch.device
+) -> Optimization:
+    """How the model's losses become steps.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+    schedule, precision = config.schedule, build_precision(config.precision)
+    average = None
+    if schedule.ema_decay is not None:
+        rule = get_ema_multi_avg_fn(schedule.ema_decay)
+        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    optimizer = build_optimizer(
+        model,
+        schedule,
+        config.deform.offset_lr_multiplier,
+        config.model.roi_offset_lr_multiplier,
+    )
+    return Optimization(
+        optimizer=optimizer,
+        lr_schedule=build_lr_schedule(optimizer, schedule, steps_per_epoch),
+        scaler=GradScaler(device.type, enabled=precision == torch.float16),
+        device=device,
+        precision=precision,
+        clip_norm=schedule.clip_norm,
+        ema=average,
+        num_parts=schedule.num_parts,
+    )
+
+
+def build_trainer(
+    config: TrainConfig,
+    train_set: DetectionDataset,
+    *,
+    device: torch.device,
+    ranks: Ranks,
+    folder: Path,
+    fingerprint: str,
+) -> Trainer:
+    """The model with its initial weights, its optimizer and its batches.
+
+    Args:
+        fingerprint: of what it is trained and evaluated on, which a resumed run must have again.
+
+    Raises:
+        ConfigError: a value is out of its range, or does not go with the number of ranks.
+    """
+    transform = config.data.transform
+    if config.model.norm == "sync_batch" and ranks.num_ranks > 1 and device.type != "cuda":
+        raise ConfigError("model.norm=sync_batch over several processes works on CUDA only")
+    sampler = build_sampler(config, train_set, ranks)
+    seed_epoch(config.seed, 0)  # the initial weights
+    with ranks.one_of_machine_first():  # the others find fetched weights
+        classes = train_set.classes
+        model = build_model(config.model, config.deform, transform, len(classes), classes)
+    model.to(
+        device,
+        memory_format=training_memory_format(
+            device, fpn_channels=config.model.fpn_channels, min_size=transform.min_size
+        ),
+    )
+    optimization = build_optimization(
+        config, model, steps_per_epoch=sampler.num_steps, device=device
+    )
+    height, width = transform.min_size, transform.max_size
+    flops_per_pixel = forward_flops(model, height, width) / (height * width)
+    if config.compile:
+        model.backbone.compile()
+    batches = train_loader(
+        Augmented(train_set, transform=build_transform(transform), seed=config.seed),
+        sampler=sampler,
+        num_workers=build_num_workers(config.data.num_workers, device, ranks),
+        pin_memory=device.type == "cuda",
+    )
+    return Trainer(
+        model=model,
+        optimization=optimization,
+        batches=batches,
+        sampler=sampler,
+        ranks=ranks,
+        speed=Speed(batch_size=config.schedule.batch_size, flops_per_pixel=flops_per_pixel),
+        seed=config.seed,
+        max_skipped=config.max_skipped_steps,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        profile_steps=config.profile_steps,
+        folder=folder,
+        description={
+            "config": to_plain(config),
+            "classes": list(train_set.classes),
+            "category_ids": list(train_set.category_ids),
+            "data": fingerprint,
+        },
+    )

@@ -1,0 +1,136 @@
+"""The configurations of evaluate.py, predict.py and the commands that look into a checkpoint."""
+
+from dataclasses import replace
+
+from omegaconf import DictConfig, OmegaConf
+
+from detector.config import CONFIGS, ConfigError, check_given, check_nms, typed
+from detector.readings import BOX_FORMATS, CATEGORIES
+from detector.schema import (
+    EvaluateConfig,
+    ExportConfig,
+    OffsetsConfig,
+    PredictConfig,
+    SamplingConfig,
+    TrainConfig,
+)
+
+SAVED = ("drawn", "crops", "coco", "yolo", "csv")  # what predict.py can write
+
+
+def typed_evaluate(config: DictConfig) -> EvaluateConfig:
+    """The configuration of an evaluation.
+
+    Raises:
+        ConfigError: as `typed`; neither or both of a checkpoint and a results file are given, or a
+            results file without its ground truth.
+    """
+    check_given(config)
+    result = typed(EvaluateConfig, config)
+    if (result.checkpoint is None) == (result.detections is None):
+        raise ConfigError("give either checkpoint=PATH or detections=RESULTS.json")
+    if result.checkpoint is not None and result.compare_with is not None:
+        raise ConfigError("compare_with=B.json needs detections=A.json, not a checkpoint")
+    if result.detections is not None and result.data["annotations"] is None:
+        raise ConfigError("detections=... needs data.annotations=GT.json")
+    for key, known in (("box_format", BOX_FORMATS), ("categories", CATEGORIES)):
+        if getattr(result, key) not in known:
+            raise ConfigError(f"{key}={getattr(result, key)} is none of {', '.join(known)}")
+    check_nms(result.nms, result.nms_iou, result.nms_sigma)
+    if result.min_sizes is not None and min(result.min_sizes, default=0) < 1:
+        raise ConfigError(f"min_sizes={result.min_sizes} must be sizes of at least 1 pixel")
+    if result.timing_images < 0:
+        raise ConfigError(f"timing_images={result.timing_images} must be at least 0")
+    return result
+
+
+def with_data_of_evaluation(config: DictConfig) -> DictConfig:
+    """The configuration with what only a training needs of `data` filled in, where there is any:
+    no augmentation, and the validation images for training ones.
+
+    Raises:
+        ConfigError: values are missing.
+    """
+    OmegaConf.set_struct(config, False)
+    if "transform" in config.data:
+        no_augmentation = OmegaConf.load(CONFIGS / "augment" / "none.yaml")
+        config.data.transform = OmegaConf.merge(no_augmentation, config.data.transform)
+    if "train" in config.data:
+        config.data.train = None
+        check_given(config)
+        config.data.train = config.data.val
+    return config
+
+
+def typed_offsets(config: DictConfig) -> OffsetsConfig:
+    """The configuration of a look at offsets.
+
+    Raises:
+        ConfigError: as `typed`, or no image is to be looked at.
+    """
+    check_given(config)
+    result = typed(OffsetsConfig, config)
+    if result.max_images < 1:
+        raise ConfigError(f"max_images={result.max_images} must be at least 1")
+    return result
+
+
+def typed_sampling(config: DictConfig) -> SamplingConfig:
+    """The configuration of a look at sampled places.
+
+    Raises:
+        ConfigError: as `typed`.
+    """
+    check_given(config)
+    return typed(SamplingConfig, config)
+
+
+def typed_export(config: DictConfig) -> ExportConfig:
+    """The configuration of an export.
+
+    Raises:
+        ConfigError: as `typed`, or the format or the NMS is unknown, or the size is none.
+    """
+    check_given(config)
+    result = typed(ExportConfig, config)
+    if result.format not in ("onnx", "torch"):
+        raise ConfigError(f"format={result.format} is none of onnx, torch")
+    check_nms(result.nms, None, None)
+    if result.size is not None and (len(result.size) != 2 or min(result.size) < 1):
+        raise ConfigError(f"size={result.size} must be [h, w], in pixels")
+    return result
+
+
+def typed_predict(config: DictConfig) -> PredictConfig:
+    """The configuration of a prediction.
+
+    Raises:
+        ConfigError: as `typed`, or a value that none can be.
+    """
+    check_given(config)
+    result = typed(PredictConfig, config)
+    for kind in result.save:
+        if kind not in SAVED:
+            raise ConfigError(f"save={kind} is none of {', '.join(SAVED)}")
+    check_nms(result.nms, result.nms_iou, result.nms_sigma)
+    if not 0 <= result.min_score <= 1:
+        raise ConfigError(f"min_score={result.min_score} must be in [0, 1]")
+    return result
+
+
+def with_nms(
+    trained: TrainConfig, nms: str | None, nms_iou: float | None, nms_sigma: float | None
+) -> TrainConfig:
+    """A checkpoint's configuration with another suppression of detections, which needs no training.
+
+    Args:
+        nms, nms_iou, nms_sigma: as of `model`; None: those of the training.
+    """
+    model = trained.model
+    model = replace(
+        model,
+        nms=model.nms if nms is None else nms,
+        nms_iou=model.nms_iou if nms_iou is None else nms_iou,
+        nms_sigma=model.nms_sigma if nms_sigma is None else nms_sigma,
+    )
+    return replace(trained, model=model)

@@ -1,0 +1,186 @@
+"""What `python -m detector.model.weights` does with a file."""
+
+import re
+import shlex
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from detector.builders.model import build_model, conventions_of
+from detector.config import CONFIGS, ConfigError, conventions, to_plain, typed_train
+from detector.model.weights.architecture import Architecture, architecture
+from detector.model.weights.files import WeightsError
+from detector.model.weights.names import Weights, read_weights
+from detector.schema import TrainConfig
+from detector.training.checkpoint import FORMAT, save_checkpoint
+
+NOT_GIVEN = "not-given"  # of the data that a converted checkpoint was trained on
+MAX_NAMES = 5
+
+
+def run(file: str, out: str | None, words: list[str]) -> None:
+    """Print what a file is; write it as a checkpoint of ours, if `out` is given.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError: it cannot be read, built or written.
+    """
+    weights = read_weights(Path(file))
+    network = architecture(weights.state, file)
+    print(described(weights, network))
+    if out is not None:
+        convert(weights, network, Path(out), words)
+        print(f"written to {out}")
+
+
+def described(weights: Weights, network: Architecture) -> str:
+    """What it is, a line for each thing that is known."""
+    by = weights.framework if weights.framework == "ours" else f"of {weights.framework}"
+    what = "Faster R-CNN" if weights.is_detector else "a backbone alone"
+    rows = [
+        ("network", f"{what}, {network.backbone}" + _neck(network)),
+        ("deforms", _deforms(network)),
+        ("classes", _classes(weights, network)),
+        ("conventions", _conventions(weights)),
+        ("loads", f"{len(weights.state)} tensors"),
+        *(("left out", f"{part}: {number}") for part, number in weights.left_out.items()),
+        ("train", f"python train.py {command(weights, network)} data=... schedule=..."),
+    ]
+    if weights.is_detector and weights.framework != "ours":
+        name = shlex.quote(str(weights.path))
+        rows.append(("detect", f"python -m detector.model.weights {name} convert=model.pt"))
+        rows.append(("", "python predict.py checkpoint=model.pt images=DIR"))
+    lines = [f"{weights.path}: {weights.kind}, {by}", *(f"  {key:<13}{text}" for key, text in rows)]
+    return "\n".join(lines)
+
+
+def _neck(network: Architecture) -> str:
+    if network.neck is None:
+        return ""
+    neck = f"{network.neck.upper()} of {network.fpn_channels} channels"
+    return f", {neck}, box head of {network.box_head_channels}"
+
+
+def _deforms(network: Architecture) -> str:
+    if network.deforms == "none":
+        return "nothing"
+    place, _, version = network.deforms.partition("_")
+    return f"{place}, {version}, {network.offset_groups} offset group(s)"
+
+
+def _classes(weights: Weights, network: Architecture) -> str:
+    if network.num_classes is None:
+        return "none"
+    if weights.classes is None:
+        return f"{network.num_classes}, without names"
+    more = ", ..." if len(weights.classes) > MAX_NAMES else ""
+    return f"{network.num_classes}: {', '.join(weights.classes[:MAX_NAMES])}{more}"
+
+
+def _conventions(weights: Weights) -> str:
+    """The framework's, and what the file says otherwise."""
+    framework = weights.conventions["framework"]
+    usual = vars(conventions(framework))
+    others = [f"{key}={value}" for key, value in weights.conventions.items() if usual[key] != value]
+    return " ".join([framework, *others])
+
+
+def command(weights: Weights, network: Architecture) -> str:
+    """The words of train.py that build this network with these weights."""
+    words = overrides(network)
+    if network.modulated:
+        words.append(f"deform.mask_start={mask_start(weights)}")
+    path = str(weights.path)
+    if not re.fullmatch(r"[\w./-]+", path):
+        path = "'" + path.replace("'", "\\'") + "'"  # for Hydra; then for the shell
+        words.append('"model.weights=' + re.sub(r'(["$`\\])', r"\\\1", path) + '"')
+        return " ".join(words)
+    return " ".join([*words, f"model.weights={path}"])
+
+
+def overrides(network: Architecture) -> list[str]:
+    """The words of a command that builds this network."""
+    place, _, version = network.deforms.partition("_")
+    words = [f"model={network.model}", f"deform={network.deforms}"]
+    if place.startswith("last"):
+        last = f"deform.last_layers={place[4:]}"
+        words[1:] = ["deform=last1_v1", last, f"deform.version={version}"]
+    if network.offset_groups != 1:
+        words.append(f"deform.offset_groups={network.offset_groups}")
+    usual = _usual(network.model)
+    for key in ("neck", "fpn_channels", "rpn_channels", "roi_pool", "box_head_channels"):
+        value = getattr(network, key)
+        if value not in (None, usual[key]):
+            words.append(f"model.{key}={value}")
+            usual[key] = value  # which others may follow
+    if network.neck == "dc5" and usual.c5_dilation == 1:
+        words.append("model.c5_dilation=2")
+    if not network.has_statistics:
+        words.append("model.norm=group")
+    return words
+
+
+def _usual(model: str) -> DictConfig:
+    """What a file of configs/model/ comes to."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        usual: DictConfig = compose("train", [f"model={model}"]).model
+    return usual
+
+
+def mask_start(weights: Weights) -> float:
+    """`deform.mask_start` of these weights: half the factor on the sigmoid."""
+    return 1.0 if weights.mask_start is None else weights.mask_start
+
+
+def convert(weights: Weights, network: Architecture, out: Path, words: list[str]) -> None:
+    """Write a checkpoint of ours that holds these weights, their network and their classes.
+
+    Raises:
+        ConfigError, WeightsError, CheckpointError: it cannot be built or written.
+    """
+    if weights.framework == "ours":
+        raise ConfigError(f"{weights.path} is a checkpoint of ours already: give checkpoint=")
+    if not weights.is_detector or network.num_classes is None:
+        raise WeightsError(f"{weights.path} is a backbone alone, which detects nothing: train it")
+    if out.exists():
+        raise ConfigError(f"convert={out} exists already")
+    config = _config(weights, network, words)
+    names = weights.classes
+    if names is None or len(names) != network.num_classes:
+        names = tuple(f"class {number}" for number in range(1, network.num_classes + 1))
+    config.model.conventions = conventions_of(config.model)
+    model = build_model(config.model, config.deform, config.data.transform, len(names))
+    checkpoint = dict.fromkeys(
+        "ema optimizer schedule scaler generators data best since_best".split()
+    )
+    numbers = dict.fromkeys("epoch step seconds num_images skipped position".split(), 0)
+    save_checkpoint(
+        out,
+        {
+            **checkpoint,
+            **numbers,
+            "format": FORMAT,
+            "model": {key: value.clone() for key, value in model.state_dict().items()},
+            "validation": {},
+            "config": to_plain(config),
+            "classes": list(names),
+            "category_ids": list(range(1, len(names) + 1)),
+        },
+    )
+
+
+def _config(weights: Weights, network: Architecture, words: list[str]) -> TrainConfig:
+    data = [
+        "data=coco",
+        *(f"data.{split}.{key}={NOT_GIVEN}" for split in ("train", "val") for key in _PATHS),
+    ]
+    own = overrides(network)
+    if network.modulated:
+        own.append(f"deform.mask_start={mask_start(weights)}")
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+        config = typed_train(compose("train", [*data, *own, *words]))
+    config.model.weights = str(weights.path)
+    return config
+
+
+_PATHS = ("images", "annotations")

@@ -1,0 +1,186 @@
+"""What is wrong with the image files of a data set, looked at by several processes."""
+
+import hashlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from detector.data.dataset import DatasetError, DetectionDataset, Record
+from detector.data.errors import shown
+from detector.data.images import JPEG_END, KINDS, MAX_BYTES, ORIENTATION, PNG_END
+from detector.data.loading import START, TIME_LIMIT, worker_errors_named, worker_init
+from detector.data.problems import Problem, Splits, problem_of_image
+
+CHUNK = 32  # files that a worker looks at before it reports
+Watch = Callable[[Iterator["_Look"]], Iterator["_Look"]]
+
+
+class _Look(NamedTuple):
+    """What one image file gave away."""
+
+    size: tuple[int, int] | None  # (h, w) of its header, which says nothing of EXIF
+    orientation: int
+    refusal: str | None  # why the dataset would not load it
+    digest: bytes | None
+
+
+class _Files(Dataset[_Look]):
+    """The image files of a dataset, looked at one by one.
+
+    Whether a file can be used is for the dataset to say, by loading it. That is spared where the
+    header is that of an upright image of the annotated size, and the end is that of a whole file.
+    """
+
+    def __init__(self, dataset: DetectionDataset, *, decode: bool, hashed: frozenset[int]) -> None:
+        self.dataset = dataset
+        self.decode = decode
+        self.hashed = hashed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _Look:
+        record, refusal, digest = self.dataset.records[index], None, None
+        size, orientation = _header(record.path)
+        is_as_annotated = size == (record.height, record.width) and orientation == 1
+        if self.decode or not is_as_annotated or not _ends_whole(record.path):
+            try:
+                self.dataset[index]
+            except DatasetError as error:
+                refusal = str(error)
+        if index in self.hashed:
+            digest = _digest(record.path)
+        return _Look(size, orientation, refusal, digest)
+
+
+def file_problems(
+    splits: Splits, *, decode: bool, num_workers: int, watched: Watch = iter
+) -> list[Problem]:
+    """What is wrong with the image files, and which are in more than one split.
+
+    Args:
+        decode: load every image; else only those of which the header leaves a doubt.
+        num_workers: processes that look; 0 for this one.
+        watched: around what is looked at, to end it early; the rest is then not reported.
+
+    Raises:
+        LoadingError: a process died or is stuck.
+    """
+    problems: list[Problem] = []
+    first: dict[bytes, tuple[str, Record]] = {}  # of each content: the split it is first in
+    hashed = _same_length(splits)
+    for split, dataset in splits.items():
+        files = _Files(dataset, decode=decode, hashed=hashed[split])
+        looks = watched(_looks(files, num_workers, split))
+        for record, look in zip(dataset.records, looks, strict=False):
+            problems += [
+                problem_of_image(severity, split, kind, detail, record)
+                for severity, kind, detail in _findings(record, look)
+            ]
+            if look.digest is not None:
+                other, twin = first.setdefault(look.digest, (split, record))
+                if other != split:
+                    detail = f"the same file as {shown(twin.path)} (id {twin.image_id}) of {other}"
+                    problems.append(
+                        problem_of_image("warning", split, "image shared", detail, record)
+                    )
+    return problems
+
+
+def _findings(record: Record, look: _Look) -> Iterator[tuple[str, str, str]]:
+    """Severity, kind and detail of what one file gave away."""
+    if look.refusal is not None:
+        differs = look.size not in (None, (record.height, record.width))
+        kind = "size differs" if differs else "image unreadable"
+        reason = look.refusal.removesuffix(f"; image id {record.image_id}")
+        yield "error", kind, reason.removeprefix(f"{shown(record.path)}: ")
+    if look.orientation != 1:
+        yield "warning", "EXIF orientation", f"orientation {look.orientation}, not upright"
+
+
+def _looks(files: _Files, num_workers: int, split: str) -> Iterator[_Look]:
+    chunks: DataLoader[_Look] = DataLoader(
+        files,
+        batch_size=CHUNK,
+        collate_fn=list,
+        num_workers=num_workers,
+        worker_init_fn=worker_init,
+        multiprocessing_context=START if num_workers else None,
+        timeout=TIME_LIMIT if num_workers else 0,
+    )
+    with worker_errors_named():
+        for chunk in tqdm(chunks, desc=f"images of {split}", leave=False, disable=None):
+            yield from chunk
+
+
+def _header(path: Path) -> tuple[tuple[int, int] | None, int]:
+    """Size (h, w) and EXIF orientation, or None and 1 where Pillow cannot tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=tuple(KINDS.values())) as file:
+                # Asked of a PNG that has none before its pixels, Pillow would decode them.
+                turned = file.getexif().get(ORIENTATION, 1) if "exif" in file.info else 1
+                # What a broken tag holds may be anything; 0 is used for unknown.
+                orientation = turned if type(turned) is int and 1 <= turned <= 8 else 1
+                return (file.height, file.width), orientation
+    except Exception:  # of a broken file Pillow raises what it likes; the dataset will say more
+        return None, 1
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the end of an image file shows all of it to be there; False leaves that open."""
+    try:
+        with path.open("rb") as file:
+            start, length = file.read(8), file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - 8))
+            end = file.read()
+    except OSError:
+        return False
+    match next((kind for magic, kind in KINDS.items() if start.startswith(magic)), None):
+        case "JPEG":
+            whole = end.endswith(JPEG_END)
+        case "PNG":
+            whole = end == PNG_END
+        case "WEBP":
+            whole = True  # Pillow reads all of it for its header
+        case "BMP":
+            whole = length >= int.from_bytes(start[2:6], "little")
+        case _:
+            whole = False
+    return whole and length <= MAX_BYTES
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError:  # reported as unreadable
+        return None
+
+
+def _same_length(splits: Splits) -> dict[str, frozenset[int]]:
+    """By split, the images whose file has the length of a file of another split."""
+    lengths = {
+        split: [_length(record.path) for record in dataset.records]
+        for split, dataset in splits.items()
+    }
+    splits_with = Counter(length for of_split in lengths.values() for length in set(of_split))
+    return {
+        split: frozenset(i for i, length in enumerate(of_split) if splits_with[length] > 1)
+        for split, of_split in lengths.items()
+    }
+
+
+def _length(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1

@@ -1,0 +1,69 @@
+"""The upright box around a mask, in the forms that COCO-format files have, or a rotated box."""
+
+import math
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+Box = tuple[float, float, float, float]
+
+
+def box_of_mask(segmentation: Any, size: tuple[int, int]) -> Box | None:
+    """xyxy in pixels around a COCO `segmentation`; None if it is empty or not a mask of the image.
+
+    Args:
+        segmentation: polygons, a list of [x1, y1, x2, y2, ...]; or {counts, size} with run lengths
+            as a list or compressed to text.
+        size: (h, w) of the image.
+    """
+    try:
+        if type(segmentation) is dict:
+            return _of_runs(segmentation, size)
+        return _of_polygons(segmentation)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
+        return None
+
+
+def box_around_rotated(
+    cx: float, cy: float, width: float, height: float, angle: float, size: tuple[int, int]
+) -> Box:
+    """xyxy in pixels around a box that is turned about its centre, as far as it is in the image.
+
+    Args:
+        angle: in radians.
+        size: (h, w) of the image.
+    """
+    sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
+    x, y = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
+    return within((cx - x, cy - y, cx + x, cy + y), size)
+
+
+def within(box: Box, size: tuple[int, int]) -> Box:
+    """The part of a box xyxy that is in an image of this size (h, w)."""
+    x1, y1, x2, y2 = box
+    height, width = size
+    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
+
+
+def _of_polygons(polygons: Any) -> Box | None:
+    if polygons and not isinstance(polygons[0], list):
+        polygons = [polygons]  # one alone
+    points = np.concatenate([np.asarray(one, dtype=np.float64).reshape(-1, 2) for one in polygons])
+    if len(points) < 2 or not np.isfinite(points).all():
+        return None
+    x1, y1 = points.min(axis=0).tolist()
+    x2, y2 = points.max(axis=0).tolist()
+    return x1, y1, x2, y2
+
+
+def _of_runs(runs: dict[str, Any], size: tuple[int, int]) -> Box | None:
+    if tuple(runs["size"]) != size or min(size) < 1:
+        return None
+    counts = runs["counts"]
+    if type(counts) is list:
+        if sum(counts) != size[0] * size[1] or min(counts) < 0:
+            return None
+        runs = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    x, y, w, h = coco_mask.toBbox(runs).tolist()
+    return (x, y, x + w, y + h) if w > 0 and h > 0 else None

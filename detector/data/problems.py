@@ -1,0 +1,101 @@
+"""What is wrong with a data set as its annotations say: no image file is opened."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from detector.data.dataset import DetectionDataset, Record
+from detector.data.errors import shown
+
+TINY = 4.0  # pixels after the resize: the step of the finest features
+Splits = Mapping[str, DetectionDataset]
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, and where."""
+
+    severity: str  # "error" or "warning"
+    split: str
+    kind: str
+    detail: str
+    file: str | None = None
+    image_id: int | None = None
+
+
+def objects_by_class(dataset: DetectionDataset) -> np.ndarray:
+    """Objects (K,) of each class, crowds included."""
+    labels = [np.zeros(0, dtype=np.int64), *(record.labels for record in dataset.records)]
+    return np.bincount(np.concatenate(labels) - 1, minlength=len(dataset.classes))
+
+
+def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list[Problem]:
+    """What the reader found, and what is odd about what it read; no image file is opened.
+
+    Args:
+        min_size, max_size: pixels of the shorter side after the resize, unless the longer side
+            would exceed the latter.
+    """
+    problems = []
+    for split, dataset in splits.items():
+        problems += [
+            Problem(fault.severity, split, fault.kind, fault.detail, None, fault.image_id)
+            for fault in dataset.faults
+        ]
+        problems += _listed_twice(split, dataset.records)
+        if split == "train" and all(record.iscrowd.all() for record in dataset.records):
+            problems.append(Problem("error", split, "nothing to train on", "no object is a target"))
+        for name, number in zip(dataset.classes, objects_by_class(dataset), strict=True):
+            if number == 0:
+                problems.append(Problem("warning", split, "class without objects", shown(name)))
+        for index, kind, detail in _oddities(dataset.records, min_size, max_size):
+            problems.append(
+                problem_of_image("warning", split, kind, detail, dataset.records[index])
+            )
+    return problems
+
+
+def _listed_twice(split: str, records: list[Record]) -> Iterator[Problem]:
+    first: dict[Path, Record] = {}
+    for record in records:
+        twin = first.setdefault(record.path, record)
+        if twin is not record:
+            detail = f"the same file as of image id {twin.image_id}"
+            yield problem_of_image("warning", split, "image listed twice", detail, record)
+
+
+def _oddities(
+    records: list[Record], min_size: int, max_size: int
+) -> Iterator[tuple[int, str, str]]:
+    """Image, kind and detail of what is odd about the objects; of all N at once, for speed."""
+    numbers = np.array([len(record.boxes) for record in records])
+    for index in np.flatnonzero(numbers == 0).tolist():
+        yield index, "image without objects", "no object"
+    if not numbers.any():
+        return
+    image = np.repeat(np.arange(len(records)), numbers)  # (N,)
+    boxes = np.concatenate([record.boxes for record in records])
+    labels = np.concatenate([record.labels for record in records])
+
+    order = np.lexsort((*boxes.T, labels, image))
+    rows = np.column_stack([image, labels, boxes])[order]
+    starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)])
+    times = np.diff(np.r_[starts, len(rows)])
+    for start, number in zip(starts[times > 1].tolist(), times[times > 1].tolist(), strict=True):
+        box = rows[start, 2:].tolist()
+        detail = f"box {box} (xyxy) is there {number} times with one class"
+        yield int(rows[start, 0]), "duplicate box", detail
+
+    sizes = np.array([(record.height, record.width) for record in records])
+    scale = np.minimum(min_size / sizes.min(axis=1), max_size / sizes.max(axis=1))
+    shorter = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) * scale[image]
+    is_target = ~np.concatenate([record.iscrowd for record in records])
+    tiny = np.bincount(image[(shorter < TINY) & is_target], minlength=len(records))
+    for index in np.flatnonzero(tiny).tolist():
+        detail = f"{tiny[index]} less than {TINY:g} pixels wide or high once resized"
+        yield index, "tiny object", detail
+
+
+def problem_of_image(severity: str, split: str, kind: str, detail: str, record: Record) -> Problem:
+    return Problem(severity, split, kind, detail, str(record.path), record.image_id)

@@ -1,0 +1,98 @@
+"""Whether an exported detector finds what the checkpoint's model finds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN
+
+from detector import exit_codes
+
+MAX_BOX, MAX_SCORE = 0.1, 1e-3  # pixels; of 0..1
+
+Found = dict[str, Tensor]  # boxes (D, 4), scores (D,), labels (D,)
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported, or an exported one that finds something else."""
+
+    exit_code = exit_codes.FAILED
+
+
+@dataclass
+class Agreement:
+    """The largest differences over all images."""
+
+    images: int = 0
+    detections: int = 0
+    box: float = 0.0  # pixels
+    score: float = 0.0
+    left_over: int = 0  # detections without a partner
+
+    @property
+    def holds(self) -> bool:
+        """Within the tolerances. One in a hundred may have no partner: where the overlap of two
+        boxes is at the threshold, the last bits decide which of them is suppressed.
+        """
+        is_near = self.box <= MAX_BOX and self.score <= MAX_SCORE
+        return is_near and self.left_over <= self.detections // 100
+
+    def describe(self) -> str:
+        """One line."""
+        alone = f", {self.left_over} without a partner" if self.left_over else ""
+        return (
+            f"{self.detections} detections in {self.images} images differ by at most "
+            f"{self.box:.2g} pixels and {self.score:.2g} in score{alone}"
+        )
+
+
+@torch.no_grad()
+def found_by(model: FasterRCNN, pixels: np.ndarray) -> Found:
+    """What the model finds in an image uint8 (H, W, 3)."""
+    (found,) = model([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
+    return dict(found)
+
+
+def agreement(
+    model: FasterRCNN, exported: Callable[[np.ndarray], Found], images: list[np.ndarray]
+) -> Agreement:
+    """Compare both on images uint8 (H, W, 3).
+
+    A detection whose score is within the tolerance of the threshold, or of the last that is kept,
+    may be missing on one side.
+    """
+    result = Agreement()
+    for pixels in images:
+        ours = found_by(model, pixels)
+        theirs = exported(pixels)
+        result.images += 1
+        result.detections += len(ours["scores"])
+        _compare(result, ours, theirs, model)
+    return result
+
+
+def _compare(result: Agreement, ours: Found, theirs: Found, model: FasterRCNN) -> None:
+    free = set(range(len(theirs["scores"])))
+    for box, score, label in zip(ours["boxes"], ours["scores"], ours["labels"], strict=True):
+        alike = [i for i in free if theirs["labels"][i] == label]
+        nearest = min(
+            alike, key=lambda i: float((theirs["boxes"][i] - box).abs().max()), default=None
+        )
+        if nearest is not None and (theirs["boxes"][nearest] - box).abs().max() <= 1:
+            free.remove(nearest)
+            result.box = max(result.box, float((theirs["boxes"][nearest] - box).abs().max()))
+            result.score = max(result.score, float((theirs["scores"][nearest] - score).abs()))
+        elif not _is_borderline(float(score), ours, model):
+            result.left_over += 1
+    result.left_over += sum(
+        not _is_borderline(float(theirs["scores"][i]), ours, model) for i in free
+    )
+
+
+def _is_borderline(score: float, ours: Found, model: FasterRCNN) -> bool:
+    heads = model.roi_heads
+    is_full = len(ours["scores"]) == heads.detections_per_img
+    last = float(ours["scores"].min()) if is_full else heads.score_thresh
+    return score <= last + MAX_SCORE

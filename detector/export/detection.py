@@ -1,0 +1,347 @@
+"""The whole detector as an ONNX graph: an image's bytes in, boxes in its pixels out.
+
+    images      uint8 (B, H, W, 3), RGB; B, H and W are free
+    boxes       float32 (B, D, 4), xyxy in pixels, by descending score
+    scores      float32 (B, D)
+    labels      int64 (B, D), 1..K; the metadata's `classes` is the list of their names
+    num         int64 (B,): so many of the D are detections, the rest is 0
+
+It computes what torchvision's FasterRCNN does with images that are evaluated one by one. Every
+image has the same number of proposals and of detections here: those that are none have a score of
+-1 until the end, and lose to every other one.
+
+B: images, D: detections per image, K: classes, A: anchors a cell, N: anchors or proposals.
+"""
+
+import json
+import math
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+from torchvision.models.detection import FasterRCNN
+
+from detector.export.graph import Graph
+from detector.export.network import features, linear, proposals_head, relu
+
+NO_SCORE = -1.0  # of what is no proposal and no detection
+MULTIPLE = 32  # pixels: images are padded to it
+
+
+def onnx_model(model: FasterRCNN, classes: list[str], metadata: dict[str, str]) -> onnx.ModelProto:
+    """The graph of a detector in evaluation.
+
+    Args:
+        metadata: what else the file is to say of itself.
+    """
+    graph = Graph()
+    network_input, original, resized = preprocessed(graph, "images", model)
+    maps = features(graph, network_input, model)
+    boxes, valid = proposals(graph, maps, network_input, resized, model)
+    found = detections(graph, maps, boxes, valid, resized, model)
+    boxes, scores, labels, number = in_pixels(graph, *found, original, resized)
+    return graph.model(
+        inputs={"images": (TensorProto.UINT8, ["batch", "height", "width", 3])},
+        outputs={
+            "boxes": (boxes, TensorProto.FLOAT, ["batch", "detections", 4]),
+            "scores": (scores, TensorProto.FLOAT, ["batch", "detections"]),
+            "labels": (labels, TensorProto.INT64, ["batch", "detections"]),
+            "num": (number, TensorProto.INT64, ["batch"]),
+        },
+        metadata={"classes": json.dumps(classes, ensure_ascii=False), **metadata},
+    )
+
+
+# ---- Images --------------------------------------------------------------------------------------
+
+
+def preprocessed(graph: Graph, images: str, model: FasterRCNN) -> tuple[str, str, str]:
+    """The network's input (B, 3, H, W), and the sizes int64 (2,), (h, w), before and after the
+    resize.
+    """
+    transform = model.transform
+    pixels = graph.cast(graph.node("Transpose", images, perm=[0, 3, 1, 2]), "float32")
+    original = graph.node("Shape", pixels, start=2)
+    pixels = graph.node("Div", pixels, graph.number(255))
+    if transform.channel_order == "bgr":
+        ends = ([-1], [-4], [1], [-1])  # backwards along the channels
+        pixels = graph.node("Slice", pixels, *map(graph.constant, ends))
+    mean, std = (
+        graph.constant([[[value]] for value in values], "float32")
+        for values in (transform.image_mean, transform.image_std)
+    )
+    pixels = graph.node("Div", graph.node("Sub", pixels, mean), std)
+
+    # In float64, as torchvision: which of two sizes is the lower one is a matter of the last bits.
+    sides = graph.cast(original, "float64")
+    least, most = (
+        graph.constant([size], "float64") for size in (transform.min_size[-1], transform.max_size)
+    )
+    scale = graph.node(
+        "Min",
+        graph.node("Div", least, graph.node("ReduceMin", sides, keepdims=1)),
+        graph.node("Div", most, graph.node("ReduceMax", sides, keepdims=1)),
+    )
+    exact = graph.node("Mul", sides, scale)
+    resized = graph.node(
+        "Max", graph.cast(graph.node("Floor", exact), "int64"), graph.constant([1])
+    )
+    shape = graph.concat([graph.node("Shape", pixels, end=2), resized], 0)
+    pixels = graph.node(
+        *("Resize", pixels, "", "", shape),
+        mode="linear",
+        coordinate_transformation_mode="half_pixel",
+    )
+    multiple = graph.constant([MULTIPLE])
+    rows = graph.node("Div", graph.node("Add", resized, graph.constant([MULTIPLE - 1])), multiple)
+    missing = graph.node("Sub", graph.node("Mul", rows, multiple), resized)
+    pads = graph.concat([graph.constant([0] * 6), missing], 0)
+    return graph.node("Pad", pixels, pads), original, resized
+
+
+# ---- Proposals -----------------------------------------------------------------------------------
+
+
+def proposals(
+    graph: Graph, maps: dict[str, str], network_input: str, resized: str, model: FasterRCNN
+) -> tuple[str, str]:
+    """Proposals (B, N, 4), and of each whether it is one, bool (B, N)."""
+    rpn, all_boxes, all_scores = model.rpn, [], []
+    for level, of_level in enumerate(list(maps.values())[: rpn.head.num_levels]):
+        logits, deltas = proposals_head(graph, of_level, rpn.head)
+        logits = graph.reshape(graph.node("Transpose", logits, perm=[0, 2, 3, 1]), 0, -1)
+        deltas = by_anchor(graph, deltas)
+        k = at_most(graph, rpn._pre_nms_top_n["testing"], graph.size(logits, 1))
+        logits, order = graph.nodes_of("TopK", logits, k, outputs=2, axis=1)
+        deltas = gather_rows(graph, deltas, order)
+        anchors = graph.node(
+            "Gather", anchors_of(graph, level, of_level, network_input, model), order
+        )
+        boxes = decoded(graph, deltas, anchors, rpn.box_coder)
+        boxes = clipped(graph, boxes, resized)
+        scores = where_large(graph, boxes, graph.node("Sigmoid", logits), rpn.min_size)
+        kept = suppressed(graph, boxes, scores, threshold=rpn.nms_thresh, least=NO_SCORE / 2)
+        all_boxes.append(boxes)
+        all_scores.append(kept)
+    boxes, scores = graph.concat(all_boxes, 1), graph.concat(all_scores, 1)
+    k = at_most(graph, rpn._post_nms_top_n["testing"], graph.size(scores, 1))
+    scores, order = graph.nodes_of("TopK", scores, k, outputs=2, axis=1)
+    valid = graph.node("Greater", scores, graph.number(NO_SCORE / 2))
+    return gather_rows(graph, boxes, order), valid
+
+
+def anchors_of(graph: Graph, level: int, maps: str, network_input: str, model: FasterRCNN) -> str:
+    """The anchors (H W A, 4) of a level."""
+    generator = model.rpn.anchor_generator
+    axes = []
+    for axis in (2, 3):
+        number = graph.size(maps, axis)
+        if generator.strides is None:
+            stride = graph.node("Div", graph.size(network_input, axis), number)
+        else:
+            stride = graph.constant([generator.strides[level]])
+        places = graph.node(
+            "Range", graph.constant(0), graph.node("Squeeze", number), graph.constant(1)
+        )
+        axes.append(graph.cast(graph.node("Mul", places, stride), "float32"))
+    y, x = graph.reshape(axes[0], -1, 1, 1), graph.reshape(axes[1], 1, -1, 1)
+    shape = graph.concat([graph.size(maps, 2), graph.size(maps, 3), graph.constant([1])], 0)
+    y, x = graph.node("Expand", y, shape), graph.node("Expand", x, shape)
+    centres = graph.reshape(graph.concat([x, y, x, y], 2), -1, 1, 4)
+    cells = graph.weight(generator.cell_anchors[level].float()[None], "cell_anchors")
+    return graph.reshape(graph.node("Add", centres, cells), -1, 4)
+
+
+def by_anchor(graph: Graph, deltas: str) -> str:
+    """(B, 4 A, H, W) -> (B, H W A, 4)"""
+    rows = graph.node("Transpose", deltas, perm=[0, 2, 3, 1])
+    return graph.reshape(rows, 0, -1, 4)
+
+
+# ---- Detections ----------------------------------------------------------------------------------
+
+
+def detections(
+    graph: Graph, maps: dict[str, str], boxes: str, valid: str, resized: str, model: FasterRCNN
+) -> tuple[str, str, str]:
+    """Boxes (B, D, 4), scores (B, D) and labels (B, D), in the resized image."""
+    heads = model.roi_heads
+    batch, number = graph.size(boxes, 0), graph.size(boxes, 1)
+    pooled = pool(graph, maps, boxes, heads.box_roi_pool)
+    flat = graph.node("Flatten", pooled)
+    hidden = relu(graph, linear(graph, flat, heads.box_head.fc6))
+    hidden = relu(graph, linear(graph, hidden, heads.box_head.fc7))
+    logits = linear(graph, hidden, heads.box_predictor.cls_score)
+    deltas = linear(graph, hidden, heads.box_predictor.bbox_pred)
+
+    num_classes = heads.box_predictor.cls_score.out_features - 1
+    scores = graph.cut(graph.node("Softmax", logits, axis=1), 1, num_classes + 1, 1)
+    scores = graph.reshape(scores, batch, number, num_classes)  # without the background
+    deltas = graph.cut(deltas, 4, 4 * (num_classes + 1), 1)
+    deltas = graph.reshape(deltas, batch, number, num_classes, 4)
+    of_class = graph.node("Unsqueeze", boxes, graph.constant([2]))
+    boxes = clipped(graph, decoded(graph, deltas, of_class, heads.box_coder), resized)
+    none = graph.number(NO_SCORE)
+    scores = graph.node("Where", graph.node("Unsqueeze", valid, graph.constant([2])), scores, none)
+    scores = where_large(graph, boxes, scores, heads.min_side)
+
+    # Images times classes are a batch of their own: boxes of another class are not suppressed.
+    boxes = graph.reshape(graph.node("Transpose", boxes, perm=[0, 2, 1, 3]), -1, number, 4)
+    scores = graph.reshape(graph.node("Transpose", scores, perm=[0, 2, 1]), -1, number)
+    scores = suppressed(
+        *(graph, boxes, scores), threshold=heads.nms_thresh, least=heads.score_thresh
+    )
+    boxes = graph.reshape(boxes, batch, -1, 4)
+    scores = graph.reshape(scores, batch, -1)
+    k = at_most(graph, heads.detections_per_img, graph.size(scores, 1))
+    scores, order = graph.nodes_of("TopK", scores, k, outputs=2, axis=1)
+    labels = graph.node("Add", graph.node("Div", order, number), graph.constant([1]))
+    return gather_rows(graph, boxes, order), scores, labels
+
+
+def pool(graph: Graph, maps: dict[str, str], boxes: str, pooling: Any) -> str:
+    """Features (B N, C, size, size) of all proposals, each from the level of its size."""
+    batch, number = graph.size(boxes, 0), graph.size(boxes, 1)
+    image = graph.node("Range", graph.constant(0), graph.node("Squeeze", batch), graph.constant(1))
+    both = graph.concat([batch, number], 0)
+    images = graph.reshape(graph.node("Expand", graph.reshape(image, -1, 1), both), -1)
+    boxes = graph.reshape(boxes, -1, 4)
+    level = levels(graph, boxes, pooling)
+    parts, orders = [], []
+    for index, (name, stride) in enumerate(
+        zip(pooling.featmap_names, pooling.strides, strict=True)
+    ):
+        here = graph.node("Equal", level, graph.number(float(index)))
+        rows = graph.reshape(graph.node("NonZero", here), -1)
+        parts.append(
+            graph.node(
+                "RoiAlign",
+                maps[name],
+                graph.node("Gather", boxes, rows),
+                graph.node("Gather", images, rows),
+                output_height=pooling.output_size[0],
+                output_width=pooling.output_size[1],
+                sampling_ratio=max(pooling.sampling_ratio, 0),
+                spatial_scale=1 / stride,
+                coordinate_transformation_mode=(
+                    "half_pixel" if pooling.aligned else "output_half_pixel"
+                ),
+            )
+        )
+        orders.append(rows)
+    order = graph.concat(orders, 0)  # of the rows of `parts`; its inverse puts them back
+    places = graph.node(
+        "Range", graph.constant(0), graph.node("Squeeze", graph.size(order, 0)), graph.constant(1)
+    )
+    inverse = graph.node("ScatterElements", order, order, places)
+    return graph.node("Gather", graph.concat(parts, 0), inverse)
+
+
+def levels(graph: Graph, boxes: str, pooling: Any) -> str:
+    """The level float32 (N,), 0 for the finest, as `BoxPooling.levels`."""
+    x1, y1, x2, y2 = graph.columns(boxes, 4)
+    area = graph.node("Mul", graph.node("Sub", x2, x1), graph.node("Sub", y2, y1))
+    size = graph.reshape(graph.node("Sqrt", area), -1)
+    rule = pooling.level_rule
+    start, canonical = (2, 56) if rule == "mmdetection" else (4, 224)
+    inside = {"torchvision": 0.0, "detectron2": 1e-8, "mmdetection": 1e-6}[rule]
+    ratio = graph.node("Div", size, graph.number(canonical))
+    if inside:
+        ratio = graph.node("Add", ratio, graph.number(inside))
+    log2 = graph.node("Div", graph.node("Log", ratio), graph.number(math.log(2)))
+    level = graph.node("Add", log2, graph.number(start))
+    if rule == "torchvision":
+        level = graph.node("Add", level, graph.number(1e-6))
+    first, last = map(graph.number, pooling.level_range)
+    level = graph.node("Clip", graph.node("Floor", level), first, last)
+    return graph.node("Sub", level, first)
+
+
+def in_pixels(
+    graph: Graph, boxes: str, scores: str, labels: str, original: str, resized: str
+) -> tuple[str, str, str, str]:
+    """Boxes in the pixels of the image, 0 for what is no detection, and the number that are."""
+    ratio = graph.node("Div", graph.cast(original, "float32"), graph.cast(resized, "float32"))
+    by_side = graph.node("Gather", ratio, graph.constant([1, 0, 1, 0]))
+    boxes = graph.node("Mul", boxes, by_side)
+    valid = graph.node("Greater", scores, graph.number(NO_SCORE / 2))
+    number = graph.node("ReduceSum", graph.cast(valid, "int64"), graph.constant([1]), keepdims=0)
+    rows = graph.node("Unsqueeze", valid, graph.constant([2]))
+    return (
+        graph.node("Where", rows, boxes, graph.number(0)),
+        graph.node("Where", valid, scores, graph.number(0)),
+        graph.node("Where", valid, labels, graph.constant(0)),
+        number,
+    )
+
+
+# ---- Boxes ---------------------------------------------------------------------------------------
+
+
+def at_most(graph: Graph, number: int, size: str) -> str:
+    """int64 (1,): the number, or the size if it is less."""
+    return graph.node("Min", graph.constant([number]), size)
+
+
+def gather_rows(graph: Graph, values: str, order: str) -> str:
+    """(B, N, 4) and (B, M) -> (B, M, 4)"""
+    return str(
+        graph.node(
+            "GatherND", values, graph.node("Unsqueeze", order, graph.constant([2])), batch_dims=1
+        )
+    )
+
+
+def decoded(graph: Graph, deltas: str, boxes: str, decoder: Any) -> str:
+    """Boxes (..., 4) of the deltas (..., 4) of boxes (..., 4), as `BoxDecoder`."""
+    x1, y1, x2, y2 = graph.columns(boxes, 4)
+    dx, dy, dw, dh = (
+        graph.node("Div", delta, graph.number(weight))
+        for delta, weight in zip(graph.columns(deltas, 4), decoder.weights, strict=True)
+    )
+    clip = decoder.bbox_xform_clip
+    ends = (graph.number(-clip if decoder.clamp_shrinking else -math.inf), graph.number(clip))
+    sides = []
+    half = graph.number(0.5)
+    for low, high, shift, growth in ((x1, x2, dx, dw), (y1, y2, dy, dh)):
+        side = graph.node("Sub", high, low)
+        centre = graph.node("Add", low, graph.node("Mul", half, side))
+        centre = graph.node("Add", graph.node("Mul", shift, side), centre)
+        grown = graph.node("Mul", graph.node("Exp", graph.node("Clip", growth, *ends)), side)
+        reach = graph.node("Mul", half, grown)
+        sides.append((graph.node("Sub", centre, reach), graph.node("Add", centre, reach)))
+    (left, right), (top, bottom) = sides
+    return graph.concat([left, top, right, bottom], -1)
+
+
+def clipped(graph: Graph, boxes: str, resized: str) -> str:
+    """Boxes (..., 4) within the image."""
+    ends = graph.node("Gather", graph.cast(resized, "float32"), graph.constant([1, 0, 1, 0]))
+    return graph.node("Min", graph.node("Max", boxes, graph.number(0)), ends)
+
+
+def where_large(graph: Graph, boxes: str, scores: str, least: float) -> str:
+    """The scores (...) of boxes (..., 4) whose sides are at least this long; NO_SCORE of others."""
+    x1, y1, x2, y2 = graph.columns(boxes, 4)
+    shorter = graph.node("Min", graph.node("Sub", x2, x1), graph.node("Sub", y2, y1))
+    shorter = graph.node("Squeeze", shorter, graph.constant([-1]))
+    large = graph.node("GreaterOrEqual", shorter, graph.number(least))
+    return graph.node("Where", large, scores, graph.number(NO_SCORE))
+
+
+def suppressed(graph: Graph, boxes: str, scores: str, *, threshold: float, least: float) -> str:
+    """The scores (B, N) of boxes (B, N, 4) that non-maximum suppression keeps; NO_SCORE of others
+    and of those not above `least`.
+    """
+    selected = graph.node(
+        "NonMaxSuppression",
+        boxes,
+        graph.node("Unsqueeze", scores, graph.constant([1])),
+        graph.constant([2**31 - 1]),
+        graph.number([threshold]),
+        graph.number([least]),
+    )
+    places = graph.node("Gather", selected, graph.constant([0, 2]), axis=1)  # image, box
+    kept = graph.node("GatherND", scores, places)
+    nothing = graph.node("Expand", graph.number(NO_SCORE), graph.node("Shape", scores))
+    return graph.node("ScatterND", nothing, places, kept)

@@ -1,0 +1,37 @@
+"""Says what a file of weights is, what would load, and how to use it; nothing is built.
+
+    python -m detector.model.weights model_final_280758.pkl
+    python -m detector.model.weights faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco.pth
+    python -m detector.model.weights FILE convert=model.pt
+
+Detectors of torchvision, mmdetection and detectron2, ResNets of their classifiers, and our own, in
+torch files, plain pickles and safetensors. No code in the file is run.
+
+    convert=OUT   write a checkpoint that evaluate.py and predict.py take. Words for train.py may
+                  follow, such as data=coco data.root=COCO data.val.images=... for its data.
+"""
+
+import sys
+
+from detector import entry
+
+
+def main() -> None:
+    """The command line."""
+    entry.show_help(__doc__)
+    files = [word for word in sys.argv[1:] if "=" not in word]
+    words = [word for word in sys.argv[1:] if "=" in word]
+    with entry.one_line_errors():
+        if len(files) != 1:
+            raise entry.ConfigError(f"give one FILE, not {len(files)}; --help says more")
+        converted = [word.partition("=")[2] for word in words if word.startswith("convert=")]
+        others = [word for word in words if not word.startswith("convert=")]
+        if others and not converted:
+            raise entry.ConfigError(f"{others[0]} is only for convert=OUT; --help says more")
+        from detector.commands import weights  # torch, which takes seconds to import
+
+        weights.run(files[0], converted[0] if converted else None, others)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""Reads any file of weights without running what is in it.
+
+Torch files of today and before 1.6, plain pickles of numpy arrays (detectron2's zoo) and
+safetensors. What torch's own `weights_only` refuses, such as the message hub of an mmengine
+checkpoint, is read by an unpickler that knows an exact list of names; everything else becomes an
+`Inert` object, which holds nothing and does nothing.
+"""
+
+import io
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from detector import exit_codes
+
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a torch file before 1.6
+MAX_SHOWN = 80  # characters of what a file begins with
+
+# How files begin that people mistake for weights, and what to say of them.
+OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself, with `git lfs pull`",
+    b"<": "a web page or XML: the download did not give the file",
+    b"{": "JSON text",
+    b"[": "JSON text",
+    b"\x1f\x8b": "gzip: unpack it first",
+    b"BZh": "bzip2: unpack it first",
+    b"\xfd7zXZ": "xz: unpack it first",
+    b"7z\xbc\xaf": "a 7-Zip archive: unpack it first",
+    b"Rar!": "a RAR archive: unpack it first",
+    b"\x89HDF": "HDF5, as Keras writes it",
+    b"\x93NUMPY": "one NumPy array",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"%PDF": "a PDF",
+    b"GGUF": "GGUF, a format of language models",
+    b"\x08": "ONNX or another protocol buffer, which holds a program and no state dict",
+}
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had or do not fit. The message names the file or the tensors."""
+
+    exit_code = exit_codes.FAILED
+
+
+class Content(NamedTuple):
+    """What a file holds."""
+
+    kind: str  # such as "a torch file"
+    objects: Any  # plain containers, tensors, numpy arrays
+    metadata: dict[str, str]  # of safetensors
+
+
+class Inert:
+    """In place of an object of a class that is not ours to build: takes anything, does nothing."""
+
+    name = "?"  # of the class that it stands for
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        """What pickle calls of a list."""
+
+    def extend(self, items: Any) -> None:
+        """Likewise."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
+        return self
+
+
+def read(path: Path) -> Content:
+    """The content of a file of weights, on the CPU.
+
+    Raises:
+        WeightsError: it is missing, broken, or something else; the message says what.
+    """
+    if path.is_dir():
+        found = [file.name for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+        inside = f"; it holds {', '.join(found[:5])}" if found else ""
+        raise WeightsError(f"{path} is a folder, not a file of weights{inside}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
+    kind, reader = _reader(path, start)
+    try:
+        return reader(path)
+    except WeightsError:
+        raise
+    except Exception as error:  # torch, pickle and safetensors raise many kinds on a broken file
+        reason = (str(error) or type(error).__name__).splitlines()[0][:MAX_SHOWN]
+        raise WeightsError(
+            f"{path} is {kind}, but cut off or damaged ({reason}): fetch or save it again"
+        ) from error
+
+
+SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors", ".bin", ".ckpt")
+
+
+def _reader(path: Path, start: bytes) -> tuple[str, Callable[[Path], Content]]:
+    """What a file is by how it begins, and what reads it."""
+    if start.startswith(b"PK\x03\x04"):
+        return _zip_reader(path)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < max(path.stat().st_size, 2**27):
+        return "safetensors", _read_safetensors
+    if start.startswith(b"\x80"):
+        return "a pickle", _read_pickle
+    raise WeightsError(f"{path} is no file of weights but {_other(start)}")
+
+
+def _other(start: bytes) -> str:
+    if not start:
+        return "empty"
+    for magic, words in OTHERS.items():
+        if start.startswith(magic):
+            return words
+    return f"something that begins with {start[:12]!r}"
+
+
+def _zip_reader(path: Path) -> tuple[str, Callable[[Path], Content]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise WeightsError(
+            f"{path} is a torch file or another zip archive, but cut off or damaged: fetch or save "
+            "it again"
+        ) from error
+    if any(name.endswith("constants.pkl") for name in names):
+        raise WeightsError(
+            f"{path} is a TorchScript program, which is not loaded for it could run anything: "
+            "save model.state_dict() of the model that it was made from"
+        )
+    if any(name.endswith("data.pkl") for name in names):
+        return "a torch file", _read_torch
+    if any(name.endswith(".npy") for name in names):
+        what = "an archive of NumPy arrays"
+    elif any("/models/" in f"/{name}" or name.endswith(".pt2") for name in names):
+        what = "a torch.export program"
+    else:
+        what = f"a zip archive of {len(names)} files, such as {names[0] if names else 'none'}"
+    raise WeightsError(f"{path} is no file of weights but {what}")
+
+
+def _read_safetensors(path: Path) -> Content:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    return Content("safetensors", safetensors.torch.load_file(path), metadata)
+
+
+def _read_torch(path: Path) -> Content:
+    try:
+        objects = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # it holds objects that weights_only does not know
+        objects = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=False,  # the unpickler is ours
+            pickle_module=RestrictedPickle,
+        )
+    return Content("a torch file", objects, {})
+
+
+def _read_pickle(path: Path) -> Content:
+    """A plain pickle, or a torch file before 1.6, which begins with one."""
+    with path.open("rb") as file:
+        first = RestrictedPickle.load(file, encoding="latin1")  # Python 2 wrote many
+    if type(first) is int and first == TORCH_MAGIC:
+        return _read_torch(path)._replace(kind="a torch file of the form before 1.6")
+    return Content("a pickle", first, {})
+
+
+# ---- The unpickler -------------------------------------------------------------------------------
+
+
+class _Only:
+    """A function that a pickle may call, and can do nothing else with."""
+
+    __slots__ = ("__function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.__function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.__function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function has no state")
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+class _Dtype:
+    """A numpy dtype of plain numbers, of which a pickle may set the byte order and no more: a real
+    dtype's state could make numpy take a file's bytes for pointers to objects.
+    """
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
+        is_plain = isinstance(code, str) and re.fullmatch(r"[<>|=]?([biuf][1248]|\?)", code)
+        if not is_plain:
+            raise pickle.UnpicklingError(f"an array of {str(code)[:20]}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if order in ("<", ">", "|", "="):
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array(np.ndarray):
+    """An array whose state is its shape, its dtype and its bytes."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, dtype, is_fortran, content = state
+        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("an array of objects")
+        super().__setstate__((version, shape, dtype.dtype, is_fortran, content))
+
+
+def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """An empty array: its state follows in the pickle."""
+    return np.empty(0, dtype="b").view(_Array)
+
+
+def _array_of(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    array: np.ndarray = np.frombuffer(buffer, dtype=dtype.dtype).reshape(shape, order=order)
+    return array
+
+
+def _scalar(dtype: Any, encoded: Any = b"") -> Any:
+    return np.frombuffer(encoded, dtype=dtype.dtype)[0]
+
+
+def _storage(encoded: bytes) -> Any:
+    """Of a tensor in a plain pickle, which is a torch file within it."""
+    return torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
+
+
+_BUILT: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): _Only(torch.Size),
+    ("torch", "device"): _Only(torch.device),
+    ("torch._utils", "_rebuild_tensor"): _Only(torch._utils._rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Only(torch._utils._rebuild_tensor_v2),
+    ("torch._utils", "_rebuild_parameter"): _Only(lambda data, *others: data),
+    ("torch.storage", "_load_from_bytes"): _Only(_storage),
+    ("numpy", "dtype"): _Only(_Dtype),
+    ("_codecs", "encode"): _Only(_encode),
+    **{(name, "set"): _Only(set) for name in ("builtins", "__builtin__")},
+    **{(name, "bytes"): _Only(lambda: b"") for name in ("builtins", "__builtin__")},
+    **{
+        (f"numpy.{core}.{module}", name): _Only(function)
+        for core in ("core", "_core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", _array),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _array_of),
+        )
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds what `_BUILT` names; all else is inert."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _BUILT:
+            return _BUILT[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        return type("Inert", (Inert,), {"name": f"{module}.{name}"})
+
+
+class RestrictedPickle:
+    """What `torch.load` takes as its pickle module."""
+
+    Unpickler = _Unpickler
+
+    @staticmethod
+    def load(file: Any, **how: Any) -> Any:
+        """The next object of a file."""
+        return _Unpickler(file, **how).load()
+
+    @staticmethod
+    def loads(data: bytes, **how: Any) -> Any:
+        """The object of these bytes."""
+        return _Unpickler(io.BytesIO(data), **how).load()

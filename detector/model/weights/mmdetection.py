@@ -1,0 +1,92 @@
+"""What the configuration in an mmdetection checkpoint says of its network.
+
+It is the text of a Python file of assignments, of which calls of `dict`, lists and constants are
+read, and nothing is run.
+"""
+
+import ast
+from typing import Any
+
+# What a network here has in any case; where a configuration says otherwise, a user is warned.
+USUAL: dict[str, Any] = {
+    "rpn_head.anchor_generator.ratios": [0.5, 1.0, 2.0],
+    "rpn_head.anchor_generator.strides": [4, 8, 16, 32, 64],
+    "rpn_head.bbox_coder.target_stds": [1.0, 1.0, 1.0, 1.0],
+    "roi_head.bbox_head.bbox_coder.target_stds": [0.1, 0.1, 0.2, 0.2],
+    "roi_head.bbox_roi_extractor.finest_scale": 56,
+    "test_cfg.rpn.nms.iou_threshold": 0.7,
+    "test_cfg.rcnn.nms.iou_threshold": 0.5,
+}
+SCALE = "rpn_head.anchor_generator.scales"  # times the strides: `model.anchor_sizes`
+
+
+def conventions_of(text: Any) -> tuple[dict[str, Any], list[str]]:
+    """Values of `Conventions` that the configuration has, and those that are not taken over."""
+    if not isinstance(text, str):
+        return {}, []
+    config = parsed(text)
+    model = config.get("model")
+    model = model if isinstance(model, dict) else {}
+    found: dict[str, Any] = {}
+    if at(model, "backbone.style") == "caffe":
+        found["stride_in_1x1"] = True
+    images = model.get("data_preprocessor", config.get("img_norm_cfg"))
+    if isinstance(images, dict):
+        for theirs, ours in (("mean", "pixel_mean"), ("std", "pixel_std")):
+            if is_numbers(images.get(theirs)):
+                found[ours] = [float(number) for number in images[theirs]]
+        is_rgb = images.get("bgr_to_rgb", images.get("to_rgb"))
+        if isinstance(is_rgb, bool):
+            found["channel_order"] = "rgb" if is_rgb else "bgr"
+    others = [
+        f"{key}={value}"
+        for key, usual in {SCALE: [8], **USUAL}.items()
+        if (value := at(model, key)) not in (None, usual)
+    ]
+    return found, others
+
+
+def is_numbers(value: Any) -> bool:
+    """Three numbers, of which a deviation may be made."""
+    return (
+        isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+    )
+
+
+def at(config: Any, key: str) -> Any:
+    """A nested value, or None."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The names that the text assigns, with values of plain containers; None for other values."""
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    return {
+        statement.targets[0].id: value_of(statement.value)
+        for statement in statements
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+
+
+def value_of(node: ast.expr) -> Any:
+    """Of a constant, a list, a tuple, a dictionary or a call of `dict`; None of anything else."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            return [value_of(element) for element in elements]
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(keys, values, strict=True)
+            return {
+                key.value: value_of(value) for key, value in pairs if isinstance(key, ast.Constant)
+            }
+        case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
+            return {word.arg: value_of(word.value) for word in keywords if word.arg}
+    return None

@@ -1,0 +1,122 @@
+// A device on the CPU for the passes of ops/csrc/cuda, and files for what goes in and out.
+#pragma once
+
+#include "cuda_emulation.h"
+// The emulation comes first: the kernels are written in its terms.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "../../ops/csrc/cuda/matrix.h"
+#include "../../ops/csrc/cuda/threads.cuh"
+
+using namespace deform_conv;
+
+// Memory of exactly the size asked for, so that AddressSanitizer sees any access beyond it, and
+// full of NaN, so that a value nobody wrote is seen in the results.
+template <typename T>
+std::shared_ptr<T[]> allocate(int64_t count) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 256, count * sizeof(T))) std::abort();
+  std::memset(memory, 0xff, count * sizeof(T));
+  return {static_cast<T*>(memory), std::free};
+}
+
+// See passes.h for what a device has.
+class Device : public emulation::Gpu {
+ public:
+  int64_t chunk_bytes;
+
+  template <typename T>
+  T* buffer(int64_t count) {
+    const std::shared_ptr<T[]> memory = allocate<T>(count);
+    buffers_.push_back(memory);
+    return memory.get();
+  }
+
+  template <typename T>
+  void zero(T* data, int64_t count) {
+    std::memset(data, 0, count * sizeof(T));
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void launch(int64_t threads, void (*kernel)(Parameters...), const Arguments&... given) {
+    launch_blocks((threads + kThreads - 1) / kThreads, 0, kernel, given...);
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void launch_blocks(
+      int64_t blocks, int shared_bytes, void (*kernel)(Parameters...), const Arguments&... given) {
+    run(blocks, kThreads, shared_bytes, [&] { kernel(given...); });
+  }
+
+  bool may_fuse() const { return true; }
+  int num_multiprocessors() const { return 1; }
+
+  template <typename A, typename B, typename Out>
+  void multiply(
+      const Matrix<A>& a, const Matrix<B>& b, const Matrix<Out>& out, const Out* bias = nullptr) {
+    require(a.columns == b.rows && a.rows == out.rows && b.columns == out.columns, "wrong product");
+    for (int64_t i = 0; i < out.rows; ++i) {
+      for (int64_t j = 0; j < out.columns; ++j) {
+        Real<Out> sum = bias ? Real<Out>(bias[j]) : Real<Out>(0);
+        for (int64_t k = 0; k < a.columns; ++k)
+          sum += Real<Out>(a.data[i * a.row_stride + k * a.column_stride]) *
+                 Real<Out>(b.data[k * b.row_stride + j * b.column_stride]);
+        out.data[i * out.row_stride + j * out.column_stride] = static_cast<Out>(sum);
+      }
+    }
+  }
+
+ private:
+  std::vector<std::shared_ptr<void>> buffers_;
+};
+
+template <typename T>
+struct Array {
+  std::shared_ptr<T[]> data;
+  int64_t count = 0;
+
+  T* get() const { return data.get(); }
+};
+
+template <typename T>
+Array<T> read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return {};
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  const int64_t count = bytes.size() / sizeof(T);
+  Array<T> array{allocate<T>(count), count};
+  std::memcpy(array.get(), bytes.data(), bytes.size());
+  return array;
+}
+
+template <typename T>
+void write(const std::string& path, const Array<T>& array) {
+  if (!array.data) return;
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(array.get()), array.count * sizeof(T));
+}
+
+template <typename T>
+Array<T> like(int64_t count) {
+  return {allocate<T>(count), count};
+}
+
+// Calls `function` with a value of the type: 0 float, 1 double, 2 half, 3 bfloat16.
+template <typename Function>
+void with_type(int64_t type, const Function& function) {
+  switch (type) {
+    case 0:
+      return function(float());
+    case 1:
+      return function(double());
+    case 2:
+      return function(torch::headeronly::Half());
+    case 3:
+      return function(torch::headeronly::BFloat16());
+  }
+}
