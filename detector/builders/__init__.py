@@ -1,4 +1,5 @@
-"""Configuration -> model, data, optimizer: the only package that knows both sides.
+"""Build the model, the data sets and the optimizer that a configuration describes.
 
-Everything built here takes plain keyword arguments and has never heard of the configuration.
+This is the only package that imports both the configuration and what is built from it: the classes
+built here take plain keyword arguments and know nothing of the configuration.
 """

@@ -1,4 +1,4 @@
-"""The data sets that a configuration names, their check, and the training transform."""
+"""Build and check the data sets that a configuration names, and build the training transform."""
 
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from detector.schema import (
 
 
 def build_data(config: TrainConfig) -> dict[str, DetectionDataset]:
-    """`train` and `val`, as far as the switches for debugging allow: one of `overfit` is `train`
-    alone. None of their images has been looked at.
+    """Build the data sets `train` and `val`; no image file is read yet.
+
+    `overfit` and `limit_val_batches` shorten them. With `overfit` there is no `val`.
 
     Raises:
         DatasetError: the data cannot be used.
@@ -47,18 +48,18 @@ def check_data(
     decode: bool = False,
     watched: Watch = iter,
 ) -> Report:
-    """What is in the data and what is wrong with it.
+    """Check the annotations and the image files, and report every problem found.
 
     Args:
-        decode: every image, and not only where its header leaves a doubt. So it is done in any
-            case where data.on_error goes on without what is broken.
-        watched: around what is looked at, to end it early.
+        decode: decode every image, not only those whose header leaves a doubt. With
+            `data.on_error=warn`, which drops broken images, every image is always decoded.
+        watched: wraps the iterator over the checked files and may end it early.
 
     Raises:
-        LoadingError: a process that looks at files died.
+        LoadingError: a worker process that reads files died.
     """
     workers = data.num_workers
-    if workers == "auto":  # nothing else is done meanwhile
+    if workers == "auto":  # the checks may use all cores: nothing else runs meanwhile
         workers = min(num_cores(), USEFUL_WORKERS)
     return check(
         splits,
@@ -71,8 +72,10 @@ def check_data(
 
 
 def build_train_set(data: DataConfig) -> DetectionDataset:
-    """The training images, before any transform. Faults of single images and objects are collected
-    in `faults`, which `check_data` reports.
+    """Build the training set, without a transform.
+
+    Faults of single images and objects do not raise an error. They are collected in the data set's
+    `faults`, which `check_data` reports.
 
     Raises:
         DatasetError: the data cannot be used.
@@ -87,11 +90,12 @@ def build_train_set(data: DataConfig) -> DetectionDataset:
 
 
 def build_val_set(data: DataConfig, classes: tuple[str, ...]) -> DetectionDataset:
-    """The validation images, labelled by the classes of the training, which are found by name:
-    their order, ids and number may be others.
+    """Build the validation set, labelled with the training set's classes.
+
+    Classes are matched by name: their order, ids and number may differ in the validation files.
 
     Raises:
-        DatasetError: the data cannot be used, or an object is of another class.
+        DatasetError: the data cannot be used, or an object has a class that is not in `classes`.
     """
     match data:
         case CocoConfig():
@@ -103,7 +107,7 @@ def build_val_set(data: DataConfig, classes: tuple[str, ...]) -> DetectionDatase
 
 
 def images_folder(data: DataConfig, split: str) -> Path:
-    """The folder of the images of `train` or `val`, or of the first part of them."""
+    """Return the image folder of the split `train` or `val`; for VOC, that of its first root."""
     match data:
         case CocoConfig():
             return Path(data.root) / getattr(data, split).images
@@ -144,7 +148,7 @@ def _shapes(
 
 
 def build_transform(transform: TransformConfig) -> TrainTransform:
-    """The training transform.
+    """Build the training transform.
 
     Raises:
         ConfigError: a value is out of its range.

@@ -1,4 +1,4 @@
-"""Where to compute, in which precision, and with how many processes that load."""
+"""Choose the device, the precision and the number of data-loading workers."""
 
 import torch
 
@@ -6,21 +6,27 @@ from detector.config import ConfigError
 from detector.data.loading import num_cores
 from detector.training.distribution import ALONE, Ranks
 
-USEFUL_WORKERS = 8  # of one process: more load no faster than a GPU trains
+USEFUL_WORKERS = 8  # per training process: with more, the GPU rather than loading is the limit
 
 
 def build_device(device: str, ranks: Ranks = ALONE) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; each rank of a machine has its own GPU.
+    """Return the device to compute on. With several ranks, each rank of a machine has its own GPU.
+
+    Args:
+        device: as torch names it, or `auto`: CUDA if it is available, else the CPU.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: the device cannot be used here, or names a single GPU for several ranks.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks.num_ranks > 1 and device.startswith("cuda"):
         if device != "cuda":
-            raise ConfigError(f"device={device} is one device, not one for each process")
-        # A scheduler may show each process its own GPU alone.
+            raise ConfigError(
+                f"device={device} names a single device, but each of the {ranks.num_ranks} "
+                "processes needs its own: give device=cuda"
+            )
+        # A scheduler may make only its own GPU visible to each process, which is then number 0.
         device = f"cuda:{ranks.local_rank if torch.cuda.device_count() > 1 else 0}"
     try:
         found = torch.empty(0, device=device).device
@@ -33,25 +39,28 @@ def build_device(device: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def check_devices(device: str, devices: int) -> None:
-    """Each of several processes needs a GPU of its own, unless all are to use the CPU.
+    """Check that there is a GPU for each of `devices` processes, unless they use the CPU.
 
     Raises:
-        ConfigError: there are not as many.
+        ConfigError: there are fewer GPUs, or `device` names a single one.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return
     if device not in ("auto", "cuda"):
-        raise ConfigError(f"device={device} is one device, not devices={devices}")
+        raise ConfigError(
+            f"device={device} names a single device, but devices={devices} processes need one "
+            "each: give device=cuda"
+        )
     if devices > torch.cuda.device_count():
-        raise ConfigError(f"devices={devices}: this machine has {torch.cuda.device_count()}")
+        raise ConfigError(f"devices={devices}: this machine has {torch.cuda.device_count()} GPU(s)")
 
 
 def build_num_workers(num_workers: int | str, device: torch.device, ranks: Ranks = ALONE) -> int:
-    """The processes that load images for one that trains or detects.
+    """Return the number of workers that load images for one process that trains or detects.
 
-    `auto` is none on a CPU, which they would share: what an image costs is paid there in any case,
-    and its way between processes on top. Beside a GPU it is this process's share of the cores, as
-    far as they help: at the 230 images/s a core of docs/benchmarks.md, eight load 1800.
+    On a CPU `auto` is 0: workers would compete with training for the cores, and moving images
+    between processes costs time as well. With a GPU `auto` is this process's share of the cores,
+    at most `USEFUL_WORKERS`: at 230 images/s per core (docs/benchmarks.md), eight load 1800.
     """
     if num_workers != "auto":
         return int(num_workers)
@@ -60,7 +69,7 @@ def build_num_workers(num_workers: int | str, device: torch.device, ranks: Ranks
 
 
 def build_precision(precision: str) -> torch.dtype:
-    """The dtype of autocast; float32 means none.
+    """Return the dtype for autocast; float32 means that autocast is off.
 
     Raises:
         ConfigError: the precision is unknown.

@@ -1,4 +1,4 @@
-"""The model that a configuration describes, with its initial or trained weights."""
+"""Build the model that a configuration describes, with its initial or trained weights."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,14 +23,16 @@ def build_model(
     num_classes: int,
     classes: tuple[str, ...] | None = None,
 ) -> FasterRCNN:
-    """The detector with its initial weights, in channels-last memory.
+    """Build the detector with its initial weights, in channels-last memory.
 
     Args:
-        classes: their names, by which those of `model.weights` are matched; None: by their order.
+        num_classes: the number of classes, without the background.
+        classes: the class names. The box head's rows in `model.weights` are matched to them by
+            name; with None they are matched by their order.
 
     Raises:
         ConfigError: a value is out of its range.
-        WeightsError: the weights cannot be had or do not fit.
+        WeightsError: the weights cannot be downloaded or read, or do not fit.
     """
     try:
         own = conventions_of(model)
@@ -88,10 +90,10 @@ def build_model(
 
 
 def conventions_of(model: ModelConfig) -> Conventions:
-    """The configuration's, or those of its weights.
+    """Return the configuration's conventions or, if it gives none, those of its weights.
 
     Raises:
-        ConfigError: the weights name one that no network can have.
+        ConfigError: the weights were made with a convention that cannot be built here.
         WeightsError: the weights cannot be read.
     """
     if model.conventions is not None:
@@ -108,7 +110,7 @@ def conventions_of(model: ModelConfig) -> Conventions:
 
 
 def trained_model(trained: TrainConfig, checkpoint: Checkpoint) -> FasterRCNN:
-    """The model of a checkpoint, with its weights, on the CPU.
+    """Build the model of a checkpoint, with its weights, on the CPU.
 
     Args:
         trained: the checkpoint's own configuration.
@@ -117,7 +119,7 @@ def trained_model(trained: TrainConfig, checkpoint: Checkpoint) -> FasterRCNN:
         ConfigError: a value is out of its range.
         WeightsError: the weights do not fit.
     """
-    blank = replace(trained.model, weights=None)  # the checkpoint's follow
+    blank = replace(trained.model, weights=None)  # loaded from the checkpoint below
     num_classes = len(checkpoint["classes"])
     model = build_model(blank, trained.deform, trained.data.transform, num_classes)
     load_into(model, trained_weights(checkpoint), "the checkpoint")
@@ -125,10 +127,10 @@ def trained_model(trained: TrainConfig, checkpoint: Checkpoint) -> FasterRCNN:
 
 
 def check_from_scratch(model: ModelConfig) -> None:
-    """Without weights every layer must learn.
+    """Check that every layer is trained if the model starts without weights.
 
     Raises:
-        ConfigError: some would keep the random weights that they start with.
+        ConfigError: some layers would keep their random initial weights.
     """
     if model.weights is None and (model.norm == "frozen_batch" or model.trainable_layers < 5):
         raise ConfigError(

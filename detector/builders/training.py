@@ -1,4 +1,4 @@
-"""What trains: optimizer, schedule, batches, and the trainer that has them all."""
+"""Build the optimizer, the learning rate schedule, the batches and the trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,21 @@ def build_optimizer(
     offset_lr_multiplier: float,
     roi_offset_lr_multiplier: float,
 ) -> Optimizer:
-    """SGD or AdamW over the trainable parameters: those that find offsets with a rate of their own,
-    the parameters of normalisation layers with a weight decay of theirs.
+    """Build SGD or AdamW over the trainable parameters.
+
+    Layers that predict offsets have their own learning rates, and normalisation layers have their
+    own weight decay.
 
     Args:
-        offset_lr_multiplier, roi_offset_lr_multiplier: of the layers that find the offsets of
-            convolutions and of RoI bins.
+        offset_lr_multiplier: scales the learning rate of the layers that predict the offsets of
+            deformable convolutions.
+        roi_offset_lr_multiplier: the same for the layers that predict the offsets of RoI bins.
 
     Raises:
         ConfigError: the optimizer is unknown.
     """
     lr = schedule.lr
-    if schedule.lr_batch_size is not None:  # the linear rule of Goyal et al. 2017
+    if schedule.lr_batch_size is not None:  # the linear scaling rule of Goyal et al. 2017
         lr *= schedule.batch_size / schedule.lr_batch_size
     norms = {
         id(parameter)
@@ -81,7 +84,7 @@ def build_optimizer(
 def build_lr_schedule(
     optimizer: Optimizer, schedule: ScheduleConfig, steps_per_epoch: int
 ) -> LRScheduler:
-    """Warm-up, then steps or a cosine.
+    """Build the learning rate schedule: a warm-up, then a decay in steps or along a cosine.
 
     Raises:
         ConfigError: the decay is unknown.
@@ -100,10 +103,10 @@ def build_lr_schedule(
 
 
 def build_metric(metric: str) -> str:
-    """The metric's name, checked before hours of training.
+    """Return the metric's name, after checking it before hours of training are spent.
 
     Raises:
-        ConfigError: it is unknown.
+        ConfigError: the metric is unknown.
     """
     if metric not in METRICS:
         raise ConfigError(f"metric={metric} is none of {', '.join(METRICS)}")
@@ -113,11 +116,11 @@ def build_metric(metric: str) -> str:
 def build_sampler(
     config: TrainConfig, train_set: DetectionDataset, ranks: Ranks
 ) -> EpochBatchSampler:
-    """The order of the training images, and this rank's part of each batch.
+    """Build the sampler: the order of the training images, and this rank's part of each batch.
 
     Raises:
-        ConfigError: the batch size does not go with the number of ranks.
-        DatasetError: there are fewer images than a batch takes.
+        ConfigError: the batch size is not a multiple of the parts times the ranks.
+        DatasetError: there is no image to train on.
     """
     schedule = config.schedule
     num_batches = schedule.num_parts * ranks.num_ranks
@@ -142,7 +145,7 @@ def build_sampler(
 def build_optimization(
     config: TrainConfig, model: nn.Module, *, steps_per_epoch: int, device: torch.device
 ) -> Optimization:
-    """How the model's losses become steps.
+    """Build what turns losses into optimizer steps: optimizer, schedule, loss scaler, average.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -179,20 +182,24 @@ def build_trainer(
     folder: Path,
     fingerprint: str,
 ) -> Trainer:
-    """The model with its initial weights, its optimizer and its batches.
+    """Build the trainer: the model with its initial weights, its optimizer and its batches.
 
     Args:
-        fingerprint: of what it is trained and evaluated on, which a resumed run must have again.
+        folder: the run folder.
+        fingerprint: identifies the training and validation data. A run can only be resumed on
+            data with the same fingerprint.
 
     Raises:
-        ConfigError: a value is out of its range, or does not go with the number of ranks.
+        ConfigError: a value is out of its range, or does not fit the number of ranks.
+        DatasetError: there is no image to train on.
+        WeightsError: the initial weights cannot be downloaded or read, or do not fit.
     """
     transform = config.data.transform
     if config.model.norm == "sync_batch" and ranks.num_ranks > 1 and device.type != "cuda":
         raise ConfigError("model.norm=sync_batch over several processes works on CUDA only")
     sampler = build_sampler(config, train_set, ranks)
-    seed_epoch(config.seed, 0)  # the initial weights
-    with ranks.one_of_machine_first():  # the others find fetched weights
+    seed_epoch(config.seed, 0)  # for the random initial weights
+    with ranks.one_of_machine_first():  # which downloads weights for the others
         classes = train_set.classes
         model = build_model(config.model, config.deform, transform, len(classes), classes)
     model.to(
