@@ -1,1 +1,1 @@
-"""The loop, its checkpoints and what it records."""
+"""The training loop, its checkpoints, its records, and training with several processes."""

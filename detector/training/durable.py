@@ -1,7 +1,9 @@
-"""Files that outlive a kill: written beside their target, synced, renamed, with their SHA-256.
+"""Files that survive a kill in the middle of a write: they are either old or new, never half.
 
-It stands in `NAME.sha256` beside `NAME`, in the format that sha256sum writes and checks.
-Temporary files end in `.tmp`; one that a kill leaves behind is replaced by the next save.
+A file is written under a temporary name in the same folder, synced to the disk, then renamed. A
+checkpoint's SHA-256 is kept beside it, in `NAME.sha256` (the sidecar), in the format that sha256sum
+writes and checks. Temporary files end in `.tmp`; if a kill leaves one behind, the next save
+replaces it.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from typing import IO, Any
 
 
 class _HashedFile(io.BufferedWriter):
-    """Hashes what it is given to write, so that what the disk makes of it does not count."""
+    """A file that hashes the data given to `write`, rather than what the disk has stored."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "xb"))
@@ -30,13 +32,23 @@ class _HashedFile(io.BufferedWriter):
 
 @contextmanager
 def staged(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[tuple[Path, str]]:
-    """The new content of `path` on disk beside it, and its SHA-256; gone afterwards if not renamed.
+    """Write the new content of `path` to a temporary file beside it, and sync it to the disk.
+
+    The temporary file is deleted on exit, unless it was renamed.
+
+    Args:
+        path: the file that the caller is about to replace.
+        write: called with the open file, writes the content.
+
+    Yields:
+        The path of the temporary file and the SHA-256 of its content.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     temporary = _temporary(path)
-    # What a kill left there may be a hard link to a kept file: unlinked, never overwritten.
+    # A temporary file left by a kill may be a hard link to a checkpoint that is kept: unlink it,
+    # never overwrite it.
     temporary.unlink(missing_ok=True)
     try:
         with _HashedFile(temporary) as file:
@@ -49,13 +61,17 @@ def staged(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[tuple[P
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, without a SHA-256 beside it."""
+    """Write a file, synced, either completely or not at all, without a SHA-256 beside it."""
     with staged(path, lambda file: file.write(content)) as (temporary, _):
         _rename(temporary, path)
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
-    """Write a JSON file, whole or not at all. NaN is refused: JSON has none."""
+    """Write a JSON file, either completely or not at all, but not synced.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=indent, allow_nan=False) + "\n")
@@ -63,15 +79,15 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 def publish(temporary: Path, path: Path, digest: str) -> None:
-    """Make a synced file the new `path`, of which `digest` is the SHA-256.
+    """Rename a synced file to `path`, and write its SHA-256, `digest`, to the sidecar.
 
-    A file and its sidecar cannot be renamed together. So the sidecar goes first, and names both
-    the coming digest and the present one; then the file; then the sidecar forgets the old digest.
-    A kill between any two of them leaves a whole file, old or new, that its sidecar names; a
-    damaged file has neither digest.
+    A file and its sidecar cannot be renamed in one step. So the sidecar is written first, with both
+    the new and the old digest; then the file is renamed; then the sidecar is written with the new
+    digest alone. A kill between any two of these steps leaves a whole file, old or new, whose
+    digest is in its sidecar. A damaged file has neither digest.
     """
     present = named_digests(path)
-    if present is None:  # a file without a sidecar needs one before the new sidecar disowns it
+    if present is None:  # without its digest in the new sidecar the old file would seem damaged
         present = [sha256(path)] if path.exists() else []
     _write_sidecar(path, [digest, *present])
     _rename(temporary, path)
@@ -79,7 +95,7 @@ def publish(temporary: Path, path: Path, digest: str) -> None:
 
 
 def publish_copy(source: Path, path: Path, digest: str) -> None:
-    """Publish a hard link to a synced file or, where the file system has none, a copy."""
+    """Publish a hard link to a synced file or, if the file system has no hard links, a copy."""
     temporary = _temporary(path)
     temporary.unlink(missing_ok=True)
     try:
@@ -88,23 +104,26 @@ def publish_copy(source: Path, path: Path, digest: str) -> None:
         except OSError:
             _copy(source, temporary)
         publish(temporary, path, digest)
-    finally:  # also where both were links to one file already: then a rename does nothing
+    finally:  # if both names already link to one file, the rename leaves the temporary name
         temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
-    """Of the file as it is now."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sidecar(path: Path) -> Path:
-    """Where the SHA-256 of a file stands."""
+    """Return the path of the file that holds the SHA-256 of `path`."""
     return path.with_name(path.name + ".sha256")
 
 
 def named_digests(path: Path) -> list[str] | None:
-    """What the sidecar of `path` names: None without one, nothing if it is damaged itself."""
+    """Return the digests in the sidecar of `path`.
+
+    The result is None if there is no sidecar, and empty if the sidecar itself is damaged.
+    """
     try:
         content = sidecar(path).read_bytes()
     except FileNotFoundError:
@@ -132,7 +151,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _rename(old: Path, new: Path) -> None:
-    """Within a folder, and durable: the folder is synced."""
+    """Rename a file within its folder, and sync the folder so that the rename survives."""
     os.replace(old, new)
     folder = os.open(new.parent, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
-"""Requests to leave: a run that gets one finishes its step, saves and goes.
+"""Requests to stop: a run that is asked to stop finishes its step, saves a checkpoint and exits.
 
-The same command then continues it. Clusters send SIGTERM or SIGUSR1 some time before they take a
-machine away, people press Ctrl-C.
+The same command then resumes it. Clusters send SIGTERM or SIGUSR1 some time before they take a
+machine away; people press Ctrl-C.
 """
 
 import signal
@@ -14,23 +14,26 @@ from detector import exit_codes
 from detector.data.loading import SIGNALS
 from detector.training.distribution import ALONE, Ranks
 
-LEAVE = "leave"  # left by a rank that was told to
-LOOK = 0.2  # seconds between two looks for such a word
+LEAVE = "leave"  # posted by a rank that was asked to stop
+LOOK = 0.2  # seconds between two looks for a posted LEAVE
 
 Item = TypeVar("Item")
 
 
 class Preempted(Exception):
-    """The run was asked to leave, and its state is that of a whole number of steps."""
+    """The run was asked to stop, and its state is that after a whole number of steps."""
 
     exit_code = exit_codes.PREEMPTED
 
 
 class StopRequest:
-    """While it is entered, a signal is noted instead of obeyed, but for a later second Ctrl-C.
+    """A context manager that records signals, so that a run can stop between two steps.
+
+    Within the context the signals that ask a process to stop are recorded and do nothing else. Only
+    a Ctrl-C more than a second after the first signal raises KeyboardInterrupt at once.
 
     Attributes:
-        signal: the first that this process got.
+        signal: the first signal that this process received, or None.
     """
 
     def __init__(self) -> None:
@@ -54,7 +57,7 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # The end of a launcher and a terminal may each send one of what is one Ctrl-C.
+        # For one Ctrl-C, the terminal and the launcher that ends may each send a signal.
         is_second = self.signal is not None and time.monotonic() - self._noted > 1
         if is_second and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -62,9 +65,9 @@ class StopRequest:
             self.signal, self._noted = signal.Signals(number), time.monotonic()
 
     def before(self, items: Iterable[Item], ranks: Ranks = ALONE) -> Iterator[Item]:
-        """The items, until any rank is told to leave: then there are no more.
+        """Yield the items, and end early as soon as any rank was asked to stop.
 
-        `raise_for` then tells this end from the other.
+        Call `raise_for` afterwards: it raises an error if the items ended early.
         """
         iterator = iter(items)
         while not self._is_known(ranks):
@@ -75,7 +78,9 @@ class StopRequest:
             yield item
 
     def _is_known(self, ranks: Ranks) -> bool:
-        """Whether a rank was told to leave, as far as is known here; if this one was, all know."""
+        """Return whether this rank knows of a rank that was asked to stop. If this rank was asked
+        to, tell the others.
+        """
         if self.signal is not None:
             if not self._is_posted:
                 ranks.post(LEAVE)
@@ -85,8 +90,10 @@ class StopRequest:
         return self._is_posted
 
     def raise_for(self, ranks: Ranks) -> None:
-        """Leave, if any rank was told to; all of them call this. Who waits here for others and is
-        told to leave has them come at once.
+        """Raise Preempted if any rank was asked to stop. All ranks must call this.
+
+        A rank waits here for the others. If it receives a signal meanwhile, it tells them, so that
+        they end `before` early and come here too.
 
         Raises:
             Preempted: on every rank, with the name of the signal.

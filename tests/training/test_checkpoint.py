@@ -156,7 +156,7 @@ def test_the_newest_that_loads(tmp_path: Path, caplog: pytest.LogCaptureFixture)
             assert f"{tmp_path / broken}: is damaged" in record.getMessage()
         path.unlink()
         path.write_bytes(b"junk")
-    with pytest.raises(CheckpointError, match="no checkpoint can be read, of last.pt, previous.pt"):
+    with pytest.raises(CheckpointError, match="checkpoints can be read: last.pt, previous.pt"):
         load_newest(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_a_damaged_last_does_not_become_the_previous(
 def test_without_a_digest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(checkpoint(1), tmp_path / "last.pt")  # as an older version saved it
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 1
-    assert "last.pt has no last.pt.sha256 beside it: not checked" in caplog.text
+    assert "last.pt has no last.pt.sha256 beside it: it is not checked" in caplog.text
     caplog.clear()
     keep(tmp_path, 2)
     assert steps(tmp_path) == {"last.pt": 2, "previous.pt": 1}

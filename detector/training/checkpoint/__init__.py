@@ -1,18 +1,24 @@
-"""Checkpoints: everything a run needs to go on, in one file of plain containers and tensors.
+"""Checkpoints: everything that is needed to resume a run, in one file of dicts, lists and tensors.
 
     model, optimizer, schedule,
     scaler                             state dicts
-    ema                                the average of the weights, or None
-    epoch, step, seconds, num_images   done so far; `skipped` steps of these were left out
-    position, generators               steps done of the next epoch; the random generators then
-    validation, best                   what the last evaluation found; the best metric of all,
-                                       which `since_best` evaluations have not reached
-    config, classes, category_ids      what is trained, on what
-    format                             of all this, by its number; the first has none
+    ema                                state dict of the averaged weights, or None
+    epoch, step, seconds, num_images   finished epochs and steps, seconds and images of training
+    skipped                            how many of the steps were left out as not finite
+    position, generators               finished steps of the unfinished epoch; the states of the
+                                       random generators after them
+    validation                         the results of the last evaluation
+    best, since_best                   the best metric of all evaluations; how many evaluations
+                                       since then were not better
+    config, classes, category_ids      the configuration, and the names and ids of the classes
+    data                               the fingerprint of the training and validation data
+    peak_memory                        bytes; missing in older checkpoints
+    format                             the number of this file format; missing in format 1
 
-A run keeps last.pt, previous.pt, best.pt and every n-th as step_<N>.pt. A kill while saving leaves
-the file before (`durable.py` says how), and a damaged file is refused by its SHA-256. It is read
-with `weights_only`: a checkpoint runs no code.
+A run keeps last.pt, previous.pt, best.pt and every n-th checkpoint as step_<N>.pt. If it is killed
+while it saves, the file from before stays whole (`durable.py` explains how). A damaged file is
+recognised by its SHA-256 and refused. Files are read with torch.load(weights_only=True), so that
+loading a checkpoint never runs code from it.
 
     python -m detector.training.checkpoint export CHECKPOINT DIRECTORY
 """
@@ -37,40 +43,41 @@ KEYS = frozenset(
     "validation best since_best config classes category_ids data".split()
 )
 
-FORMAT = 3  # since `model.neck` and `model.nms`, which `config.completed` adds to those before
+FORMAT = 3  # added `model.neck` and `model.nms`; `config.completed` adds them to older formats
 
 Checkpoint = dict[str, Any]
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, written or does not fit. The message names the file."""
+    """A checkpoint cannot be read or written, or does not fit. The message names the file."""
 
     exit_code = exit_codes.FAILED
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file and its SHA-256 beside it, whole or not at all.
+    """Write a checkpoint and its SHA-256, either completely or not at all.
 
     Raises:
-        CheckpointError: it cannot be written; a file that was there before can still be read.
+        CheckpointError: the file cannot be written; an older file of this name is still whole.
     """
-    with _naming(path):
+    with _write_errors_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _staged(path, checkpoint) as (temporary, digest):
             publish(temporary, path, digest)
 
 
 def keep_checkpoint(folder: Path, checkpoint: Checkpoint, *, is_best: bool, is_nth: bool) -> None:
-    """Write last.pt; the one before becomes previous.pt, this one also best.pt and step_<N>.pt.
+    """Write a run's checkpoint as last.pt, and keep the old last.pt as previous.pt.
 
-    They are hard links to one file, best.pt and step_<N>.pt made first: a run that is killed in
-    between goes on from the last.pt before and makes them again.
+    With `is_best` the checkpoint is also kept as best.pt, with `is_nth` as step_<N>.pt; these are
+    hard links to last.pt. last.pt is replaced after all others: a run that is killed before that
+    resumes from the old last.pt and writes the others again.
 
     Raises:
-        CheckpointError: it cannot be written; the files that were there can still be read.
+        CheckpointError: the file cannot be written; the older files are still whole.
     """
     last = folder / "last.pt"
-    with _naming(last):
+    with _write_errors_named(last):
         folder.mkdir(parents=True, exist_ok=True)
         for left_by_a_kill in folder.glob("*.tmp"):
             left_by_a_kill.unlink()
@@ -85,7 +92,9 @@ def keep_checkpoint(folder: Path, checkpoint: Checkpoint, *, is_best: bool, is_n
 
 
 def _keep_previous(last: Path) -> None:
-    """Make last.pt previous.pt too, unless it is damaged: previous.pt may be the only whole one."""
+    """Link last.pt as previous.pt, unless it is damaged: then previous.pt may be the last whole
+    checkpoint.
+    """
     digest, named = sha256(last), named_digests(last)
     if named is None or digest in named:
         publish_copy(last, last.with_name("previous.pt"), digest)
@@ -99,12 +108,13 @@ def _staged(path: Path, checkpoint: Checkpoint) -> AbstractContextManager[tuple[
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn the disk's errors into one that names the checkpoint."""
+def _write_errors_named(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into a CheckpointError that names the checkpoint."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save may hide the disk's error behind one of its own about the unfinished archive.
+        # torch.save may raise its own error about the unfinished archive, with the disk's error
+        # as its context.
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
@@ -112,10 +122,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. One without a SHA-256 beside it is read with a warning.
+    """Read a checkpoint onto the CPU. If its SHA-256 file is missing, only warn.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or it is something else.
+        CheckpointError: the file does not exist, is damaged, or is not a checkpoint.
     """
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path}: cannot be read: is not a file")
@@ -128,48 +138,57 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # torch.load raises many kinds on a broken file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint ({reason}){_of_others(path)}"
+            f"{path}: cannot be read as a checkpoint ({reason}){_hint(path)}"
         ) from error
     if isinstance(checkpoint, dict) and checkpoint.get("format", 1) > FORMAT:
         raise CheckpointError(
-            f"{path}: is of format {checkpoint['format']}, written by a newer version; this one "
-            f"reads up to {FORMAT}: update it"
+            f"{path}: is of format {checkpoint['format']}, written by a newer version; this "
+            f"version reads up to {FORMAT}: update the application"
         )
     missing = KEYS - checkpoint.keys() if isinstance(checkpoint, dict) else KEYS
     if missing:
         lacks = ", ".join(sorted(missing))
         raise CheckpointError(
-            f"{path}: is not a checkpoint of this application: lacks {lacks}{_of_others(path)}"
+            f"{path}: is not a checkpoint of this application: lacks {lacks}{_hint(path)}"
         )
     return checkpoint
 
 
-def _of_others(path: Path) -> str:
-    return f". If it is another framework's: python -m detector.model.weights {path}"
+def _hint(path: Path) -> str:
+    return f". If another framework wrote it, look at it: python -m detector.model.weights {path}"
 
 
 def _load(path: Path) -> Any:
-    """The content of a file whose SHA-256 is the one beside it."""
+    """Load a file after comparing its SHA-256 with the one stored beside it."""
     with path.open("rb") as file:
         named = named_digests(path)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if named is not None and digest not in named:
             if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return _load(path)  # a run has saved meanwhile: the sidecar is of the new file
+                # A run has replaced the file since it was opened: the SHA-256 is the new file's.
+                return _load(path)
             raise CheckpointError(f"{path}: is damaged: its SHA-256 is not in {sidecar(path).name}")
         if named is None:
-            log.warning("%s has no %s beside it: not checked", path, sidecar(path).name)
+            name = sidecar(path).name
+            log.warning("%s has no %s beside it: it is not checked for damage", path, name)
         file.seek(0)
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
-    """The newest checkpoint of a run that loads: last.pt, previous.pt, then step_<N>.pt.
+    """Return the newest checkpoint of a run that can be read, and its path.
 
-    Returns None if there is none. Each that does not load is named in a warning.
+    last.pt is tried first, then previous.pt, then step_<N>.pt from the largest N down. A warning
+    names each one that cannot be read.
+
+    Args:
+        folder: the run's folder of checkpoints.
+
+    Returns:
+        None if there are no checkpoints.
 
     Raises:
-        CheckpointError: there are some, and none loads.
+        CheckpointError: there are checkpoints, but none can be read.
     """
     steps = [path for path in folder.glob("step_*.pt") if path.stem[5:].isdecimal()]
     steps.sort(key=lambda path: int(path.stem[5:]), reverse=True)
@@ -184,5 +203,5 @@ def load_newest(folder: Path) -> tuple[Path, Checkpoint] | None:
             log.warning("%s; trying the one before", error)
             broken.append(path.name)
     if broken:
-        raise CheckpointError(f"{folder}: no checkpoint can be read, of {', '.join(broken)}")
+        raise CheckpointError(f"{folder}: none of the checkpoints can be read: {', '.join(broken)}")
     return None

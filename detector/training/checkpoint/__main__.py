@@ -1,4 +1,4 @@
-"""Writes a checkpoint's weights and a model card for others; `detector/training/export.py` does it.
+"""Exports a checkpoint's weights and a model card; see `detector/training/export.py`.
 
 python -m detector.training.checkpoint export CHECKPOINT DIRECTORY
 """
