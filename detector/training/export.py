@@ -1,14 +1,14 @@
-"""Writes a checkpoint's bare weights as others expect a model: safetensors and a model card.
+"""Exports the weights of a checkpoint in the form that model hubs expect.
 
     python -m detector.training.checkpoint export RUN/checkpoints/best.pt exported
     python -m detector.training.checkpoint export RUN/checkpoints/last.pt exported/last
     python -m detector.training.checkpoint export SWEEP/3/checkpoints/best.pt exported/3
 
-writes into the folder that is named last:
+writes these files into the folder, which is the last argument:
 
-    model.safetensors   the model's state dict, names unchanged
-    config.yaml         the configuration that it was trained with
-    README.md           the model card: classes, metrics, licence, how to load it
+    model.safetensors   the model's state dict, with unchanged names
+    config.yaml         the configuration of its training
+    README.md           the model card: classes, metrics, licence, how to load the model
 """
 
 import argparse
@@ -41,7 +41,8 @@ Faster R-CNN trained with Deformable Faster R-CNN, from `{source}`: step {step},
 
 ## Metrics
 
-`{metric}` on the validation images of `config.yaml`, as last evaluated before this checkpoint.
+`{metric}` on the validation images of `config.yaml`, from the last evaluation before this
+checkpoint was saved.
 
 | metric | value |
 |---|---|
@@ -49,11 +50,12 @@ Faster R-CNN trained with Deformable Faster R-CNN, from `{source}`: step {step},
 
 ## Use
 
-To train from these weights, in the application's folder (`DIRECTORY` is this one):
+In the following, `DIRECTORY` is the folder of this file. To start training from these weights, run
+in the application's folder:
 
     python train.py model.weights=DIRECTORY/model.safetensors
 
-To detect, likewise, in Python:
+To detect objects in images, in Python:
 
 ```python
 from omegaconf import OmegaConf
@@ -65,33 +67,36 @@ config = typed_train(OmegaConf.load("DIRECTORY/config.yaml"))
 config.model.weights = "DIRECTORY/model.safetensors"
 transform = config.data.transform
 model = build_model(config.model, config.deform, transform, num_classes={num_classes}).eval()
-# images: a list of float tensors (3, H, W) in RGB, 0..1
-# model(images): for each its boxes (xyxy in pixels), labels and scores
+# images: a list of float tensors (3, H, W), RGB in [0, 1]
+# model(images): a dict for each image, with boxes (xyxy in pixels), labels and scores
 ```
 
 ## Licence
 
-The code's is Apache-2.0. The training images and, where training began with them, the ImageNet
-weights have terms of their own.
+The code's licence is Apache-2.0. The training images and, if training started from them, the
+ImageNet weights have licences of their own.
 """
 
 
 def export(path: Path, folder: Path) -> None:
     """Write model.safetensors, config.yaml and README.md into a folder.
 
+    Args:
+        path: the checkpoint.
+
     Raises:
-        CheckpointError: the checkpoint cannot be read, or the folder not written.
+        CheckpointError: the checkpoint cannot be read, or the folder cannot be written.
     """
     checkpoint = load_checkpoint(path)
-    # the model is trained in channels-last memory, which safetensors does not store
+    # The model is trained in channels-last memory, which safetensors does not store.
     state = {name: tensor.contiguous() for name, tensor in trained_weights(checkpoint).items()}
-    said = {
+    metadata = {
         "classes": json.dumps(checkpoint["classes"]),
         "conventions": json.dumps(checkpoint["config"]["model"].get("conventions")),
         "deform": json.dumps(checkpoint["config"]["deform"]),
     }
     contents = {
-        "model.safetensors": safetensors.torch.save(state, said),
+        "model.safetensors": safetensors.torch.save(state, metadata),
         "config.yaml": OmegaConf.to_yaml(OmegaConf.create(checkpoint["config"])).encode(),
         "README.md": model_card(checkpoint, path.name).encode(),
     }
@@ -104,9 +109,13 @@ def export(path: Path, folder: Path) -> None:
 
 
 def model_card(checkpoint: Checkpoint, source: str) -> str:
-    """Markdown, with the front matter that model hubs read."""
+    """Return the model card in Markdown, with the front matter that model hubs read.
+
+    Args:
+        source: the file name of the checkpoint.
+    """
     config, classes = checkpoint["config"], checkpoint["classes"]
-    metrics = checkpoint["validation"].get("metrics", {})  # empty where it was never evaluated
+    metrics = checkpoint["validation"].get("metrics", {})  # empty before the first evaluation
     rows = list(zip(range(1, len(classes) + 1), classes, checkpoint["category_ids"], strict=True))
     return CARD.format(
         front_matter=OmegaConf.to_yaml(OmegaConf.create(front_matter(config, metrics))),
@@ -122,7 +131,7 @@ def model_card(checkpoint: Checkpoint, source: str) -> str:
 
 
 def front_matter(config: dict[str, Any], metrics: dict[str, float | None]) -> dict[str, Any]:
-    """Licence, tags and metrics, by the keys of Hugging Face's model cards."""
+    """Return licence, tags and metrics under the keys of Hugging Face's model cards."""
     deforms = config["deform"]["stages"] != "none"
     tags = ["object-detection", "faster-rcnn", *(["deformable-convolution"] if deforms else [])]
     content = {"license": "apache-2.0", "pipeline_tag": "object-detection", "tags": tags}
@@ -139,26 +148,26 @@ def front_matter(config: dict[str, Any], metrics: dict[str, float | None]) -> di
 
 
 def title(config: dict[str, Any]) -> str:
-    """The architecture in a few words."""
+    """Name the architecture, such as `Faster R-CNN resnet50 FPN, deformable c3-c5 (v2)`."""
     stages, version = config["deform"]["stages"], config["deform"]["version"]
     deform = "" if stages == "none" else f", deformable {stages} ({version})"
-    model = config["model"]  # perhaps of a version that knew no other neck
+    model = config["model"]  # older versions had no key `neck`: it was fpn
     return f"Faster R-CNN {model['backbone']} {model.get('neck', 'fpn').upper()}{deform}"
 
 
 def table(rows: list[tuple[Any, ...]]) -> str:
-    """The rows of a Markdown table."""
+    """Format the rows of a Markdown table, without its header."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def shown(value: float | None) -> str:
-    """A metric's value; None stands for 'no such objects'."""
+    """Format a metric; None, a dash, means that there are no objects to compute it from."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def main() -> None:
-    """The command line of `python -m detector.training.checkpoint`."""
+    """Run the command line of `python -m detector.training.checkpoint`."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m detector.training.checkpoint",

@@ -1,7 +1,7 @@
-"""Starts the processes that train together on this machine, and starts them again if one dies.
+"""Starts the processes that train together on this machine, and restarts them if one dies.
 
-They are elastic workers of torch.distributed. The process that launches them, Hydra's, trains
-nothing: it passes signals on, and ends as they do.
+They are elastic workers of torch.distributed. The process that launches them does not train: it
+passes signals on to them, and ends in the same way as they do.
 """
 
 import json
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class WorkersError(RuntimeError):
-    """The workers ended before their work: with an error that would come again, or too often.
+    """The workers failed with an error that a restart would not fix, or failed too often.
 
     Attributes:
-        kind: the name of their error's class, or `WorkersError`.
-        exit_code: theirs.
+        kind: the class name of the worker's error, or `WorkersError` if they failed too often.
+        exit_code: the exit code for that error.
     """
 
     def __init__(self, message: str, kind: str = "WorkersError", exit_code: int = 1) -> None:
@@ -49,20 +49,23 @@ def launch(
     max_restarts: int,
     exit_code: Callable[[BaseException], int | None],
 ) -> None:
-    """Call a function in `num_ranks` new processes, and wait for all.
+    """Call a function in `num_ranks` new processes, and wait until all have ended.
 
     Args:
-        function: one that can be imported; it finds the others by `distribution.joined`.
-        max_restarts: how often all are started again after one was killed or failed.
-        exit_code: of an error that would only come again; None for any other.
+        function: an importable function. It joins the other processes by `distribution.joined`.
+        arguments: the positional arguments of the function.
+        max_restarts: how often all processes are started again after one was killed or failed.
+        exit_code: maps an error that a restart would not fix to an exit code, and any other error
+            to None.
 
     Raises:
-        Preempted: they were told to leave, and have.
-        WorkersError: they failed with such an error, or too often.
+        Preempted: the processes were asked to stop, and have stopped.
+        WorkersError: a process failed with an error that a restart would not fix, or processes
+            failed too often.
     """
-    # With the store of the rendezvous, a restart may hang: pytorch issue 135712.
+    # If the workers share the store of the rendezvous, a restart may hang: pytorch issue 135712.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # said below
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # logged below
     with tempfile.TemporaryDirectory() as folder, _signals_passed_on() as received:
         ending = Path(folder) / "ending.json"
         for restart in range(max_restarts + 1):
@@ -87,7 +90,9 @@ def launch(
 
 
 def _launch_config(num_ranks: int, folder: str) -> LaunchConfig:
-    """One machine; a restart is ours, which knows what it would not mend."""
+    """Describe the workers on this machine. torch restarts none of them: `launch` does that, as it
+    knows which errors a restart would not fix.
+    """
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -109,7 +114,11 @@ def _worker(
     function: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
-    """In each new process. The first to end for good says how; the others fail for lack of it."""
+    """Call the function in a new process.
+
+    The first process that fails with an error a restart would not fix, or is asked to stop, writes
+    the error to `ending`. The others then fail because they have lost that process.
+    """
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restart)
     launcher = os.getppid()
     try:
@@ -122,12 +131,12 @@ def _worker(
             log.exception("failed")
         if code != PREEMPTED:
             raise
-    if os.getppid() != launcher:  # it was killed: nobody takes the result, for which torch waits
+    if os.getppid() != launcher:  # it was killed; torch would wait until it takes the result
         sys.exit(PREEMPTED)
 
 
 def _write_once(path: Path, text: str) -> None:
-    """Whole, unless another was first."""
+    """Write a file completely, unless another process has written it first."""
     own = path.with_name(f"{os.getpid()}.json")
     own.write_text(text)
     try:
@@ -138,15 +147,15 @@ def _write_once(path: Path, text: str) -> None:
 
 @contextmanager
 def _signals_passed_on() -> Iterator[list[signal.Signals]]:
-    """While it is entered, the workers get the signals that this process gets; they are listed.
+    """Pass the signals that this process receives on to the workers, and list them.
 
     Raises:
-        Preempted: out of whatever is done, by a signal while there are none.
+        Preempted: from the signal handler, if there are no workers when a signal arrives.
     """
     received: list[signal.Signals] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        # A terminal sends SIGINT to the workers itself, and they take a second one as haste.
+        # A terminal sends SIGINT to the workers as well, and a second one would interrupt them.
         sent = signal.SIGTERM if number == signal.SIGINT else number
         received.append(signal.Signals(number))
         workers = multiprocessing.active_children()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the log's progress line, metrics.jsonl, TensorBoard, summary.json."""
+"""What a run records: progress lines in the log, metrics.jsonl, and TensorBoard's event files."""
 
 import json
 import logging
@@ -24,20 +24,22 @@ from detector.evaluation.offset_sizes import LayerSizes
 
 log = logging.getLogger(__name__)
 
-IN_BAR = "in_bar"  # marks lines of the log that a bar on the terminal has as well
-MUCH_WAITING = 0.2  # share of the time, from which on data.num_workers deserves a look
+IN_BAR = "in_bar"  # marks lines of the log that the progress bar shows as well
+# If a larger share of the time is spent waiting for data, the progress line shows it: a hint to raise
+# data.num_workers.
+MUCH_WAITING = 0.2
 
 
 class Record:
-    """Writes scalars and pictures of one run into its folder.
+    """Writes the scalars and images of one run into its folder.
 
-    On a terminal there is a live bar below the lines of the log, in place of those of progress.
+    On a terminal a progress bar below the log replaces the log's progress lines.
 
     Args:
-        folder: the run's folder; a resumed run appends to what is there. None: nothing is
-            recorded, as another process does.
-        num_steps, num_epochs: of the whole run.
-        first_step: steps that were done before this process started.
+        folder: the run's folder; a resumed run appends to the files in it. None on all ranks but
+            the first: nothing is recorded.
+        num_steps, num_epochs: the length of the whole run.
+        first_step: the number of steps that were finished before this process started.
     """
 
     def __init__(
@@ -48,16 +50,16 @@ class Record:
         self.num_epochs = num_epochs
         self.first_step = first_step
         self.start = time.monotonic()
-        self._far: set[str] = set()  # layers that were warned of
+        self._far: set[str] = set()  # layers about which a warning was given
         if folder is None:
             return
-        self._forget_after(folder, first_step)
+        self._drop_lines_after(folder, first_step)
         self.writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
         self._close = ExitStack()
         self._close.callback(self.writer.close)
         if sys.stderr.isatty():
             self._close.enter_context(logging_redirect_tqdm())
-            for handler in logging.root.handlers:  # those of before come back when it is closed
+            for handler in logging.root.handlers:  # the former handlers come back on close
                 if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                     handler.addFilter(lambda line: not hasattr(line, IN_BAR))
         self.bar = self._close.enter_context(
@@ -73,14 +75,20 @@ class Record:
         )
 
     def advance(self) -> None:
-        """A step is done."""
+        """Move the progress bar by one step."""
         if self.folder is not None:
             self.bar.update()
 
     def training(
         self, step: int, epoch: int, scalars: dict[str, float], speed: dict[str, float]
     ) -> None:
-        """One line of progress: step and epoch count from 1."""
+        """Record the scalars of a training step, and log one line of progress.
+
+        Args:
+            step, epoch: count from 1.
+            scalars: the losses and the learning rate.
+            speed: what `Speed.report` returns.
+        """
         if self.folder is None:
             return
         parts = [
@@ -105,10 +113,11 @@ class Record:
     def validation(
         self, step: int, epoch: int, scalars: dict[str, float | None], *, seconds: float
     ) -> None:
-        """Metrics of one evaluation; None stands for 'no such objects'.
+        """Record the metrics of one evaluation.
 
         Args:
-            seconds: of training until then.
+            scalars: the metrics; None where there are no objects to compute one from.
+            seconds: the time spent in training so far.
         """
         if self.folder is None:
             return
@@ -119,8 +128,10 @@ class Record:
         self.writer.flush()
 
     def offsets(self, step: int, epoch: int, layers: dict[str, LayerSizes]) -> None:
-        """How far the offsets of each layer reach at an evaluation. A layer whose 99th percentile
-        passes a quarter of its map's shorter side is warned of, once.
+        """Record the lengths of each deformable layer's offsets at an evaluation.
+
+        Warns once about a layer if the 99th percentile of its offsets' lengths exceeds a quarter
+        of its feature map's shorter side.
         """
         if self.folder is None or not layers:
             return
@@ -132,17 +143,17 @@ class Record:
             if layer.p99 > layer.side / 4 and name not in self._far:
                 self._far.add(name)
                 log.warning(
-                    "%s: one offset of 100 is longer than %.1f pixels, more than a quarter of its "
-                    "map's %.0f: see deform.offset_limit",
+                    "%s: 1 in 100 offsets is longer than %.1f pixels, more than a quarter of its "
+                    "feature map's shorter side, %.0f pixels: see deform.offset_limit",
                     *(name, layer.p99, layer.side),
                 )
 
     def curves(self, step: int, curves: dict[str, Curve]) -> None:
-        """Precision over recall of each class."""
+        """Record the precision-recall curve of each class."""
         if self.folder is None:
             return
         for name, curve in curves.items():
-            # TensorBoard wants rising thresholds, hence falling recalls.
+            # TensorBoard expects ascending thresholds, hence descending recalls.
             recall, precision = np.linspace(1, 0, 101), curve.precision[::-1]
             found = recall * curve.num_objects
             wrong = found * (1 - precision) / np.maximum(precision, 1e-12)
@@ -153,22 +164,23 @@ class Record:
             )
 
     def sheet(self, picture: Tensor) -> None:
-        """A picture uint8 (3, H, W) of training images before and after augmentation."""
+        """Record an image, uint8 (3, H, W), of training images before and after augmentation."""
         if self.folder is not None:
             self.writer.add_image("train/before and after augmentation", picture, 0)
 
     def images(self, step: int, pictures: list[Tensor]) -> None:
-        """Pictures uint8 (3, H, W), with boxes drawn on them."""
+        """Record validation images, uint8 (3, H, W), with boxes drawn on them."""
         if self.folder is None:
             return
         for index, picture in enumerate(pictures):
             self.writer.add_image(f"val/image_{index}", picture, step)
 
     def hparams(self, config: dict[str, Any], metrics: dict[str, float | None]) -> None:
-        """What the run was and what it reached, for TensorBoard's table of runs.
+        """Record the configuration and the final metrics, for TensorBoard's HPARAMS tab.
 
         Args:
-            config: key -> value; what is no number, text or truth value is shown as text.
+            config: key -> value; values other than numbers, strings and booleans are converted to
+                strings.
         """
         if self.folder is None:
             return
@@ -185,8 +197,11 @@ class Record:
             self._close.close()
 
     @staticmethod
-    def _forget_after(folder: Path, step: int) -> None:
-        """Drop the lines of steps that are about to be done again, and one cut short by a kill."""
+    def _drop_lines_after(folder: Path, step: int) -> None:
+        """Drop the lines of metrics.jsonl after a step, and one that a kill has cut off.
+
+        A resumed run repeats the steps after its checkpoint, and records them again.
+        """
         path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= step]
         temporary = path.with_name(path.name + ".tmp")
@@ -204,18 +219,18 @@ class Record:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as 2:31 or 1:02:31."""
+    """Format seconds as minutes and seconds or with hours, such as 2:31 or 1:02:31."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, which need not exist, without one that is cut short."""
+    """Return the lines of a metrics.jsonl, if it exists, without one that is cut off."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def num_parameters(model: torch.nn.Module) -> int:
-    """Of all parameters, frozen ones included."""
+    """Return the number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,11 +1,11 @@
-"""The learning rate of each step: a linear warm-up, then steps or a cosine."""
+"""The learning rate of each step: a linear warm-up, then a decay in steps or along a cosine."""
 
 import math
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-WARMUP_START = 1e-3  # of the base rate, as detectron2 and mmdetection
+WARMUP_START = 1e-3  # the first factor of the warm-up, as in detectron2 and mmdetection
 
 
 def lr_schedule(
@@ -16,12 +16,14 @@ def lr_schedule(
     milestones: list[int] | None,
     gamma: float,
 ) -> LambdaLR:
-    """A factor on every group's base rate, stepped once an optimizer step.
+    """Return a schedule that scales every parameter group's base rate; step it once per step.
 
     Args:
-        warmup_steps: the factor grows linearly from 1/1000 to what follows.
-        milestones: steps at which the rate is multiplied by `gamma`; None is a cosine that ends
-            at zero after `num_steps`.
+        warmup_steps: the number of steps in which the scale grows linearly from 1/1000 of the
+            decayed rate to all of it.
+        num_steps: the length of the cosine.
+        milestones: the steps at which the rate is multiplied by `gamma`. With None the rate
+            follows a cosine that ends at zero after `num_steps`.
     """
 
     def factor(step: int) -> float:

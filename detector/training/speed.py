@@ -1,4 +1,4 @@
-"""How fast training is, what it waits for, and how much memory it takes."""
+"""Measures the speed of training, the time spent waiting for data, and the peak memory."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -11,14 +11,16 @@ from ops import memory
 
 
 class Speed:
-    """Counts the steps between two reports.
+    """Measures the training speed between two reports.
 
     Args:
-        batch_size: images of a step, over all ranks.
-        flops_per_pixel: of a forward; a backward is taken to be two.
+        batch_size: the number of images per step, over all ranks.
+        flops_per_pixel: FLOPs of a forward pass per pixel of the input images. A backward pass is
+            taken to cost twice as much.
 
     Attributes:
-        seconds, num_images: since it was made, of this process.
+        seconds: the time this process has spent in training, without evaluations.
+        num_images: the number of images trained on in this time, over all ranks.
     """
 
     def __init__(self, *, batch_size: int, flops_per_pixel: float) -> None:
@@ -35,8 +37,8 @@ class Speed:
         self._pixels = 0
 
     def timed(self, batches: Iterable[list[Sample]]) -> Iterator[list[Sample]]:
-        """The batches of this rank; time spent here is spent waiting."""
-        self._start()  # what was before was not training
+        """Yield this rank's batches, and count the time until each arrives as waiting for data."""
+        self._start()  # the time before, such as an evaluation, is not training
         iterator = iter(batches)
         while True:
             start = time.perf_counter()
@@ -49,7 +51,7 @@ class Speed:
             yield samples
 
     def step(self) -> None:
-        """A step is done."""
+        """Count a finished step."""
         now = time.perf_counter()
         self.seconds += now - self._counted
         self._counted = now
@@ -57,8 +59,11 @@ class Speed:
         self.num_images += self.batch_size
 
     def report(self) -> dict[str, float]:
-        """Since the last one: images a second over all ranks; of this rank, the share of time that
-        it waited for data, and TFLOP/s.
+        """Return the speed since the last report, or since the epoch began.
+
+        Returns:
+            `images/s` over all ranks; `data wait`, the share of time that this rank waited for
+            data, in [0, 1]; and `TFLOP/s` of this rank.
         """
         seconds = time.perf_counter() - self._began
         values = {
@@ -71,7 +76,7 @@ class Speed:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` forget what was before, where the system can."""
+    """Start a new measurement of `peak_memory`, if the operating system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
@@ -79,7 +84,11 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held since: tensors on a GPU, or the whole process; 0 where it is unknown."""
+    """Return the peak memory in bytes since `reset_peak_memory`.
+
+    On a GPU this is the memory of its tensors, on a CPU the resident memory of the process, or 0 if
+    it is unknown.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -174,7 +174,7 @@ def test_offsets_that_run_away_are_warned_of_once(
         record.offsets(2 * epoch, epoch, {"layer3.0.conv1": near, "layer4.0.conv1": last})
     record.close()
     warnings = [line.message for line in caplog.records if line.levelname == "WARNING"]
-    assert len(warnings) == 1 and warnings[0].startswith("layer4.0.conv1: one offset of 100")
+    assert len(warnings) == 1 and warnings[0].startswith("layer4.0.conv1: 1 in 100 offsets")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert lines[1]["layers"]["layer4.0.conv1"] == {
