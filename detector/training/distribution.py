@@ -1,9 +1,9 @@
-"""Several processes that train one model: who this one is, and what they tell each other.
+"""Several processes, the ranks, that train one model: this process's rank, and communication.
 
-A process learns it from its environment, which torchrun, `launch.py` and, through submitit, SLURM
-set: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. For a task of srun
-they follow from SLURM's own. A process without them is alone, and everything here does nothing to
-what it is given.
+A process learns its rank from the environment variables RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. torchrun, `launch.py` and submitit set them; for a
+task that srun starts they are derived from SLURM's own variables. A process without any of these
+is the only rank, and nothing here communicates.
 """
 
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT = 1800.0  # seconds for which a rank waits for the others, unless it is told otherwise
+LIMIT = 1800.0  # default of the seconds for which a rank waits for the others
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Ranks:
     """The processes that train together, seen from one of them.
 
     Attributes:
-        rank: of this process, 0 <= rank < num_ranks; the first one records and saves.
-        local_rank: among those of its machine: the number of its GPU.
-        num_local: how many there are on its machine.
-        store: where a rank leaves word for the others, who look when they like.
+        rank: the rank of this process, 0 <= rank < num_ranks. Rank 0 records and saves.
+        local_rank: the rank among the processes of this machine, which is also its GPU's number.
+        num_local: the number of ranks on this machine.
+        store: a key-value store for messages between ranks that none of them waits for.
     """
 
     rank: int = 0
@@ -51,14 +51,14 @@ class Ranks:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all ranks, on each."""
+        """Return the mean over all ranks, on each rank."""
         if self.num_ranks > 1:
             dist.all_reduce(values)
             values = values / self.num_ranks
         return values
 
     def all_gather(self, item: T) -> list[T]:
-        """What each rank gave, by rank, on each."""
+        """Return the items of all ranks, ordered by rank, on each rank."""
         if self.num_ranks == 1:
             return [item]
         items: list[T] = [item] * self.num_ranks
@@ -66,7 +66,7 @@ class Ranks:
         return items
 
     def gather(self, item: T) -> list[T]:
-        """What each rank gave, by rank, on the first; nothing on the others."""
+        """Return the items of all ranks, ordered by rank, on the first rank; [] on the others."""
         if self.num_ranks == 1:
             return [item]
         items = [item] * self.num_ranks if self.is_first else None
@@ -74,7 +74,7 @@ class Ranks:
         return items or []
 
     def broadcast(self, item: T) -> T:
-        """What the first rank gave, on each."""
+        """Return the first rank's item, on each rank."""
         if self.num_ranks == 1:
             return item
         items = [item]
@@ -82,17 +82,17 @@ class Ranks:
         return items[0]
 
     def broadcast_buffers(self, module: nn.Module) -> None:
-        """Give every rank the first one's buffers, such as the means of a batch norm."""
+        """Copy the first rank's buffers, such as batch norm's running means, to all ranks."""
         if self.num_ranks > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
     def barrier(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Wait until all ranks are here.
+        """Wait until all ranks have called this.
 
         Args:
-            meanwhile: called again and again. A signal is seen between two calls, and not within
-                what waits for other ranks.
+            meanwhile: called repeatedly while this rank waits. Signals are handled between two
+                calls; a blocking wait for other ranks would not handle them.
         """
         if self.num_ranks == 1:
             return
@@ -103,17 +103,20 @@ class Ranks:
         work.wait()
 
     def post(self, word: str) -> None:
-        """Leave a word for the other ranks."""
+        """Post a word that all ranks can see by `is_posted`."""
         if self.store is not None:
             self.store.add(word, 1)
 
     def is_posted(self, word: str) -> bool:
-        """Whether any rank has left it."""
+        """Return whether any rank has posted the word."""
         return self.store is not None and self.store.add(word, 0) > 0
 
     @contextmanager
     def one_of_machine_first(self) -> Iterator[None]:
-        """One process of each machine goes ahead, to fetch or make files for the others."""
+        """Run the block in the first process of each machine, then in the others.
+
+        So the first process can download or generate files for the others of its machine.
+        """
         if self.local_rank != 0:
             self.barrier()
         yield
@@ -121,7 +124,7 @@ class Ranks:
             self.barrier()
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model, its gradients averaged over the ranks in the backward."""
+        """Wrap the model so that its backward pass averages the gradients over the ranks."""
         if self.num_ranks == 1:
             return model
         devices = [device] if device.type == "cuda" else None
@@ -129,8 +132,9 @@ class Ranks:
             model,
             device_ids=devices,
             gradient_as_bucket_view=True,
-            # Else the gradients are laid out anew after the first step, and three or more ranks sum
-            # them in another order in the first step of a run that goes on than in one that went.
+            # Otherwise DDP rearranges its gradient buckets after a process's first step. With three
+            # or more ranks the first step after a resume would then sum the gradients in another
+            # order than the same step of an uninterrupted run.
             find_unused_parameters=device.type == "cpu",
         )
 
@@ -139,16 +143,16 @@ ALONE = Ranks()
 
 
 def without_averaging(model: nn.Module) -> AbstractContextManager[None]:
-    """Backwards within add to the gradients of this rank alone, as accumulation needs."""
+    """Accumulate gradients on this rank only: a backward pass within does not average them."""
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
 
 
 def ranks_of_environment() -> Ranks:
-    """Who this process is among how many."""
+    """Read the rank of this process from its environment."""
     if "SUBMITIT_EXECUTOR" in os.environ and "WORLD_SIZE" not in os.environ:
-        import submitit  # of the extra slurm
+        import submitit  # installed by the extra `slurm`
 
         if submitit.JobEnvironment().num_tasks > 1:
             # Each process chooses its GPU by its local rank.
@@ -164,17 +168,20 @@ def ranks_of_environment() -> Ranks:
 
 
 def _environment_of_srun(slurm: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would set, for a task of srun. The first node has the first rank."""
+    """Return the variables that torchrun would set, for a task that srun started.
+
+    The first node of the job has the first rank.
+    """
     command = ["scontrol", "show", "hostnames", slurm["SLURM_STEP_NODELIST"]]
     nodes = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    # Tasks per node as SLURM abbreviates them: 2(x3),1.
+    # The tasks per node as SLURM abbreviates them: 2(x3),1 stands for 2, 2, 2, 1.
     counts = [
         int(number)
         for part in slurm["SLURM_STEP_TASKS_PER_NODE"].split(",")
         for number, _, times in [part.rstrip(")").partition("(x")]
         for _ in range(int(times or 1))
     ]
-    # Steps of one job, and jobs of one machine, have ports of their own.
+    # Different steps of a job, and different jobs on a machine, get different ports.
     port = 20_000 + (int(slurm["SLURM_JOB_ID"]) * 16 + int(slurm["SLURM_STEP_ID"])) % 12_000
     return {
         "RANK": slurm["SLURM_PROCID"],
@@ -188,25 +195,29 @@ def _environment_of_srun(slurm: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def joined(limit: float = LIMIT) -> Iterator[Ranks]:
-    """Find the other ranks, on whatever device they compute.
+    """Join the process group of all ranks.
 
     Args:
-        limit: seconds for which a rank waits for another before it fails.
+        limit: the seconds for which a rank waits for another rank before it fails.
+
+    Yields:
+        This process's place among the ranks.
     """
     ranks = ranks_of_environment()
     if ranks.num_ranks == 1:
         yield ranks
         return
-    # What is no tensor of a GPU goes through gloo.
     shares, restarts = "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_MAX_RESTARTS"
     if os.environ.get(shares) == "True" and int(os.environ.get(restarts, 0)) and ranks.is_first:
         log.warning(
-            "torchrun starts processes again with what its store holds of the former ones, which "
-            "may fail (pytorch issue 135712): give it TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+            "after a restart by torchrun, processes may find the addresses of the former ones in "
+            "its store, and fail (pytorch issue 135712): call it with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         )
+    # Tensors on a GPU go through NCCL, everything else through gloo.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = timedelta(seconds=limit)
     store, rank, num_ranks = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
     yield replace(ranks, store=dist.PrefixStore("words", store))
-    dist.destroy_process_group()  # not after an error: it ends the process, and all others with it
+    dist.destroy_process_group()  # not after an error, which ends the process, and so the others

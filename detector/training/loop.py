@@ -1,10 +1,11 @@
 """One epoch of optimization.
 
-The images of a step are the same for any number of processes and parts: its losses are means over
-theirs, only batch norm sees one of them at a time. The randomness of an image (its augmentation,
-which of its anchors and proposals the losses look at) follows from (seed, epoch, index). What else
-there may be follows from (seed, epoch); within an epoch a resumed run takes up the generators where
-they were.
+However many ranks and parts a step is split into, it trains on the same images, and its losses are
+means over all ranks and parts. Only batch norm depends on the split: it normalises over one part's
+images on one rank. Everything random about an image (its augmentation, and which of its anchors and
+proposals are sampled for the losses) is a function of (seed, epoch, index). Any other random number
+is a function of (seed, epoch); a run that is resumed within an epoch restores the random
+generators.
 """
 
 import math
@@ -30,11 +31,15 @@ from detector.out_of_memory import is_out_of_memory
 from detector.training.distribution import ALONE, Ranks, without_averaging
 from detector.training.preemption import StopRequest
 
-MIN_SCALE = 1.0  # float16's gradients need no smaller factor: if they overflow here, they diverge
+MIN_SCALE = 1.0  # the smallest loss scale for float16: gradients that still overflow have diverged
 
 
 class StepError(RuntimeError):
-    """A step that cannot be taken. The message names the images; `samples` are theirs."""
+    """A step cannot be taken. The message names the images.
+
+    Attributes:
+        samples: the samples of this rank's batch.
+    """
 
     exit_code = exit_codes.FAILED
 
@@ -44,22 +49,25 @@ class StepError(RuntimeError):
 
 
 class NonFiniteError(StepError):
-    """A loss or gradient is infinite or NaN. The weights are those from before the step."""
+    """A loss or a gradient is infinite or NaN. The weights are still those before the step."""
 
 
 class MemoryExceededError(StepError):
-    """The device has not enough memory for a batch."""
+    """The device does not have enough memory for a batch."""
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed torch's generators for one epoch."""
+    """Seed torch's random generators for one epoch."""
     torch.manual_seed(
         int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
     )
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:
-    """Whether torch may use only algorithms that give the same result again, on a GPU as well."""
+    """If wanted, let torch use only algorithms that give the same result every time, on GPUs too.
+
+    cuDNN's search for the fastest algorithm is switched off in any case.
+    """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted)
@@ -67,7 +75,7 @@ def use_deterministic_algorithms(wanted: bool) -> None:
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's generators that training draws from."""
+    """Return the states of torch's random generators that training on the device draws from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -75,7 +83,7 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set them to what `generator_states` gave; on another kind of device the CPU's alone."""
+    """Restore `generator_states`; those of another kind of device than this one are ignored."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -83,15 +91,16 @@ def restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How losses become steps.
+    """What turns losses into optimizer steps.
 
     Attributes:
-        lr_schedule: stepped once a step.
-        scaler: of float16's losses; disabled for other precisions.
-        precision: bfloat16 and float16 compute the forward under autocast; weights stay float32.
-        clip_norm: the gradient's largest norm; None: it is not clipped.
-        ema: averages the weights after each step, but for one that is left out.
-        num_parts: batches whose gradients make one step.
+        lr_schedule: stepped after each optimizer step.
+        scaler: scales the losses for float16; disabled for other precisions.
+        precision: with bfloat16 or float16 the forward pass runs under autocast; the weights stay
+            float32.
+        clip_norm: the largest norm of the gradient, to which it is clipped; None for no clipping.
+        ema: the moving average of the weights, updated after each step that is not left out.
+        num_parts: the number of batches whose gradients are accumulated for one step.
     """
 
     optimizer: Optimizer
@@ -114,19 +123,23 @@ def train_epoch(
     ranks: Ranks = ALONE,
     stop: StopRequest | None = None,
 ) -> None:
-    """Optimize over the batches of this rank.
+    """Train on the batches of this rank.
 
     Args:
-        model: the parallel one, if there are several ranks.
-        on_step: called after each step with the total `loss` and its parts, means over the ranks
-            and parts of the step, and the rate `lr`.
-        on_not_finite: called in place of a step, whose batch is then left out, running statistics
-            included; None: the error is raised. Every rank comes to the same answer.
-        stop: looked at in every step; all ranks leave after the one in which any was told to.
+        model: with several ranks, the model that `Ranks.parallel` returns.
+        batches: `num_parts` of them make one step.
+        on_step: called after each step, also one that is left out, with the total `loss`, the
+            single losses and the learning rate `lr`. Losses are means over the ranks and parts of
+            the step.
+        on_not_finite: called if a loss or gradient is not finite. The step is then left out: the
+            weights and running statistics stay as they were before it. None raises the error
+            instead. All ranks come to the same decision.
+        stop: checked in every step. If any rank was asked to stop, all ranks stop after the same
+            step.
 
     Raises:
-        NonFiniteError, MemoryExceededError: before the weights are touched.
-        Preempted: after a step.
+        NonFiniteError, MemoryExceededError: before the weights are changed.
+        Preempted: after a step, if any rank was asked to stop.
     """
     stop = stop or StopRequest()
     model.train()
@@ -137,8 +150,8 @@ def train_epoch(
         with _memory_errors_named(samples):
             losses = _backward(model, parts, optimization)
         norm = _gradient_norm(model, optimization)
-        # With the other ranks and with the device: the one synchronisation of a step, to which
-        # float16 adds those of its scaler.
+        # The only synchronisation of a step with the other ranks (besides DDP's own) and with the
+        # device. With float16 the scaler synchronises with the device as well.
         told = torch.full_like(norm, stop.signal is not None)
         report = torch.stack([told, norm.detach(), *losses.values()])
         told_to_stop, norm_value, *means = ranks.mean(report).tolist()
@@ -163,7 +176,7 @@ def train_epoch(
 def _backward(
     model: nn.Module, parts: list[list[Sample]], optimization: Optimization
 ) -> dict[str, Tensor]:
-    """Set the gradients to those of the mean over the parts; return the means of the losses."""
+    """Compute the gradients of the mean loss over the parts; return each loss's mean over them."""
     optimization.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, start=1):
@@ -177,22 +190,22 @@ def _backward(
 
 
 def _gradient_norm(model: nn.Module, optimization: Optimization) -> Tensor:
-    """The norm of the gradients, which are clipped to `clip_norm`."""
+    """Clip the gradients to `clip_norm`; return their norm before clipping."""
     if optimization.scaler.is_enabled():
         optimization.scaler.unscale_(optimization.optimizer)
     return nn.utils.clip_grad_norm_(model.parameters(), optimization.clip_norm or math.inf)
 
 
 def _step(model: nn.Module, optimization: Optimization, *, is_finite: bool) -> None:
-    """Move the weights, unless the gradients are not finite; the schedule goes on in any case."""
+    """Update the weights if the gradients are finite; step the schedule in any case."""
     if is_finite:
         optimization.optimizer.step()
         if optimization.ema is not None:
             optimization.ema.update_parameters(model)
     scaler = optimization.scaler
-    if scaler.is_enabled():  # a norm may overflow where no gradient does, which it looks at
+    if scaler.is_enabled():  # it checks single gradients, but their norm alone may overflow too
         scaler.update(None if is_finite else scaler.get_scale() * scaler.get_backoff_factor())
-    with warnings.catch_warnings():  # of a schedule that goes on before the first step was taken
+    with warnings.catch_warnings():  # the schedule may be stepped before the first optimizer step
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         optimization.lr_schedule.step()
 
@@ -200,7 +213,7 @@ def _step(model: nn.Module, optimization: Optimization, *, is_finite: bool) -> N
 def compute_losses(
     model: nn.Module, samples: list[Sample], device: torch.device, precision: torch.dtype
 ) -> dict[str, Tensor]:
-    """The detector's losses on a batch, in float32 or better. Crowds are no targets."""
+    """Return the detector's losses on a batch, in float32 or float64. Crowds are not targets."""
     images = [to_float(sample["image"], device) for sample in samples]
     targets = [
         {
@@ -225,7 +238,10 @@ def _check_finite(
     ranks: Ranks,
     scaler: GradScaler,
 ) -> None:
-    """A norm that float16's factor made infinite is no error: the factor is about to shrink."""
+    """Raise NonFiniteError if a loss or the norm of the gradient is not finite.
+
+    With float16 an infinite norm alone is no error as long as the loss scale can still shrink.
+    """
     if all(map(math.isfinite, losses.values())):
         if math.isfinite(norm) or (scaler.is_enabled() and scaler.get_scale() > MIN_SCALE):
             return

@@ -25,8 +25,8 @@ from detector.evaluation.offset_sizes import LayerSizes
 log = logging.getLogger(__name__)
 
 IN_BAR = "in_bar"  # marks lines of the log that the progress bar shows as well
-# If a larger share of the time is spent waiting for data, the progress line shows it: a hint to raise
-# data.num_workers.
+# If a larger share of the time is spent waiting for data, the progress line shows it, as a hint to
+# raise data.num_workers.
 MUCH_WAITING = 0.2
 
 

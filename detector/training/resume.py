@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it is that run's."""
+"""Choose the checkpoint from which a run resumes, and check that it is of the same run."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import Any
 
 from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_newest
 
-# How long, where and how talkative a run is may change; its parts are the same images.
+# Keys that may change when a run is resumed: its length, its devices, what it logs and keeps.
+# `schedule.num_parts` is one: a step trains on the same images however many parts it has.
 FREE = frozenset(
     "device devices max_restarts rank_timeout data.num_workers schedule.num_parts schedule.epochs "
     "schedule.evaluate_every schedule.patience max_skipped_steps resume log_every "
@@ -21,18 +22,18 @@ def checkpoint_to_resume(
     config: dict[str, Any],
     completed: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Checkpoint | None:
-    """The checkpoint that a run goes on from, if any.
+    """Return the checkpoint from which a run resumes, or None if it starts anew.
 
     Args:
-        resume: `auto` is the newest of the run's own; `none`; or the path of another. A process
-            that was started again in place of one that died goes on from the newest, whatever it
-            was first told.
-        folder: of the run.
-        config: in plain containers.
-        completed: adds what a configuration of an earlier version lacks.
+        resume: `auto` for the newest checkpoint in the run folder, `none` to start anew, or the
+            path of a checkpoint. A process that replaces one that died always resumes from the
+            newest checkpoint in the run folder, if there is one.
+        folder: the run folder.
+        config: the run's configuration, as dictionaries and lists.
+        completed: adds the keys that a configuration of an older version lacks.
 
     Raises:
-        CheckpointError: it cannot be read, or is another run's.
+        CheckpointError: the checkpoint cannot be read, or is of another run.
     """
     newest = load_newest(folder / "checkpoints") if resume == "auto" or is_restart() else None
     if newest is not None:
@@ -43,7 +44,7 @@ def checkpoint_to_resume(
         path, checkpoint = Path(resume), load_checkpoint(Path(resume))
     if checkpoint["optimizer"] is None:
         raise CheckpointError(
-            f"{path} was converted from other weights and is no run to go on with: give "
+            f"{path} was converted from other weights and holds no run to resume: give "
             f"model.weights={path}"
         )
     check_same_run(completed(checkpoint["config"]), config, str(path))
@@ -51,15 +52,20 @@ def checkpoint_to_resume(
 
 
 def is_restart() -> bool:
-    """Whether torchrun or `launch.py` started this process in place of one that died."""
+    """Return whether torchrun or `launch.py` started this process to replace one that died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
-    """A run goes on with the configuration that it began with, or it would be neither's result.
+    """Check that a resumed run has the configuration that it began with, but for the keys `FREE`.
+
+    Args:
+        before: the configuration in the checkpoint.
+        now: the configuration of this run.
+        path: the checkpoint's path, for the message.
 
     Raises:
-        CheckpointError: something else changed than what is free to.
+        CheckpointError: another key has changed.
     """
     before, now = flat(before), flat(now)
     for key in sorted((before.keys() | now.keys()) - FREE):
@@ -71,7 +77,7 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> No
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
+    """Flatten nested dictionaries into one, joining their keys with dots."""
     items: dict[str, Any] = {}
     for key, value in config.items():
         nested = isinstance(value, dict)

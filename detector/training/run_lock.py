@@ -1,11 +1,12 @@
-"""One job at a time in a run folder, on whatever machine of those that share it.
+"""Lets only one job at a time train in a run folder, even if several machines share it.
 
-The lock on `run.lock` is the kernel's, of the kind that NFS and its like pass on to every machine.
-It ends with the process that holds it: a job that was killed leaves none behind. The file says
-whose it is.
+The lock is a POSIX lock of the kernel on the file `run.lock`, which network file systems such as
+NFS pass on to all machines. It ends with the process that holds it, so a job that was killed leaves
+no lock behind. The content of the file says which process holds the lock.
 
-A job that its scheduler starts again while its former processes live on, on a machine that the
-scheduler has lost sight of, asks them to leave by `run.claim`, and waits until they have saved.
+A scheduler that has lost contact with a machine starts its job again elsewhere, while the former
+processes may still run on the lost machine. The new start then creates `run.claim`, which asks the
+former processes to stop, and waits until they have saved.
 """
 
 import errno
@@ -28,22 +29,22 @@ from detector.training.distribution import Ranks
 log = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-LOOK = 2.0  # seconds between two looks for a claim
-WAIT = 600.0  # seconds that a job waits for its former processes
+LOOK = 2.0  # seconds between two looks for run.claim
+WAIT = 600.0  # seconds for which a job waits until its former processes have left
 
 
 class RunFolderError(ValueError):
-    """Another job trains in the run folder. The message names both."""
+    """Another job trains in the run folder. The message names the folder and the job."""
 
     exit_code = exit_codes.FAILED
 
 
 @contextmanager
 def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep other jobs out of the run folder; the first rank does it for all.
+    """Lock the run folder against other jobs; the first rank holds the lock for all ranks.
 
     Raises:
-        RunFolderError: on every rank: another job is there.
+        RunFolderError: on every rank, if another job holds the lock.
     """
     refused, file = None, None
     if ranks.is_first:
@@ -56,7 +57,7 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
         raise RunFolderError(refused)
     ended = threading.Event()
     if file is not None:
-        threading.Thread(target=_heed_claims, args=(folder, ended), daemon=True).start()
+        threading.Thread(target=_watch_for_claim, args=(folder, ended), daemon=True).start()
     try:
         yield
     finally:
@@ -66,7 +67,10 @@ def locked(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> IO[str] | None:
-    """The locked file, which is to be kept open; None where there are no locks."""
+    """Lock run.lock and return the open file: closing it ends the lock.
+
+    Returns None if the file system does not support locks.
+    """
     file = (folder / "run.lock").open("a+")
     deadline = time.monotonic() + WAIT
     while True:
@@ -75,7 +79,7 @@ def _lock(folder: Path) -> IO[str] | None:
             break
         except OSError as error:
             if error.errno in NO_LOCKS:
-                log.warning("%s: locks no files, so a second job would not be noticed", folder)
+                log.warning("%s: no file locks here, so a second job would not be noticed", folder)
                 file.close()
                 return None
             if error.errno not in (errno.EACCES, errno.EAGAIN):
@@ -89,7 +93,8 @@ def _lock(folder: Path) -> IO[str] | None:
                 "hydra.run.dir"
             )
         if not (folder / "run.claim").exists():
-            log.warning("%s, of this job, trains here: it is asked to leave", _described(holder))
+            who = _described(holder)
+            log.warning("%s is of this job and still trains: it is asked to stop", who)
             (folder / "run.claim").touch()
         time.sleep(LOOK / 4)
     (folder / "run.claim").unlink(missing_ok=True)
@@ -99,17 +104,19 @@ def _lock(folder: Path) -> IO[str] | None:
     return file
 
 
-def _heed_claims(folder: Path, ended: threading.Event) -> None:
-    """Tell this process to leave as soon as its own job, started again, wants the folder."""
+def _watch_for_claim(folder: Path, ended: threading.Event) -> None:
+    """Send this process SIGTERM if run.claim appears: its own job was started again and waits for
+    the folder.
+    """
     while not ended.wait(LOOK):
         if (folder / "run.claim").exists():
-            log.warning("this job was started again elsewhere")
+            log.warning("this job was started again elsewhere: this process stops")
             os.kill(os.getpid(), signal.SIGTERM)
             return
 
 
 def _job() -> str | None:
-    """What a job keeps when it is started again."""
+    """Return the job's id, which stays the same when SLURM starts it again, or None."""
     return os.environ.get("SLURM_JOB_ID")
 
 
@@ -118,7 +125,7 @@ def _is_of_this_job(holder: dict[str, Any]) -> bool:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """Nothing, while the holder writes it."""
+    """Parse the content of run.lock; it is empty while the holder is about to write it."""
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):

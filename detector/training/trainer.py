@@ -1,7 +1,8 @@
-"""The state of a run, and how it advances.
+"""The state of a training run, and what advances it.
 
-What it is given is built already: it knows tensors, batches and files, not the configuration. Its
-state is whole between any two steps: a checkpoint from there goes on to the same bits.
+The trainer is given a built model, optimizer and batches, and knows nothing of the configuration.
+Its state is complete between any two steps: a run resumed from a checkpoint taken there computes,
+on a CPU, the same bits as a run that was never interrupted.
 """
 
 import logging
@@ -37,23 +38,28 @@ class Trainer:
     """Trains epoch by epoch and keeps checkpoints.
 
     Args:
-        batches, sampler: the training batches, and the sampler within that orders them by epoch.
-        speed: what counts images and seconds.
-        max_skipped: steps of a run that may be left out because they are not finite.
-        log_every: steps between two lines of progress.
-        checkpoint_every: steps between two checkpoints within an epoch.
-        profile_steps: how many steps of this process a trace is made of, after the first two.
-        description: what each checkpoint says of the run: `config`, `classes`, `category_ids`, and
-            `data`, which tells other data from its own.
+        batches: the training batches of this rank.
+        sampler: the sampler of `batches`, which is told the epoch.
+        speed: measures the time and counts the images.
+        max_skipped: the number of steps in the whole run that may be left out because their loss
+            or gradient is not finite.
+        log_every: the number of steps between two progress lines.
+        checkpoint_every: the number of steps between two checkpoints within an epoch.
+        profile_steps: the number of steps to write a profiler trace of, after the first two steps
+            of this process; 0 for no trace.
+        folder: the run folder.
+        description: the keys of a checkpoint that describe the run: `config`, `classes`,
+            `category_ids`, and `data`, the fingerprint of the data.
 
     Attributes:
-        epoch, step: done so far.
-        position: steps done of the epoch that is not finished.
-        skipped: steps that were left out.
-        validation: what the last evaluation found; its `metrics` are compared by their first.
-        best: the highest first metric of all evaluations.
-        since_best: evaluations after the one that found it.
-        seconds, num_images: spent and seen in training, evaluation apart.
+        epoch, step: the number of finished epochs and steps.
+        position: the number of finished steps of the unfinished epoch.
+        skipped: the number of steps that were left out.
+        validation: the results of the last evaluation.
+        best: the highest value so far of the first metric, by which evaluations are compared.
+        since_best: the number of evaluations since `best` was reached.
+        seconds, num_images: the time spent in training, without evaluations, and the number of
+            images trained on.
     """
 
     def __init__(
@@ -93,13 +99,13 @@ class Trainer:
         self.step = 0
         self.position = 0
         self.skipped = 0
-        self.generators: dict[str, Tensor] = {}  # of an epoch that was left
+        self.generators: dict[str, Tensor] = {}  # restored with an unfinished epoch
         self.validation: dict[str, Any] = {}
         self.best = -1.0
         self.since_best = 0
         self.seconds_before = 0.0
         self.num_images_before = 0
-        self.peak_memory = 0  # bytes, of all processes of this run, when it was last saved
+        self.peak_memory = 0  # bytes, the largest of this run's processes until the last checkpoint
         reset_peak_memory(self.device)
 
     @property
@@ -112,14 +118,16 @@ class Trainer:
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The one whose metrics count: the average, where there is one."""
+        """The model to evaluate: that of the averaged weights, if there is an average."""
         return self.model if self.ema is None else self.ema.module
 
     def train_epoch(self, record: Record, stop: StopRequest) -> None:
-        """Train what is left of the epoch, reporting progress; `finish_epoch` then counts it.
+        """Train the remaining steps of the epoch; call `finish_epoch` afterwards.
 
         Raises:
-            Preempted: between two steps, on all ranks.
+            NonFiniteError: a loss or gradient is not finite. The batch and the weights are saved
+                in not_finite.pt.
+            Preempted: on all ranks between two steps, if any rank was asked to stop.
         """
 
         def on_step(scalars: dict[str, float]) -> None:
@@ -157,7 +165,7 @@ class Trainer:
             raise NonFiniteError(message, error.samples) from error
 
     def finish_epoch(self) -> None:
-        """Count an epoch that is trained and, where it is due, evaluated."""
+        """Count an epoch as finished, after its training and, if it is due, its evaluation."""
         self.epoch += 1
         self.position = 0
 
@@ -165,7 +173,7 @@ class Trainer:
         """Count a step that is left out.
 
         Raises:
-            NonFiniteError: there were too many.
+            NonFiniteError: more than `max_skipped` steps were left out.
         """
         self.skipped += 1
         if self.skipped > self.max_skipped:
@@ -174,7 +182,10 @@ class Trainer:
 
     @contextmanager
     def _profiled(self) -> Iterator[Any]:
-        """What to call after each step; it writes a trace into the run folder, once, if asked."""
+        """Yield a function to call after each step.
+
+        On the first rank it writes a profiler trace of `profile_steps` steps, once per process.
+        """
         if not self.profile_steps or not self.ranks.is_first:
             yield lambda: None
             return
@@ -185,7 +196,7 @@ class Trainer:
             yield profiler.step
 
     def note(self, validation: dict[str, Any]) -> bool:
-        """Take what an evaluation found; return whether it is the best so far."""
+        """Keep the results of an evaluation; return whether it is the best so far."""
         self.validation = validation
         first = next(iter(validation["metrics"].values())) or 0.0
         is_best = first > self.best
@@ -194,16 +205,18 @@ class Trainer:
         return is_best
 
     def save(self, *, is_best: bool = False, is_nth: bool = False) -> None:
-        """Write checkpoints/last.pt; also best.pt if it is, and step_<N>.pt if it is an n-th.
+        """On the first rank, write checkpoints/last.pt.
 
-        The first rank does.
+        Args:
+            is_best: also keep the checkpoint as best.pt.
+            is_nth: also keep the checkpoint as step_<N>.pt.
         """
         if self.ranks.is_first:
             folder = self.folder / "checkpoints"
             keep_checkpoint(folder, self.checkpoint(), is_best=is_best, is_nth=is_nth)
 
     def checkpoint(self) -> Checkpoint:
-        """All that `restore` needs, in plain containers."""
+        """Return everything that `restore` needs, as dictionaries, lists and tensors."""
         self.peak_memory = max(self.peak_memory, peak_memory(self.device))
         return {
             "format": FORMAT,
@@ -227,10 +240,10 @@ class Trainer:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same configuration.
+        """Resume from a checkpoint of the same configuration.
 
         Raises:
-            CheckpointError: it is of other images or annotations.
+            CheckpointError: the checkpoint is of a run on other images or annotations.
         """
         if checkpoint["data"] != self.description["data"]:
             raise CheckpointError(
@@ -249,4 +262,4 @@ class Trainer:
         self.validation, self.best = checkpoint["validation"], checkpoint["best"]
         self.seconds_before = checkpoint["seconds"]
         self.num_images_before = checkpoint["num_images"]
-        self.peak_memory = checkpoint.get("peak_memory", 0)  # earlier ones have none
+        self.peak_memory = checkpoint.get("peak_memory", 0)  # older checkpoints lack it

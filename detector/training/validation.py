@@ -1,4 +1,4 @@
-"""The evaluation within a run: every rank detects in its share, the first one scores."""
+"""The evaluation within a run: each rank runs the detector on its share, the first rank scores."""
 
 from typing import Any, NamedTuple
 
@@ -17,13 +17,13 @@ from detector.training.preemption import StopRequest
 
 
 class Validation(NamedTuple):
-    """What an evaluation found; on ranks other than the first, the summary alone.
+    """The results of an evaluation. On ranks other than the first, all but `summary` are empty.
 
     Attributes:
-        summary: what summary.json says of the model.
-        metrics: all that was measured.
-        detections: of all images, in their order.
-        offsets: of the deformable layers, over all images.
+        summary: the metrics, those per class, and the seconds per image, for summary.json.
+        metrics: all metrics and curves.
+        detections: the detections in all images, in the order of the data set.
+        offsets: the lengths of the deformable layers' offsets, over all images.
     """
 
     summary: dict[str, Any]
@@ -43,12 +43,13 @@ def validate(
     num_workers: int,
     stop: StopRequest,
 ) -> Validation:
-    """Detect and score: the numbers are those that one rank would find.
+    """Evaluate a model; the metrics do not depend on the number of ranks.
 
-    Each rank takes every n-th image. If one is told to leave, all stop after the image they are at.
+    With n ranks, each one takes every n-th image. If any rank is asked to stop, all ranks stop
+    between two images.
 
     Raises:
-        Preempted: a rank was told to leave.
+        Preempted: a rank was asked to stop.
     """
     ranks.broadcast_buffers(model)
     share = Subset(val_set, range(ranks.rank, len(val_set), ranks.num_ranks))

@@ -160,7 +160,7 @@ def test_a_node_that_is_lost_from_sight(slurm: Slurm, alone: Path, tmp_path: Pat
     slurm.kill_node(node, with_jobs=False)
     try:
         until(lambda: f"process {former} on" in output(folder), folder)
-        assert "of this job, trains here: it is asked to leave" in output(folder)
+        assert "is of this job and still trains: it is asked to stop" in output(folder)
         before = len(losses(folder))
         time.sleep(2)
         assert len(losses(folder)) == before
