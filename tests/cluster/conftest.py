@@ -1,4 +1,4 @@
-"""What every test here has: a time limit, images that are kept, and a reason if it cannot run."""
+"""Fixtures for the tests of clusters: a time limit, and an environment with a shared cache."""
 
 import faulthandler
 import os
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-LIMIT = 240  # seconds for a test, its fixtures included; every wait within has a shorter one
+LIMIT = 240  # seconds for a test and its fixtures; every wait in a test has a shorter limit
 
 
 @pytest.fixture(autouse=True)
 def time_limit() -> Iterator[None]:
-    """Beyond it the whole command ends, and says where it was."""
+    """After `LIMIT` seconds, print where the test hangs, and end the whole pytest command."""
     faulthandler.dump_traceback_later(LIMIT, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -20,6 +20,6 @@ def time_limit() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of training: one thread a process, and generated images that are kept until the end."""
+    """Return the environment for training: one thread per process, and one cache of images."""
     cache = tmp_path_factory.mktemp("cache")
     return os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}

@@ -1,7 +1,7 @@
-"""Two machines, as far as a network goes: namespaces with an address and a host name each.
+"""Simulates two machines on a network by network namespaces, each with an address and a host name.
 
-They share the disk and the processors. Their cables end in a switch, from which one can be pulled:
-then packets are lost, and nobody is told.
+They share the disk and the processors. Each is connected to a switch by a cable that can be pulled:
+then packets are lost without an error.
 """
 
 import os
@@ -16,7 +16,7 @@ ADDRESSES = {"left": "10.213.0.1", "right": "10.213.0.2"}
 
 
 def lacking() -> str | None:
-    """Why there can be no such machines here."""
+    """Return the reason why no such machines can be made here, or None."""
     if os.getuid() != 0:
         return "network namespaces need root"
     if not shutil.which("ip"):
@@ -30,7 +30,10 @@ def lacking() -> str | None:
 
 
 class Machines:
-    """`left` and `right`. While it is entered they are there, with what was started on them."""
+    """A context manager that makes the machines `left` and `right`.
+
+    On exit the processes on them are killed and the machines are removed.
+    """
 
     def __init__(self) -> None:
         self._prefix = f"dfrcnn{os.getpid()}"
@@ -46,9 +49,8 @@ class Machines:
             _ip("-n", self._space("switch"), "link", "set", "bridge", "up")
             for name, address in ADDRESSES.items():
                 space = self._space(name)
-                hosts = (
-                    Path("/etc/netns") / space / "hosts"
-                )  # `ip netns exec` shows it as /etc/hosts
+                # `ip netns exec` mounts this file as /etc/hosts.
+                hosts = Path("/etc/netns") / space / "hosts"
                 stack.callback(shutil.rmtree, hosts.parent)
                 hosts.parent.mkdir(parents=True)
                 lines = [f"{of} {who}\n" for who, of in ADDRESSES.items()]
@@ -70,7 +72,7 @@ class Machines:
     def start(
         self, name: str, *command: str, env: dict[str, str], output: IO[str]
     ) -> subprocess.Popen[str]:
-        """A command on a machine, as a process group of its own."""
+        """Start a command on a machine, in a process group of its own."""
         named = ["unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$@"', "sh"]
         process = subprocess.Popen(
             ["ip", "netns", "exec", self._space(name), *named, *command],
@@ -84,14 +86,17 @@ class Machines:
         return process
 
     def processes(self, name: str) -> list[int]:
-        """All that run on a machine."""
+        """Return the ids of all processes that run on a machine."""
         found = subprocess.run(
             ["ip", "netns", "pids", self._space(name)], check=True, capture_output=True, text=True
         )
         return [int(pid) for pid in found.stdout.split()]
 
     def kill(self, name: str) -> None:
-        """As a power cut does, but for the connections, which the kernel closes."""
+        """Kill all processes on a machine, as a power cut does.
+
+        Unlike in a power cut, the kernel closes their connections.
+        """
         while pids := self.processes(name):
             for pid in pids:
                 try:
@@ -102,11 +107,11 @@ class Machines:
                 process.poll()
 
     def pull(self, name: str) -> None:
-        """Its cable out of the switch."""
+        """Pull a machine's cable out of the switch."""
         _ip("-n", self._space("switch"), "link", "set", name, "nomaster")
 
     def plug(self, name: str) -> None:
-        """Its cable into the switch."""
+        """Plug a machine's cable into the switch."""
         _ip("-n", self._space("switch"), "link", "set", name, "master", "bridge")
 
     def _space(self, name: str) -> str:

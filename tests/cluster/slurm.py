@@ -1,7 +1,7 @@
-"""SLURM on this machine: munge, one controller, and a slurmd for each of several nodes.
+"""Runs SLURM on this machine: munge, one controller, and a slurmd for each of several nodes.
 
-It has keys, ports and folders of its own, and leaves nothing behind. Its jobs find the nodes' names
-in an /etc/hosts of theirs. It starts anew, with no jobs, and has no accounting.
+It uses its own keys, ports and folders, and leaves nothing behind. Its jobs see an /etc/hosts of
+their own with the nodes' names. It starts without jobs, and has no accounting.
 """
 
 import os
@@ -22,7 +22,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# So long must a job wait that begins again; two minutes elsewhere.
+# cred_expire: seconds that a requeued job must wait; the default is two minutes.
 AuthInfo=socket={folder}/munge.sock,cred_expire=10
 CredType=cred/munge
 StateSaveLocation={folder}/state
@@ -30,7 +30,7 @@ SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 
-# What a container has: no systemd, no cgroups, no database.
+# A container has no systemd, no cgroups and no database.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -45,7 +45,7 @@ SchedulerParameters=bf_interval=1,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 
-# A node that does not answer for so long is down, and its jobs begin again.
+# A node that does not answer for so many seconds is down, and its jobs are requeued.
 SlurmdTimeout=10
 KillWait=5
 ReturnToService=2
@@ -58,7 +58,7 @@ NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=
 
 
 def lacking() -> str | None:
-    """Why there can be no SLURM here."""
+    """Return the reason why SLURM cannot run here, or None."""
     if os.getuid() != 0:
         return "a SLURM of its own needs root"
     missing = [name for name in PROGRAMS if not shutil.which(name)]
@@ -66,11 +66,11 @@ def lacking() -> str | None:
 
 
 class Slurm:
-    """While it is entered, there is a cluster; then its jobs and daemons are ended.
+    """A context manager that runs a cluster, and on exit ends its jobs and daemons.
 
     Attributes:
-        nodes: their names; each has one processor.
-        environment: with which its commands reach it.
+        nodes: the names of the nodes; each node has one processor.
+        environment: the environment in which SLURM's commands reach this cluster.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str], *, num_nodes: int) -> None:
@@ -121,7 +121,7 @@ class Slurm:
         self._stack.close()
 
     def run(self, *command: str, limit: float = 30) -> str:
-        """What a command says that must succeed."""
+        """Run a command, which must succeed, and return its output."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=limit
         )
@@ -129,7 +129,7 @@ class Slurm:
         return done.stdout
 
     def state(self, job: str) -> dict[str, str]:
-        """What scontrol shows of a job."""
+        """Return the fields that scontrol shows for a job."""
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -139,8 +139,11 @@ class Slurm:
         self._start(name, *command, "slurmd", "-D", "-N", name)
 
     def kill_node(self, name: str, *, with_jobs: bool) -> None:
-        """End its slurmd and, as a power cut does, what runs there; else that lives on, as on a
-        machine that is cut off.
+        """Kill the slurmd of a node.
+
+        Args:
+            with_jobs: also kill the node's jobs, as a power cut does. Otherwise they live on, as on
+                a machine that is cut off from the network.
         """
         daemon = self._daemons.pop(name)
         daemon.kill()
@@ -150,7 +153,7 @@ class Slurm:
             self._kill(lambda environ, command: f"SLURMD_NODENAME={name}" in environ)
 
     def processes(self, word: str, *, but: str) -> list[int]:
-        """Of its jobs, those that have a word in their command line, and not another."""
+        """Return the ids of job processes with `word` and without `but` in their command line."""
         return [
             pid
             for pid, environ, command in self._processes()
@@ -158,18 +161,18 @@ class Slurm:
         ]
 
     def _processes(self) -> Iterator[tuple[int, list[str], list[str]]]:
-        """Number, environment and command line of every process of this cluster."""
+        """Yield the id, environment and command line of every process of this cluster."""
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 texts = [(path / name).read_bytes() for name in ("environ", "cmdline")]
-            except OSError:  # it has ended, or is another's
+            except OSError:  # it has ended, or belongs to another user
                 continue
             environ, command = (text.decode(errors="replace").split("\0") for text in texts)
             if f"SLURM_CONF={self.folder}/slurm.conf" in environ:
                 yield int(path.name), environ, command
 
     def _kill(self, is_meant: Callable[[list[str], str], bool]) -> None:
-        """End processes of this cluster, by their environment and command line."""
+        """Kill the processes of this cluster for which `is_meant(environment, program)` is true."""
         for pid, environ, command in self._processes():
             if is_meant(environ, command[0]):
                 with suppress(ProcessLookupError):

@@ -1,6 +1,6 @@
-"""Two machines, torchrun between them, two ranks each: what is killed or cut changes no bit.
+"""torchrun with two ranks on each of two machines: kills and cut links do not change a bit.
 
-Where a network is in the way, the end is bounded by --max-restarts and rank_timeout.
+How long a run takes to end when the network fails is bounded by --max-restarts and rank_timeout.
 """
 
 import os
@@ -21,10 +21,10 @@ from test_ranks import train_20_steps
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 200  # seconds for any of this to end
+LIMIT = 200  # seconds after which a wait fails
 STEPS = 18
-# Means over ranks' means are those over all images: no batch norm, samples of one size of each
-# image, and an optimizer that does not enlarge what rounding leaves.
+# The mean over the ranks' means is the mean over all images: there is no batch norm, and the heads
+# sample the same number from every image. SGD does not amplify rounding errors.
 TRAIN = [
     *RUN,
     *("model.norm=group", "model.rpn_batch_size=32", "model.box_batch_size=8"),
@@ -42,7 +42,7 @@ def machines() -> Iterator[Machines]:
 
 
 class Training:
-    """The same command on both machines."""
+    """The same training command, started on both machines."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Training:
             )
 
     def ranks(self, name: str) -> list[int]:
-        """The training processes of a machine."""
+        """Return the ids of the training processes on a machine."""
         found = []
         for pid in self.machines.processes(name):
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
@@ -81,7 +81,7 @@ class Training:
         return found
 
     def codes(self) -> list[int]:
-        """How both have ended."""
+        """Wait for both commands, and return their exit codes."""
         deadline = time.monotonic() + LIMIT
         try:
             return [end.wait(deadline - time.monotonic()) for end in self.ends.values()]
@@ -106,8 +106,10 @@ def unbroken(
 def test_four_ranks_on_two_machines_are_one_process(
     unbroken: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Up to the order in which float32 is summed: so in the first epoch. Later a rounding may turn
-    which proposals are sampled, after which two runs differ as two seeds do.
+    """In the first epoch the losses differ only by the order of summation in float32.
+
+    Later a rounding error may change which proposals are sampled. From then on two runs differ as
+    those of two seeds do.
     """
     command = [sys.executable, str(ROOT / "train.py"), *TRAIN, f"hydra.run.dir={tmp_path}"]
     subprocess.run(command, env=environment, check=True, timeout=LIMIT)
@@ -123,7 +125,9 @@ def test_twenty_steps_in_float64(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where rounding turns no choice, one process and four on two machines agree to 1e-9."""
+    """One process and four on two machines agree to 1e-9: in float64 no rounding error changes
+    which proposals are sampled.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", environment["XDG_CACHE_HOME"])
     train_20_steps(tmp_path / "one.pt", 1)
     call = "import sys, pathlib; from test_ranks import train_20_steps as train; "
@@ -145,7 +149,7 @@ def test_twenty_steps_in_float64(
 def test_a_rank_that_is_killed(
     machines: Machines, environment: dict[str, str], unbroken: Path, tmp_path: Path, name: str
 ) -> None:
-    """torchrun starts all of them again, from the last checkpoint."""
+    """torchrun restarts all ranks, and they resume from the last checkpoint."""
     rng = random.Random(name)
     training = Training(machines, environment, tmp_path / "run")
     await_step(training.folder, rng.randint(3, STEPS - 6))
@@ -161,8 +165,8 @@ def test_a_rank_that_is_killed(
 def test_a_machine_that_is_lost_and_comes_back(
     machines: Machines, environment: dict[str, str], unbroken: Path, tmp_path: Path, name: str
 ) -> None:
-    """The other waits for it, but if it was the one of the rendezvous: then it ends as well, and
-    both are started again.
+    """If `right` is lost, `left` waits for it. If `left`, which hosts the rendezvous, is lost,
+    torchrun on `right` ends as well, and both are started again.
     """
     training = Training(machines, environment, tmp_path / "run")
     await_step(training.folder, 5)

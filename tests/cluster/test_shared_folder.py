@@ -1,4 +1,4 @@
-"""A run folder on a file system that is full or hangs, as shared ones do."""
+"""A run folder on a file system that is full or hangs, as shared file systems may."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def unbroken(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def mounted(folder: Path, *options: str) -> Iterator[None]:
-    """A file system on a folder."""
+    """Mount a file system on a folder."""
     folder.mkdir()
     done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
     if done.returncode:
@@ -46,7 +46,10 @@ def mounted(folder: Path, *options: str) -> Iterator[None]:
 
 
 def test_a_disk_that_is_full(runs: Runs, unbroken: Path, tmp_path: Path) -> None:
-    """The run ends with one line, and its last checkpoint is whole. With more room it goes on."""
+    """The run ends with one line, and its last checkpoint is whole.
+
+    When the disk has more room, the same command resumes it.
+    """
     disk, fits_once = tmp_path / "disk", "size=100m"
     with mounted(disk, "-t", "tmpfs", "-o", fits_once, "tmpfs"):
         folder = disk / "run"
@@ -55,9 +58,9 @@ def test_a_disk_that_is_full(runs: Runs, unbroken: Path, tmp_path: Path) -> None
         reason = f"{last}: cannot be written (No space left on device)"
         assert output(folder).splitlines()[-1] == f"error: {reason}"
         assert summary(folder)["status"] == "failed" and reason in summary(folder)["error"]
-        assert load_checkpoint(last)["step"] == 2  # the first; for another there was no room
+        assert load_checkpoint(last)["step"] == 2  # there was no room for another one
         assert not list(folder.glob("checkpoints/*.tmp"))
-        shutil.rmtree(folder / ".hydra")  # which Hydra writes first of all
+        shutil.rmtree(folder / ".hydra")  # the folder that Hydra writes first
         with (disk / "filler").open("wb", buffering=0) as file:
             with pytest.raises(OSError, match="No space"):
                 while True:
@@ -76,7 +79,10 @@ def test_a_disk_that_is_full(runs: Runs, unbroken: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_file_system_that_hangs(runs: Runs, unbroken: Path, tmp_path: Path, killed: bool) -> None:
-    """For ten seconds: the run goes on, or from its last checkpoint if it was killed meanwhile."""
+    """After ten seconds without an answer the run continues.
+
+    If it was killed meanwhile, it resumes from its last checkpoint.
+    """
     image, disk = tmp_path / "image", tmp_path / "disk"
     with image.open("wb") as file:
         file.truncate(600_000_000)

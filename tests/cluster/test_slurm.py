@@ -1,4 +1,4 @@
-"""A SLURM of several nodes: what runs there, is stopped there or loses its node changes no bit."""
+"""SLURM with several nodes: jobs that are preempted or lose their node compute the same bits."""
 
 import json
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, str(ROOT / "train.py"), *RUN]
-LIMIT = 180  # seconds for any of this to end
+LIMIT = 180  # seconds after which a wait fails
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def slurm(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     why = lacking()
     if why:
         pytest.skip(why)
-    # The template says `python`.
+    # The batch script of the documentation calls `python`.
     path = f"{Path(sys.executable).parent}:{environment['PATH']}"
     environment = environment | {"PATH": path}
     with Slurm(tmp_path_factory.mktemp("slurm"), environment, num_nodes=3) as slurm:
@@ -33,14 +33,14 @@ def slurm(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
 
 
 def submit(slurm: Slurm, folder: Path, *command: str) -> str:
-    """Queue a job whose output is in the folder; return its number."""
+    """Queue a job with its output in the folder, and return its id."""
     folder.mkdir(exist_ok=True)
     options = ["--parsable", f"--chdir={ROOT}", f"--output={folder}/out.txt", "--open-mode=append"]
     return slurm.run("sbatch", *options, *command).strip()
 
 
 def template(slurm: Slurm, folder: Path, *overrides: str, nodes: int = 1) -> str:
-    """Queue the batch script of the documentation."""
+    """Queue the batch script of the documentation, and return the job's id."""
     script = str(ROOT / "docs" / "cluster.sbatch")
     options = [f"--nodes={nodes}", "--time=20"]
     return submit(slurm, folder, *options, script, *RUN, f"hydra.run.dir={folder}", *overrides)
@@ -54,7 +54,7 @@ def until(condition: Callable[[], object], folder: Path) -> None:
 
 
 def until_over(slurm: Slurm, job: str, folder: Path) -> str:
-    """Wait for the end of a job; return what SLURM calls it."""
+    """Wait for the end of a job, and return its state as SLURM names it."""
     over = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
     until(lambda: slurm.state(job)["JobState"] in over, folder)
     return slurm.state(job)["JobState"]
@@ -62,14 +62,14 @@ def until_over(slurm: Slurm, job: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def alone(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run without SLURM."""
+    """Run the training without SLURM, and return the run folder."""
     folder = tmp_path_factory.mktemp("alone")
     subprocess.run([*TRAIN, f"hydra.run.dir={folder}"], env=environment, check=True, timeout=LIMIT)
     return folder
 
 
 def test_two_tasks_on_two_nodes(slurm: Slurm, environment: dict[str, str], tmp_path: Path) -> None:
-    """The same bits as two processes that torchrun starts."""
+    """Two tasks of srun compute the same bits as two processes of torchrun."""
     ours, theirs = tmp_path / "srun", tmp_path / "torchrun"
     srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--time=5"]
     said = slurm.run(*srun, *TRAIN, f"hydra.run.dir={ours}", limit=LIMIT)
@@ -87,11 +87,14 @@ def test_a_sweep_that_ends_in_a_study(slurm: Slurm, alone: Path, tmp_path: Path)
     study = json.loads((tmp_path / "study.json").read_text())
     assert sorted(arm["arm"] for arm in study["arms"]) == ["c3-c5_v2", "none"]
     assert not study["left_out"]
-    assert_same_run(tmp_path / "2", alone)  # the defaults
+    assert_same_run(tmp_path / "2", alone)  # this arm has the default values
 
 
 def test_a_job_that_is_preempted(slurm: Slurm, alone: Path, tmp_path: Path) -> None:
-    """Another one needs all nodes: it is told to leave, saves, is queued again and goes on."""
+    """A job is preempted by another one that needs all nodes.
+
+    It is asked to stop, saves, is queued again, and resumes.
+    """
     folder = tmp_path / "run"
     job = template(slurm, folder)
     await_step(folder, 3)
@@ -110,7 +113,7 @@ def test_a_job_that_is_preempted(slurm: Slurm, alone: Path, tmp_path: Path) -> N
 
 
 def test_an_array_of_which_one_task_fails(slurm: Slurm, alone: Path, tmp_path: Path) -> None:
-    """It is run again alone."""
+    """The failed task is run again alone, and the other one is not touched."""
     needed = tmp_path / "needed"
     script = tmp_path / "array.sh"
     run = f"{tmp_path}/$SLURM_ARRAY_TASK_ID"
@@ -132,7 +135,7 @@ def test_an_array_of_which_one_task_fails(slurm: Slurm, alone: Path, tmp_path: P
 
 
 def test_a_node_that_dies(slurm: Slurm, alone: Path, tmp_path: Path) -> None:
-    """The job begins again on another."""
+    """The job is started again on another node."""
     folder = tmp_path / "run"
     job = template(slurm, folder)
     await_step(folder, 3)
@@ -148,8 +151,10 @@ def test_a_node_that_dies(slurm: Slurm, alone: Path, tmp_path: Path) -> None:
 
 
 def test_a_node_that_is_lost_from_sight(slurm: Slurm, alone: Path, tmp_path: Path) -> None:
-    """Its slurmd is gone, and the training there goes on. The job begins again on another node,
-    where it waits until the former training, which hung meanwhile, has saved and left.
+    """The slurmd of a node is killed, but the training on the node lives on.
+
+    The job is started again on another node. There it waits until the former training process,
+    which is suspended for a while, has saved and stopped.
     """
     folder = tmp_path / "run"
     job = template(slurm, folder)

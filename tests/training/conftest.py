@@ -1,4 +1,4 @@
-"""What starts training in other processes."""
+"""The fixture that starts training in other processes."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from runs import Runs
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Their generated images are kept between the tests of a module."""
+    """Start training processes; the tests of a module share their generated images."""
     runs = Runs(tmp_path_factory.mktemp("cache"))
     yield runs
     runs.close()

@@ -1,4 +1,4 @@
-"""Training runs of other processes, and what they leave behind: for the tests that disturb them."""
+"""Training runs in other processes, for tests that interrupt them, and readers of their files."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 
 from detector.training.checkpoint import load_checkpoint
 
-EPOCHS, STEPS = 2, 6  # of an epoch
+EPOCHS, STEPS = 2, 6  # STEPS is the number of steps per epoch
 RUN = [
     "model.backbone=resnet10",
     "model.fpn_channels=16",
@@ -30,11 +30,11 @@ RUN = [
     "log_every=1",
     "checkpoint_every=2",
 ]
-LIMIT = 120.0  # seconds for anything to happen
+LIMIT = 120.0  # seconds after which a wait fails
 
 
 class Runs:
-    """Starts training processes by way of the zygote."""
+    """Starts training processes by forking them from the zygote."""
 
     def __init__(self, cache: Path) -> None:
         self.cache = cache
@@ -94,7 +94,7 @@ def await_step(folder: Path, step: int) -> None:
 
 
 def assert_same_run(folder: Path, unbroken: Path) -> None:
-    """Every loss, rate, metric and size of an offset, and every weight."""
+    """Compare all losses, learning rates, metrics, offset lengths and weights of two runs."""
     ours, theirs = (
         [{key: line[key] for key in line.keys() - {"seconds"}} for line in lines(run)]
         for run in (folder, unbroken)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole, kept in order, and run no code."""
+"""Checkpoints are whole, the right ones are kept, and loading one runs no code."""
 
 import hashlib
 import logging
@@ -31,7 +31,7 @@ def keep(folder: Path, step: int, *, is_best: bool = False, is_nth: bool = False
 
 
 def steps(folder: Path) -> dict[str, int]:
-    """The step that each checkpoint of a folder holds."""
+    """Return the step of each checkpoint in a folder, by file name."""
     return {path.name: load_checkpoint(path)["step"] for path in sorted(folder.glob("*.pt"))}
 
 
@@ -43,7 +43,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def equal(a: object, b: object) -> bool:
-    """Of plain containers and tensors: same types, keys and values."""
+    """Compare types, keys and values of dictionaries, lists and tensors."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):
@@ -101,7 +101,7 @@ def test_what_is_kept(tmp_path: Path) -> None:
     keep(tmp_path, 10, is_nth=True)
     kept = {"best.pt": 8, "last.pt": 10, "previous.pt": 9, "step_10.pt": 10, "step_9.pt": 9}
     assert steps(tmp_path) == kept
-    assert len(os.listdir(tmp_path)) == 2 * len(kept)  # their digests, and nothing else
+    assert len(os.listdir(tmp_path)) == 2 * len(kept)  # every file and its digest, nothing else
 
 
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +117,8 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 def test_everything_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A power cut keeps what was synced; a rename may reach the disk before unsynced data."""
-    events: list[int | str] = []  # inodes that are synced, names that are given
+    """After a power cut a rename may be on the disk although data that were not synced are not."""
+    events: list[int | str] = []  # inodes that were synced, and new names of renamed files
     fsync, replace = os.fsync, os.replace
 
     def note_fsync(descriptor: int) -> None:
@@ -190,7 +190,7 @@ def test_a_failed_save_leaves_the_file_before(
 
     def half(content, file):
         file.write(b"half of it")
-        raise RuntimeError("CUDA error")  # not the disk's: it passes as it is
+        raise RuntimeError("CUDA error")  # not an error of the disk: it is raised unchanged
 
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(RuntimeError, match="^CUDA error$"):

@@ -1,4 +1,7 @@
-"""Checkpoints under kills, damage, malice and full disks. Children are forked, and never return."""
+"""Checkpoints survive kills, damage, malicious files and full disks.
+
+Children are forked, and end without returning to the test.
+"""
 
 import logging
 import os
@@ -27,13 +30,13 @@ NUM_TENSORS = 4
 
 
 def checkpoint(step: int, size: int = 1000) -> dict:
-    """Every value of every tensor is the step."""
+    """Return a checkpoint in which every value of every tensor is the step."""
     model = {str(index): torch.full((size,), step) for index in range(NUM_TENSORS)}
     return dict.fromkeys(KEYS) | {"model": model, "step": step}
 
 
 def check_whole(loaded: dict) -> None:
-    """It is one of the states saved, and not parts of two."""
+    """Check that a loaded checkpoint is one saved state, and not a mixture of two."""
     assert len(loaded["model"]) == NUM_TENSORS
     for tensor in loaded["model"].values():
         assert tensor.numel() and bool((tensor == loaded["step"]).all())
@@ -45,19 +48,20 @@ def keep(folder: Path, step: int, *, size: int = 1000, is_best: bool = False) ->
 
 @pytest.fixture
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many saves in little time: only a power cut tells what was synced."""
+    """Skip fsync, to save many times fast: only after a power cut does it make a difference."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def forked(work: Callable[[], None]) -> int:
-    """Do the work in a child; return its process id. Its exit status is 0 where nothing was raised.
+    """Do the work in a forked child, and return its process id.
 
-    A fork and not a new interpreter: torch takes seconds to import.
+    The child's exit status is 0 if nothing was raised. A fork is used rather than a new
+    interpreter because torch takes seconds to import.
     """
     child = os.fork()
     if child == 0:
         status = 1
-        torch.set_num_threads(1)  # OpenMP's threads are not forked: waiting for them never ends
+        torch.set_num_threads(1)  # the fork has no OpenMP threads: waiting for them would never end
         try:
             work()
             status = 0
@@ -73,7 +77,10 @@ def forked(work: Callable[[], None]) -> int:
 
 @pytest.mark.slow
 def test_100_kills_at_random_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A save that returned is never lost: what loads is as new as the child had said, and whole."""
+    """A save that has returned is never lost.
+
+    The checkpoint that loads is whole, and at least as new as the last one the child reported.
+    """
     rng = random.Random(0)
     size = 125_000  # int64: 4 tensors are 4 MB
     keep(tmp_path, 0, size=size)
@@ -91,7 +98,7 @@ def test_100_kills_at_random_times(tmp_path: Path, caplog: pytest.LogCaptureFixt
         child = forked(save_on)
         os.close(childs)
         with os.fdopen(ours, "rb") as pipe:
-            began = pipe.read(4)  # a fork of a large process may itself take longer than many saves
+            began = pipe.read(4)  # wait: forking a large process may take longer than many saves
             time.sleep(rng.uniform(0, 3 * duration))
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -105,8 +112,8 @@ def test_100_kills_at_random_times(tmp_path: Path, caplog: pytest.LogCaptureFixt
         step = found[1]["step"]
         for path in tmp_path.glob("step_*"):
             path.unlink()
-    assert not caplog.records  # nothing was refused, or read unchecked
-    assert inside > 20  # kills did hit a save
+    assert not caplog.records  # no file was refused or read without its digest
+    assert inside > 20  # many kills happened during a save
 
 
 @pytest.mark.slow
@@ -114,7 +121,7 @@ def test_100_kills_at_random_times(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_a_kill_before_every_call_to_the_file_system(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each state that a kill can leave behind: all in it loads, and the next save works on it."""
+    """In every state that a kill can leave, all checkpoints load and the next save works."""
     num_calls = 0
     for with_sidecar in (True, False):
         for stop in range(1000):
@@ -128,7 +135,7 @@ def test_a_kill_before_every_call_to_the_file_system(
             caplog.clear()
             newest = load_all(folder)
             assert newest == 3 if finished else newest in (2, 3)
-            keep(folder, 4)  # over what the kill left
+            keep(folder, 4)  # replaces the files that the kill left
             assert load_all(folder) == 4 and not list(folder.glob("*.tmp"))
             assert load_checkpoint(folder / "best.pt")["step"] in (1, 3)
             assert load_checkpoint(folder / "previous.pt")["step"] == newest
@@ -141,7 +148,7 @@ def test_a_kill_before_every_call_to_the_file_system(
 
 
 def load_all(folder: Path) -> int:
-    """Load and check every checkpoint of a folder; return the newest one's step."""
+    """Load and check every checkpoint of a folder; return the step of the newest."""
     for path in folder.glob("*.pt"):
         check_whole(load_checkpoint(path))
     found = load_newest(folder)
@@ -150,7 +157,10 @@ def load_all(folder: Path) -> int:
 
 
 def die_before_call(stop: int, work: Callable[[], None]) -> bool:
-    """Whether the work ends before it makes that many calls that open, link, rename or unlink."""
+    """Do the work in a child that is killed before its file system call number `stop`, from 0.
+
+    Calls that open, link, rename or unlink count. Returns whether the work ended before that.
+    """
 
     def count(event: str, arguments: tuple) -> None:
         nonlocal stop
@@ -160,7 +170,7 @@ def die_before_call(stop: int, work: Callable[[], None]) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def counted() -> None:
-        sys.addaudithook(count)  # cannot be removed: only ever in a child
+        sys.addaudithook(count)  # a hook cannot be removed: never set it outside a child
         work()
 
     _, status = os.waitpid(forked(counted), 0)
@@ -171,8 +181,8 @@ def die_before_call(stop: int, work: Callable[[], None]) -> bool:
 # ---- damage and malice ---------------------------------------------------------------------------
 
 
-class Runs:
-    """Unpickled, it calls a function."""
+class CallsWhenUnpickled:
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Callable, *arguments: str) -> None:
         self.call = function, arguments
@@ -210,15 +220,18 @@ def junk_without_a_sidecar(path: Path, rng: random.Random) -> None:
 
 
 def malicious(path: Path, rng: random.Random) -> None:
-    """With a digest that fits, or none, by every way that torch.load reads."""
+    """Write a checkpoint that runs code when it is unpickled, in a random file format.
+
+    The formats are all those that torch.load reads. The digest fits, or there is none.
+    """
     owned = path.with_name("owned")
     code = f"__import__('os').mkdir({str(owned)!r})"
     attack = rng.choice(
         [
-            Runs(os.system, f"mkdir {owned}"),
-            Runs(eval, code),
-            Runs(exec, code),
-            Runs(os.mkdir, str(owned)),
+            CallsWhenUnpickled(os.system, f"mkdir {owned}"),
+            CallsWhenUnpickled(eval, code),
+            CallsWhenUnpickled(exec, code),
+            CallsWhenUnpickled(os.mkdir, str(owned)),
         ]
     )
     content = checkpoint(2) | {rng.choice(["config", "model", "new"]): attack}
@@ -268,14 +281,14 @@ def test_200_broken_checkpoints(
 
 @pytest.mark.usefixtures("unsynced")
 def test_the_malice_is_real(tmp_path: Path) -> None:
-    """Unrestricted, each way of `malicious` runs its code: the test above tests something."""
+    """Without `weights_only` each file of `malicious` runs its code: it is a real attack."""
     rng = random.Random(0)
     for _ in range(FAULTS[malicious]):
         save_checkpoint(tmp_path / "last.pt", checkpoint(1))
         malicious(tmp_path / "last.pt", rng)
         try:
             torch.load(tmp_path / "last.pt", weights_only=False)
-        except Exception:  # a bare pickle: torch.load reads on and finds no tensors
+        except Exception:  # for a bare pickle, torch.load then finds no tensors
             pass
         (tmp_path / "owned").rmdir()
 
@@ -284,12 +297,12 @@ def test_the_malice_is_real(tmp_path: Path) -> None:
 
 
 def limit_file_size(limit: int) -> None:
-    """Writes beyond it fail as on a full disk, with 'File too large' for 'No space left'."""
+    """Let writes beyond a file size fail as on a full disk, but with the error File too large."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
 
 def forbid_writing(folder: Path) -> None:
-    """As another user, to whom the folder is read-only: root may write anyway."""
+    """Make a folder read-only, and give up being root, who may write anyway."""
     os.chdir(folder)
     folder.chmod(0o555)
     if os.getuid() == 0:
@@ -298,9 +311,9 @@ def forbid_writing(folder: Path) -> None:
 
 @pytest.mark.parametrize("part", [0, 0.002, 0.5, 0.999])
 def test_a_full_disk(tmp_path: Path, part: float) -> None:
-    """After that part of the file: in its head, within a tensor, in the archive's directory.
+    """The disk is full after a part of the file: in its head, a tensor, or the zip directory.
 
-    A tensor is larger than the file's buffer: torch.save hides the error that it meets there.
+    A tensor is larger than the file's buffer, and torch.save hides an error within a tensor.
     """
     for step in (1, 2):
         keep(tmp_path, step, size=20_000)

@@ -1,8 +1,9 @@
-"""Checkpoints of every format that was ever written still load, evaluate, train on and resume.
+"""Checkpoints of every format ever written still load, serve as initial weights, and resume.
 
-`formats/format_<N>.pt.gz` are of tiny runs of the version that first wrote that format, their
-tensors set to one number each, by their name, so that they take a few kilobytes. A new format adds
-its own, by `python tests/training/test_formats.py CHECKPOINT` with a checkpoint of such a run:
+`formats/format_<N>.pt.gz` is a checkpoint of a tiny run, written by the first version with that
+format. Each of its tensors is filled with one number that depends on its name, so that the file
+takes a few kilobytes. For a new format, add a file by
+`python tests/training/test_formats.py CHECKPOINT` with a checkpoint of this run:
 
     python train.py model.fpn_channels=8 model.box_head_channels=8 deform=c5_v2 overfit=2 \\
         schedule.epochs=1 schedule.batch_size=2 data.num_train=4 data.num_val=2 data.image_size=64
@@ -29,7 +30,7 @@ FORMATS = range(1, FORMAT + 1)
 
 
 def number(name: str, like: Tensor) -> Tensor:
-    """A value for a tensor, from its name."""
+    """Return a tensor like the given one, filled with a number that depends on its name."""
     return torch.full_like(like, zlib.crc32(name.encode()) % 1000 / 1000)
 
 
@@ -76,7 +77,7 @@ def test_a_format_of_the_future_is_refused(checkpoint: Path) -> None:
 
 
 def shrunk(value: Any, name: str) -> Any:
-    """The same with every tensor of floats set to its number."""
+    """Copy nested dictionaries, with every floating-point tensor filled with its number."""
     if isinstance(value, dict):
         return {key: shrunk(inner, str(key)) for key, inner in value.items()}
     if isinstance(value, Tensor) and value.is_floating_point():

@@ -1,4 +1,4 @@
-"""A run that is killed or told to leave at any step goes on to the same bits."""
+"""A run that is killed or asked to stop at any step, and resumed, computes the same bits."""
 
 import os
 import random
@@ -21,8 +21,8 @@ def unbroken(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Before the first checkpoint, after one, between two, at an epoch's end, in the next epoch, near
-# the end of all. Where within a step is left to chance.
+# Steps before the first checkpoint, after it, between two checkpoints, at the end of an epoch, in
+# the next epoch, and near the end of the run. The moment within the step is random.
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers, step", [(0, 1), (1, 2), (2, 5), (0, 6), (1, 7), (2, 11)])
 def test_killed_at_any_step(
@@ -40,8 +40,7 @@ def test_killed_at_any_step(
     assert_same_run(folder, unbroken)
 
 
-# Every step, every signal to the process alone and to its group, and without, with one and with
-# two workers.
+# All steps; each signal, sent to the process alone and to its process group; 0, 1 and 2 workers.
 @pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, EPOCHS * STEPS - 1))
 def test_told_to_leave_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, step: int) -> None:
@@ -53,14 +52,15 @@ def test_told_to_leave_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, s
     time.sleep(random.Random(step).random() * 0.1)
     before = len(losses(folder))
     if step % 2:
-        os.killpg(pid, number)  # its workers get it as well, as in a cluster's job
+        os.killpg(pid, number)  # the workers receive it too, as in a job of a cluster
     else:
         os.kill(pid, number)
     assert runs.wait(pid) == PREEMPTED, output(folder)
     ending = summary(folder)
     assert ending["status"] == "preempted" and ending["signal"] == number.name
     saved = load_checkpoint(folder / "checkpoints" / "last.pt")
-    assert before <= saved["step"] <= before + 2  # the step it was in; one may have ended meanwhile
+    # The current step is finished; another one may have ended after `before` was counted.
+    assert before <= saved["step"] <= before + 2
     assert saved["step"] == len(losses(folder))
     pid = runs.start(folder, workers)
     assert runs.wait(pid) == 0, output(folder)
@@ -72,7 +72,7 @@ def test_told_to_leave_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, s
 def test_a_second_job_in_the_folder_is_refused(
     runs: Runs, unbroken: Path, tmp_path: Path, devices: int
 ) -> None:
-    """With one line that names the first, which does not notice."""
+    """The second job ends with one line that names the first, which is not disturbed."""
     folder, second = tmp_path / "run", tmp_path / "second"
     second.mkdir()
     pid = runs.start(folder)

@@ -1,4 +1,4 @@
-"""One epoch of optimization, on a model so small that its steps are computed by hand."""
+"""One epoch of optimization, on a model so small that its steps can be computed by hand."""
 
 import math
 import signal
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def sample(image_id: int, red: int = 51) -> Sample:
-    """A 2x2 image of one colour, and two boxes, of which the second is a crowd."""
+    """Return a 2x2 image of one colour with two boxes, the second of which is a crowd."""
     return Sample(
         image=torch.full((3, 2, 2), red, dtype=torch.uint8),
         boxes=torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.0, 0.0, 2.0, 2.0]]),
@@ -37,7 +37,7 @@ def sample(image_id: int, red: int = 51) -> Sample:
 
 
 class Linear(nn.Module):
-    """Losses weight * mean of the images, and the number of boxes."""
+    """A model with the losses factor * weight * mean of the images, and 1."""
 
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def epoch(
 
 
 def test_steps() -> None:
-    # Images of 51/255 = 0.2: d loss / d weight = 0.2; rates 0.5, then 0.05.
+    # The images are 51/255 = 0.2: d loss / d weight = 0.2. The learning rates are 0.5 and 0.05.
     model = Linear()
     steps = epoch(model, [[sample(1)], [sample(2)]])
     assert [step["loss"] for step in steps] == pytest.approx([2 * 0.2 + 1, 1.9 * 0.2 + 1])
@@ -92,7 +92,8 @@ def test_clipping() -> None:
 
 
 def test_the_parts_of_a_step_are_one_batch() -> None:
-    # Images of 0.2 and 0.4: d loss / d weight = 0.3 in the first step, of rate 0.5; then 0.2, 0.05.
+    # The images of the first step are 0.2 and 0.4: d loss / d weight = 0.3, at a learning rate of
+    # 0.5. Both images of the second step are 0.2, at a learning rate of 0.05.
     images = [sample(1, red=51), sample(2, red=102), sample(3), sample(4)]
     in_parts, at_once = Linear(), Linear()
     steps = epoch(in_parts, [[image] for image in images], num_parts=2)
@@ -119,7 +120,7 @@ def test_a_loss_that_is_not_finite_names_its_parts(factor: float) -> None:
 
 
 class Root(Linear):
-    """A loss of 0 with an infinite derivative."""
+    """A model with a loss of 0 and an infinite derivative."""
 
     def forward(self, images, targets):
         return {"loss_a": (self.weight - 2).sqrt()}
@@ -154,14 +155,14 @@ def test_autocast_is_bfloat16_and_losses_are_float32() -> None:
 
 
 class Poisoned(Linear):
-    """NaN or infinity at one step: in the input, a loss, or a gradient alone."""
+    """A model with a NaN or an infinity at one step: in the input, a loss, or a gradient only."""
 
     def __init__(self, step: int, where: str, value: float) -> None:
         super().__init__()
         self.step, self.where, self.value = step, where, value
         self.steps = 0
         self.before = 0.0
-        self.register_buffer("seen", torch.zeros(()))  # as a batch norm's statistics
+        self.register_buffer("seen", torch.zeros(()))  # stands for the statistics of a batch norm
 
     def forward(self, images, targets):
         self.steps += 1
@@ -195,7 +196,8 @@ def test_poison_is_found_in_its_step(trial: int) -> None:
 @pytest.mark.parametrize("where", ["input", "loss", "gradient"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_step_that_is_left_out(where: str, value: float) -> None:
-    # The first of three: the schedule goes on to 0.05, the other two train, with gradients of 0.2.
+    # The first of three steps is left out. The schedule is stepped to 0.05 all the same, and the
+    # other two steps train, with gradients of 0.2.
     model, errors = Poisoned(1, where, value), []
     steps = epoch(model, [[sample(number)] for number in (7, 8, 9)], errors.append)
     assert model.weight.item() == pytest.approx(2 - 2 * 0.05 * 0.2)
@@ -214,7 +216,7 @@ def test_nothing_is_left_of_a_step_that_is_left_out() -> None:
 
 
 class Half(Linear):
-    """The same loss in float16, which knows no number above 65504."""
+    """A model with the same loss in float16, whose largest number is 65504."""
 
     def forward(self, images, targets):
         mean = torch.stack([image.mean() for image in images]).mean()
@@ -222,7 +224,7 @@ class Half(Linear):
 
 
 def test_an_overflow_of_float16_halves_the_scale() -> None:
-    # The factor is the gradient that the loss hands down: 2^16 overflows, 2^15 does not.
+    # The loss scale is the gradient of the scaled loss: 2^16 overflows in float16, 2^15 does not.
     model, scaler = Half(), GradScaler("cpu", init_scale=2.0**16)
     steps = epoch(model, [[sample(1)], [sample(2)]], precision=torch.float16, scaler=scaler)
     assert [step["loss"] for step in steps] == pytest.approx([0.4, 0.4], rel=1e-3)

@@ -1,4 +1,4 @@
-"""An exported model loads by its own card, and is the checkpoint's."""
+"""An exported model loads as its model card says, and equals the checkpoint's model."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Several processes train as one: the same losses, the same metrics, and they end together."""
+"""Several ranks compute the same losses and metrics as one, and they end together."""
 
 import json
 import os
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def unbroken(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks."""
+    """Run two ranks without an interruption, and return the run folder."""
     folder = tmp_path_factory.mktemp("unbroken")
     assert runs.wait(runs.start(folder, "devices=2")) == 0, output(folder)
     assert len(losses(folder)) == EPOCHS * STEPS and "2 process(es)" in output(folder)
@@ -61,7 +61,7 @@ def unbroken(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Double(nn.Module):
-    """A detector in float64."""
+    """A detector that computes in float64."""
 
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Double(nn.Module):
         assign = detector.rpn.assign_targets_to_anchors
 
         def assign_double(anchors, targets):
-            labels, boxes = assign(anchors, targets)  # labels in float32, whatever the features
+            labels, boxes = assign(anchors, targets)  # its labels are always float32
             return [label.double() for label in labels], boxes
 
         detector.rpn.assign_targets_to_anchors = assign_double
@@ -80,9 +80,11 @@ class Double(nn.Module):
 
 
 def train_20_steps(path: Path, num_parts: int) -> None:
-    """Write the losses. The heads have enough candidates to sample the same number of every image:
-    a mean over the ranks' means is then the mean over the images. No batch norm: its statistics
-    are of a batch.
+    """Train 20 steps on the ranks of the environment, and write the losses to `path`.
+
+    The heads sample the same number of candidates from every image, so that the mean over the
+    ranks' means is the mean over the images. There is no batch norm, whose statistics would depend
+    on how a batch is split.
     """
     sizes = [
         "model.norm=group",
@@ -151,7 +153,7 @@ def test_one_and_two_ranks_and_parts_take_the_same_steps(
 
 
 class Oracle(nn.Module):
-    """Finds what there is, a little beside it; in each third image nothing."""
+    """A detector that returns the ground truth, slightly shifted; nothing in every third image."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         super().__init__()
@@ -167,7 +169,7 @@ class Oracle(nn.Module):
         count = 0 if sample["image_id"] % 3 == 0 else len(sample["boxes"])
         boxes = sample["boxes"][:count]
         shifted = boxes + 4 * torch.rand(boxes.shape, generator=generator)
-        scores = torch.rand(count, generator=generator).round(decimals=1)  # many are equal
+        scores = torch.rand(count, generator=generator).round(decimals=1)  # many scores are equal
         return {"boxes": shifted, "labels": sample["labels"][:count], "scores": scores}
 
 
@@ -196,7 +198,7 @@ def validate_oracle(path: Path) -> None:
 def test_metrics_of_several_ranks_are_those_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """13 images, of which the ranks have 5, 4 and 4: exactly the same numbers."""
+    """The metrics on 13 images, of which the ranks take 5, 4 and 4, are exactly the same."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     validate_oracle(tmp_path / "1.json")
     expected = json.loads((tmp_path / "1.json").read_text())
@@ -237,7 +239,7 @@ def test_torchrun(runs: Runs, unbroken: Path, tmp_path: Path) -> None:
 
 
 def test_slurm_on_this_machine(runs: Runs, unbroken: Path, tmp_path: Path) -> None:
-    """submitit starts the two tasks of a job here as it does on a cluster."""
+    """submitit starts the two tasks of a job on this machine as it does on a cluster."""
     done = finished(
         runs,
         tmp_path,
@@ -249,7 +251,7 @@ def test_slurm_on_this_machine(runs: Runs, unbroken: Path, tmp_path: Path) -> No
 
 
 def test_a_sweep_of_runs_of_two_ranks(runs: Runs, unbroken: Path, tmp_path: Path) -> None:
-    """The first arm fails, the second is the run that the others are."""
+    """The first arm fails; the second equals the uninterrupted run of two ranks."""
     jobs = tmp_path / "jobs"
     arms = ["schedule.optimizer=lion,adamw"]
     done = finished(
@@ -268,7 +270,7 @@ def test_a_sweep_of_runs_of_two_ranks(runs: Runs, unbroken: Path, tmp_path: Path
 
 
 def workers_of(pid: int) -> list[int]:
-    """The ranks that a process has started."""
+    """Return the process ids of the ranks that a process has started."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [
         int(child)
@@ -281,7 +283,7 @@ def workers_of(pid: int) -> list[int]:
 def test_a_killed_rank_is_replaced(
     runs: Runs, unbroken: Path, tmp_path: Path, step: int, rank: int, num_workers: int
 ) -> None:
-    """Its run goes on from its own checkpoint, even if it was told to begin anew."""
+    """The run resumes from its own checkpoint, even if it was started with resume=none."""
     folder = tmp_path / "run"
     resume = "none" if step == 10 else "auto"
     pid = runs.start(folder, "devices=2", f"data.num_workers={num_workers}", f"resume={resume}")
@@ -318,7 +320,7 @@ def test_all_ranks_leave_together(runs: Runs, unbroken: Path, tmp_path: Path, wh
 
 
 def test_a_launcher_that_is_killed(runs: Runs, unbroken: Path, tmp_path: Path) -> None:
-    """Its ranks save and end by themselves."""
+    """The ranks of a killed launcher save and end by themselves."""
     folder = tmp_path / "run"
     pid = runs.start(folder, "devices=2")
     await_step(folder, 3)
@@ -345,7 +347,7 @@ def test_an_error_that_would_come_again_ends_them_all(runs: Runs, tmp_path: Path
 
 
 def evaluate_for_ever(path: Path, whom: int, when: str) -> None:
-    """The second rank has no images, and waits for the first, whose images do not end."""
+    """Evaluate endlessly on the first rank; the second has few images and waits for the first."""
     with joined() as ranks, StopRequest() as stop:
         for number in stop.before(range(10**9 if ranks.is_first else 3), ranks):
             if when == "in its share" and ranks.rank == whom and number == 2:
@@ -358,8 +360,8 @@ def evaluate_for_ever(path: Path, whom: int, when: str) -> None:
 
 @pytest.mark.parametrize("whom, when", [(0, "in its share"), (1, "in its share"), (1, "waiting")])
 def test_one_rank_that_is_told_in_an_evaluation(tmp_path: Path, whom: int, when: str) -> None:
-    """The others do not first end their share, here an endless one."""
-    signal.alarm(120)  # ends the whole, where it waits for ever
+    """The other rank stops too, before the end of its share, which is endless here."""
+    signal.alarm(120)  # ends the test if it waits for ever
     try:
         with pytest.raises(Preempted, match="SIGTERM"):
             launch(
@@ -406,4 +408,4 @@ def test_a_sweep_that_is_told_to_leave_begins_no_other_arm(runs: Runs, tmp_path:
     process.send_signal(signal.SIGTERM)
     assert process.wait(LIMIT) == PREEMPTED
     assert summary(jobs / "0")["status"] == "preempted" and not (jobs / "1").exists()
-    assert not (jobs / "study.json").exists()  # there is no time
+    assert not (jobs / "study.json").exists()  # when asked to stop, there is no time for it

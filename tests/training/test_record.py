@@ -1,4 +1,4 @@
-"""What TensorBoard and a terminal show of a run."""
+"""TensorBoard, metrics.jsonl and the terminal show what a run records."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def test_scalars(tmp_path: Path) -> None:
 
 
 def test_curves(tmp_path: Path) -> None:
-    """Of 8 objects 4 are found at a recall of 0.5, with one more, wrong, at a precision of 0.8."""
+    """At a recall of 0.5 and a precision of 0.8, 4 of 8 objects are found, and 1 false positive."""
     precision = np.where(np.arange(101) <= 50, 0.8, 0.0)
     record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=0)
     record.curves(3, {"fish": Curve(precision, num_objects=8)})
@@ -80,12 +80,12 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
     parts = {tag: HParamsPluginData.FromString(content) for tag, content in contents.items()}
     shown = parts["_hparams_/session_start_info"].session_start_info.hparams
     assert shown["schedule.lr"].number_value == 0.5
-    assert shown["compile"].number_value == 1  # torch's way to write it
+    assert shown["compile"].number_value == 1  # so torch writes booleans
     assert shown["deform.version"].string_value == "v2"
     assert shown["overfit"].string_value == "None"
     assert shown["milestones"].string_value == "[8, 11]"
     metrics = parts["_hparams_/experiment"].experiment.metric_infos
-    assert [metric.name.tag for metric in metrics] == ["val/AP"]  # as `validation` calls it
+    assert [metric.name.tag for metric in metrics] == ["val/AP"]  # the tag that `validation` uses
 
 
 def test_no_bar_where_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_a_bar_on_a_terminal(
         caplog.set_level("INFO")
         record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=1)
         for step in (2, 3, 4):
-            time.sleep(0.15)  # it is drawn at most ten times a second
+            time.sleep(0.15)  # the bar is drawn at most ten times a second
             record.advance()
             record.training(step, 2, {"loss": 0.5}, {"images/s": 8.0})
         logging.getLogger("other").info("another line")
@@ -126,7 +126,7 @@ def test_a_bar_on_a_terminal(
         and "loss 0.5  8 images/s" in shown
     )
     assert any(f"{step}/4" in shown for step in (2, 3, 4))
-    assert "another line" in shown and "step 3/4" not in shown  # the bar has it
+    assert "another line" in shown and "step 3/4" not in shown  # only the bar shows step 3
     log = (tmp_path / "train.log").read_text()
     assert "epoch 2/2  step 3/4  loss 0.5  8 images/s  0:0" in log and "another line" in log
 
@@ -168,7 +168,7 @@ def test_offsets_that_run_away_are_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     record = Record(tmp_path, num_steps=4, num_epochs=2, first_step=0)
-    near = LayerSizes(mean=0.5, p99=2.0, largest=9.0, side=8.0)  # a quarter, and not more
+    near = LayerSizes(mean=0.5, p99=2.0, largest=9.0, side=8.0)  # a quarter of the side: no warning
     far = LayerSizes(mean=0.5, p99=2.1, largest=9.0, side=8.0)
     for epoch, last in ((1, near), (2, far), (3, far)):
         record.offsets(2 * epoch, epoch, {"layer3.0.conv1": near, "layer4.0.conv1": last})

@@ -1,4 +1,4 @@
-"""One job at a time in a run folder; what is killed leaves no lock behind."""
+"""Only one job at a time trains in a run folder; a job that is killed leaves no lock behind."""
 
 import os
 import signal
@@ -27,7 +27,10 @@ with locked(Path(sys.argv[1]), ALONE):
 
 @pytest.fixture
 def hold(tmp_path: Path):
-    """Another process in the folder, of a job or none; it is killed in the end."""
+    """Return a function that starts a process which holds the folder's lock.
+
+    Its argument is the process's SLURM job id, or None. The processes are killed after the test.
+    """
     started = []
 
     def start(job: str | None) -> subprocess.Popen:
@@ -48,7 +51,7 @@ def hold(tmp_path: Path):
 def test_a_second_job_is_refused(
     hold: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of another number, or of none. The line names the folder and the other process."""
+    """The second job has another id, or none. The error names the folder and the first process."""
     first = hold("7")
     for job in ("8", None):
         if job:
@@ -70,7 +73,7 @@ def test_a_job_that_was_killed_blocks_nobody(hold: Callable, tmp_path: Path) -> 
     process.wait()
     with locked(tmp_path, ALONE):
         assert f'"pid": {os.getpid()}' in (tmp_path / "run.lock").read_text()
-    with locked(tmp_path, ALONE):  # and when it is done
+    with locked(tmp_path, ALONE):  # it is free again when the first has left
         pass
 
 

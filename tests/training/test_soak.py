@@ -1,4 +1,4 @@
-"""A long run keeps to the memory and the files that it had when it was warm."""
+"""The memory and the number of open files of a long run do not grow after its start."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ SMALL = [
 
 
 def memory_and_files(pid: int) -> tuple[int, int]:
-    """Resident bytes of a process, and how many files it has open."""
+    """Return the resident memory of a process in bytes, and the number of its open files."""
     status = Path(f"/proc/{pid}/status").read_text()
     kib = int(status.split("VmRSS:")[1].split()[0])
     return 1024 * kib, len(list(Path(f"/proc/{pid}/fd").iterdir()))
@@ -47,7 +47,7 @@ def test_1000_steps(runs: Runs, tmp_path: Path) -> None:
     assert runs.wait(pid) == 0, output(folder)
     assert summary(folder)["status"] == "done"
     memory, late_memory = (max(memory for memory, _ in seen) for seen in (warm, late))
-    # Images on their way from the worker are open files as well: between epochs there are none.
+    # Images on their way from a worker are open files too, but not between epochs: use the minimum.
     files, late_files = (min(files for _, files in seen) for seen in (warm, late))
     print(f"{memory / 2**20:.1f} MiB, {files} files; later {late_memory / 2**20:.1f}, {late_files}")
     assert late_memory < 1.05 * memory

@@ -1,4 +1,4 @@
-"""Speeds on a clock that the test turns."""
+"""Speeds measured with a clock that the test sets."""
 
 import time
 
@@ -9,7 +9,7 @@ from detector.training.speed import Speed
 
 
 class Clock:
-    """Stands still until it is told."""
+    """A clock that stands still unless the test changes `now`."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -26,16 +26,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def samples(num_images: int) -> list:
-    """Images of 20x30 pixels."""
+    """Return images of 20x30 pixels."""
     return [{"image": torch.zeros(3, 20, 30)}] * num_images
 
 
 def test_two_reports(clock: Clock) -> None:
     speed = Speed(batch_size=8, flops_per_pixel=1e9)
-    clock.now += 50  # building, no training
+    clock.now += 50  # the time before training does not count
 
     def batches():
-        """Of 4 images, as one of two ranks has, after 1, 2 and 3 seconds."""
+        """Yield batches of 4 images, half of a step's 8, after 1, 2 and 3 seconds."""
         for seconds in (1, 2, 3):
             clock.now += seconds
             yield samples(4)
@@ -45,15 +45,15 @@ def test_two_reports(clock: Clock) -> None:
         next(unread)
         clock.now += 4
         speed.step()
-    # 2 steps in 1 + 4 + 2 + 4 seconds, 3 of them waiting; 2 x 4 x 600 pixels, a backward is two
-    # forwards: 3 x 4800 x 1e9 / 11 seconds
+    # 2 steps in 1 + 4 + 2 + 4 = 11 seconds, 3 of them waiting. 2 x 4 x 600 = 4800 pixels; forward
+    # and backward together cost three forward passes: 3 x 4800 x 1e9 FLOPs in 11 seconds.
     assert speed.report() == pytest.approx(
         {"images/s": 16 / 11, "data wait": 3 / 11, "TFLOP/s": 14.4 / 11}
     )
     next(unread)
     clock.now += 2
     speed.step()
-    # Since then: 1 step in 3 + 2 seconds, with 4 x 600 pixels.
+    # Since the first report: 1 step in 3 + 2 seconds, with 4 x 600 pixels.
     assert speed.report() == pytest.approx(
         {"images/s": 8 / 5, "data wait": 3 / 5, "TFLOP/s": 7.2 / 5}
     )

@@ -1,4 +1,4 @@
-"""A trainer of one weight, whose steps, averages and rests are computed by hand."""
+"""A trainer with a single weight, whose steps and averages can be computed by hand."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from detector.training.trainer import Trainer
 
 
 def sample(image_id: int) -> Sample:
-    """A 2x2 image of 0.2 without objects."""
+    """Return a 2x2 image with the value 0.2 everywhere and without objects."""
     return Sample(
         image=torch.full((3, 2, 2), 51, dtype=torch.uint8),
         boxes=torch.zeros(0, 4),
@@ -39,7 +39,7 @@ def sample(image_id: int) -> Sample:
 
 
 class Linear(nn.Module):
-    """The loss weight * mean of the image, NaN in some calls; `seen` counts all of them."""
+    """A model with the loss weight * mean of the image, but NaN in the calls `poisoned`."""
 
     def __init__(self, poisoned: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Linear(nn.Module):
 
 
 class Order:
-    """Of an epoch's batches: one image each, the image ids counted from 1."""
+    """A sampler of batches of one image each, in the order of the images."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps = num_steps
@@ -77,7 +77,7 @@ def trainer(
     ema: AveragedModel | None = None,
     **changes,
 ) -> Trainer:
-    """SGD with a rate of 0.5: each step moves the weight by 0.5 * 0.2."""
+    """Build a trainer with SGD at a rate of 0.5: each step changes the weight by 0.5 * 0.2."""
     optimizer, order = SGD(model.parameters(), lr=0.5), Order(num_steps)
     how = {
         "optimization": Optimization(
@@ -125,8 +125,8 @@ def test_the_average_of_the_weights(tmp_path: Path) -> None:
     model = Linear()
     trained = trainer(tmp_path, model, ema=average_of(model))
     train_epoch(trained, tmp_path)
-    # The weights are 1.9, 1.8, 1.7: the average is 1.9, then 1.85, then (1.85 + 1.7) / 2; the
-    # buffers are 1, 2, 3: 1, 1.5, 2.25.
+    # The weights are 1.9, 1.8, 1.7; their average is 1.9, then 1.85, then (1.85 + 1.7) / 2. The
+    # buffers are 1, 2, 3; their average is 1, then 1.5, then 2.25.
     assert model.weight.item() == pytest.approx(1.7) and model.seen.item() == 3
     assert trained.evaluated_model.weight.item() == pytest.approx(1.775)
     assert trained.evaluated_model.seen.item() == 2.25
@@ -173,12 +173,12 @@ def test_too_many_steps_that_are_left_out(tmp_path: Path) -> None:
     train_epoch(trained, tmp_path)
     trained.finish_epoch()
     resumed = trainer(tmp_path, after, max_skipped=1)
-    resumed.restore(trained.checkpoint())  # it counts those before
+    resumed.restore(trained.checkpoint())  # it includes the count of skipped steps
     with pytest.raises(NonFiniteError, match=r"loss nan, .* image ids 2; .*not_finite\.pt"):
         train_epoch(resumed, tmp_path)
     dump = torch.load(tmp_path / "not_finite.pt", weights_only=True)
     assert [kept["image_id"] for kept in dump["samples"]] == [2]
-    assert dump["model"]["weight"].item() == pytest.approx(2 - 3 * 0.5 * 0.2)  # 2 steps and 1
+    assert dump["model"]["weight"].item() == pytest.approx(2 - 3 * 0.5 * 0.2)  # 2 steps and 1 step
     assert dump["model"]["seen"].item() == 3
 
 
@@ -202,19 +202,19 @@ def test_best_and_since(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_has_every_key(tmp_path: Path) -> None:
-    """And two that earlier checkpoints lack, so that they are not asked for."""
+    """It also has two keys that are not required, as older checkpoints lack them."""
     assert trainer(tmp_path, Linear()).checkpoint().keys() == KEYS | {"peak_memory", "format"}
 
 
 def test_a_trace(tmp_path: Path) -> None:
     trained = trainer(tmp_path, Linear(), num_steps=5, profile_steps=2)
-    for _ in range(2):  # one trace, of the first epoch
+    for _ in range(2):  # only the first epoch is traced
         train_epoch(trained, tmp_path)
         trained.finish_epoch()
     (path,) = (tmp_path / "profile").iterdir()
     assert path.name.endswith(".pt.trace.json")
     names = [event.get("name", "") for event in json.loads(path.read_text())["traceEvents"]]
-    # The steps after the first two.
+    # The trace has the two steps after the first two.
     steps = [name for name in names if name.startswith("ProfilerStep#")]
     assert sorted(set(steps)) == ["ProfilerStep#2", "ProfilerStep#3"]
     assert any(name.startswith("aten::") for name in names)

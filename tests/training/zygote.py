@@ -1,8 +1,9 @@
 """Imports the application once and then forks a training process for each request.
 
-A request on stdin is a JSON list: the file for the output, then the command line's overrides. The
-answer on stdout is the process's number; the request of a number waits for that process and answers
-its exit code, negative for the signal that ended it.
+Each line on stdin is a request in JSON, and is answered by one line on stdout. A list (the file for
+the output, then the overrides of the command line) starts a process and is answered by its process
+id. A number, a process id, waits for that process and is answered by its exit code, or by the
+negative number of the signal that ended it.
 """
 
 import json
@@ -19,7 +20,7 @@ from detector.commands import train as _  # noqa: E402, F401
 
 
 def run(output: str, *overrides: str) -> None:
-    """In the child: as `python train.py OVERRIDES`, in a process group of its own."""
+    """In the forked child, do what `python train.py OVERRIDES` does, in a new process group."""
     os.setsid()
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
