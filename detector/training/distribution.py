@@ -1,4 +1,4 @@
-"""Several processes, the ranks, that train one model: this process's rank, and communication.
+"""Distributed training: the rank of this process, and the communication between all ranks.
 
 A process learns its rank from the environment variables RANK, WORLD_SIZE, LOCAL_RANK,
 LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. torchrun, `launch.py` and submitit set them; for a

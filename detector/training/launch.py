@@ -131,7 +131,8 @@ def _worker(
             log.exception("failed")
         if code != PREEMPTED:
             raise
-    if os.getppid() != launcher:  # it was killed; torch would wait until it takes the result
+    # If the launcher was killed, do not return: torch would wait for it to take the result.
+    if os.getppid() != launcher:
         sys.exit(PREEMPTED)
 
 
