@@ -1,1 +1,1 @@
-"""What is read off finished runs."""
+"""Analyses of finished runs, their checkpoints and their detections."""

@@ -1,11 +1,14 @@
-"""Where the 3x3 convolutions of a backbone sample, for one image: plain and deformable ones alike.
+"""Records where the 3x3 convolutions of a backbone sample their input, for one image.
 
     with sampling(model) as layers:
         model([image])
     layers["layer4.0.conv2"].places()      # (G, K, 2, Ho, Wo) (y, x) in pixels of the layer's input
 
-G: offset groups, K: taps (row-major), Ho, Wo: the layer's output, H, W: its input. A cell (i, j) of
-a map of stride s stands on the pixel (s i, s j) of the image that the network sees.
+A plain convolution is treated as a deformable one whose offsets are zero.
+
+G: offset groups, K: taps of the kernel (row-major), (Ho, Wo): the size of the layer's output,
+(H, W): the size of its input. Cell (i, j) of a feature map of stride s lies on pixel (s i, s j) of
+the image that the network sees.
 """
 
 from collections.abc import Iterator
@@ -20,16 +23,18 @@ from torchvision.models.detection import FasterRCNN
 
 from detector.model.deformable_conv import DeformableConv2d
 
-SIDE = 3  # of a kernel
+SIDE = 3  # taps along each side of a kernel
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution's forward.
+    """What one convolution did in one forward pass.
 
     Attributes:
-        offsets: float32 (G, K, 2, Ho, Wo) as (dy, dx), zeros for a plain convolution.
-        masks: float32 (G, K, Ho, Wo), ones where there are none.
+        name: the convolution's name in the backbone, such as `layer4.0.conv2`.
+        offsets: float32 (G, K, 2, Ho, Wo) as (dy, dx) in pixels of the layer's input, zeros for a
+            plain convolution.
+        masks: float32 (G, K, Ho, Wo), ones for a convolution without masks.
         input_size: (H, W).
     """
 
@@ -49,11 +54,18 @@ class Layer:
         return height, width
 
     def grid(self) -> np.ndarray:
-        """Where a plain convolution samples: float64 (K, 2, Ho, Wo)."""
+        """Return where the layer would sample without offsets: (y, x), float64 (K, 2, Ho, Wo)."""
         return self.taps(np.indices(self.output_size))
 
     def taps(self, cells: np.ndarray) -> np.ndarray:
-        """The plain places (K, 2, ...) of the outputs at cells (2, ...), which may be fractions."""
+        """Return where the outputs at some cells would sample without offsets.
+
+        Args:
+            cells: (2, ...) as (y, x); they need not be whole numbers.
+
+        Returns:
+            float64 (K, 2, ...), (y, x) in pixels of the layer's input.
+        """
         tap = np.stack(np.meshgrid(*[range(SIDE)] * 2, indexing="ij")).reshape(2, -1).T  # (K, 2)
         ahead = tap * self.dilation - np.array(self.padding)
         start = cells * np.array(self.stride).reshape(2, *[1] * (cells.ndim - 1))
@@ -61,12 +73,14 @@ class Layer:
         return places.astype(np.float64)
 
     def places(self) -> np.ndarray:
-        """Where it samples: float64 (G, K, 2, Ho, Wo)."""
+        """Return where the layer samples: (y, x), float64 (G, K, 2, Ho, Wo)."""
         return self.grid() + self.offsets
 
     def effective_dilation(self) -> np.ndarray:
-        """(Ho, Wo): the mean distance of neighbouring places of the filter, over offset groups
-        (Dai et al. 2017, section 4.2). A plain convolution's is its dilation.
+        """Return the effective dilation (Ho, Wo) (Dai et al. 2017, section 4.2).
+
+        It is the mean distance between neighbouring sampling places of the kernel, averaged over
+        the offset groups. For a plain convolution it equals the dilation.
         """
         places = self.places().reshape(-1, SIDE, SIDE, 2, *self.output_size)
         down = np.linalg.norm(np.diff(places, axis=1), axis=3).reshape(-1, *self.output_size)
@@ -77,8 +91,11 @@ class Layer:
 
 @contextmanager
 def sampling(model: FasterRCNN) -> Iterator[dict[str, Layer]]:
-    """Fill a dictionary, while the model detects in one image, with every 3x3 convolution of its
-    backbone's stages, in their order.
+    """Record every 3x3 convolution of the backbone's stages while the model runs on one image.
+
+    Yields:
+        A dictionary that is filled as the model runs: name of a convolution -> its `Layer`, from
+        the network's input to its output.
     """
     layers: dict[str, Layer] = {}
     handles = [
@@ -93,7 +110,10 @@ def sampling(model: FasterRCNN) -> Iterator[dict[str, Layer]]:
 
 
 def convolutions(model: FasterRCNN) -> dict[str, nn.Conv2d | DeformableConv2d]:
-    """The 3x3 convolutions of a detector's stages, plain and deformable, by their names in it."""
+    """Return the 3x3 convolutions of the backbone's stages, plain and deformable, by their name.
+
+    The names are those in the backbone. The convolutions that predict offsets are not included.
+    """
     body: nn.Module = model.backbone.body
     offsets = {id(m.conv_offset) for m in body.modules() if isinstance(m, DeformableConv2d)}
     return {

@@ -1,1 +1,1 @@
-"""What deformable layers have learned, over a validation set."""
+"""Statistics of what deformable layers have learned, over a validation set."""

@@ -1,26 +1,31 @@
-"""What deformable layers have learned, over a validation set.
+"""Measures what the deformable layers of a checkpoint have learned, over a validation set.
 
     python -m detector.analysis.offsets checkpoint=RUN/checkpoints/best.pt
     python -m detector.analysis.offsets checkpoint=best.pt output=offsets max_images=100
     python -m detector.analysis.offsets checkpoint=best.pt data=coco data.root=COCO
 
-prints, and writes as offsets.md and offsets.json into output=DIR, for each 3x3 convolution of the
-backbone:
+The command prints these numbers for each 3x3 convolution of the backbone, and writes them to
+offsets.md and offsets.json in output=DIR (by default the run's folder):
 
-    effective dilation   Dai et al. 2017, table 2: the mean distance between neighbouring sampling
-                         places, mean and deviation over the centres of small, medium and large
-                         objects (by COCO's areas) and over the places that are in no object's box;
-                         a plain convolution's is its dilation
-    offsets              their length: mean and 99th percentile, in pixels of the layer's input;
-                         the share of places that lie outside the map, beside the plain grid's; and
-                         how much of them depends on the place in the image
-    masks                mean and deviation; and how much of their distance from 1 depends on it
+    effective dilation   the mean distance between neighbouring sampling places of the kernel, as in
+                         table 2 of Dai et al. 2017. It is given as mean and standard deviation over
+                         the centres of small, medium and large objects (by COCO's areas) and over
+                         the background, which is every place outside all boxes. For a plain
+                         convolution it equals the dilation.
+    offsets              the mean and the 99th percentile of their length, in pixels of the layer's
+                         input; the share of sampling places that lie outside the feature map,
+                         and that share for a plain convolution; and how much the offsets depend
+                         on the place in the image
+    masks                their mean and standard deviation, and how much their distance from 1
+                         depends on the place in the image
 
-Where RoI pooling deforms, roi_bins.json and one more table say how far its bins move for the
-objects' own boxes, in sizes of the box, how much of that depends on the object, and their masks.
+If RoI pooling is deformable, one more table and roi_bins.json say how far its bins move for the
+ground-truth boxes, as a share of the box's size, how much of this movement depends on the object,
+and which masks the bins have.
 
-How much depends on the place is a tap's variance over all places and images, divided by its mean
-square: 0 where a tap is shifted by the same offset everywhere, 1 where its mean is none.
+How much the offsets depend on the place is their variance over all places and images divided by
+their mean square, both summed over the taps. It is 0 if each tap has the same offset everywhere,
+and 1 if the mean offset of each tap is zero.
 """
 
 import sys
@@ -32,10 +37,10 @@ from detector.command_configs import typed_offsets, with_data_of_evaluation
 
 
 def main() -> None:
-    """key=value arguments, as everywhere."""
+    """Run the command with the key=value arguments of the command line."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = typed_offsets(with_data_of_evaluation(compose("offsets", sys.argv[1:])))
-    from detector.commands import offsets  # torch, which takes seconds to import
+    from detector.commands import offsets  # imports torch, which takes seconds
 
     offsets.run(config)
 

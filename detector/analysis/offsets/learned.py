@@ -1,6 +1,8 @@
-"""What deformable layers have learned, over a validation set: `__main__.py` explains the numbers.
+"""Measures what deformable layers have learned, over a validation set.
 
-G: offset groups, K: taps, Ho, Wo: a layer's output, H, W: its input, M: objects of an image.
+The docstring of `__main__.py` explains the numbers.
+
+M: objects of an image, N: values, (H, W): the size of a feature map.
 """
 
 from collections import defaultdict
@@ -23,14 +25,14 @@ PLACES = ("small", "medium", "large", "background")
 
 @dataclass
 class _Moments:
-    """Of numbers that come one array after the other."""
+    """Count, sum and sum of squares of numbers that arrive one array after the other."""
 
     number: int = 0
     total: Any = 0.0
     squares: Any = 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Along the last axis."""
+        """Add values (..., N), and sum them over the last axis."""
         self.number += values.shape[-1]
         self.total = self.total + values.sum(axis=-1, dtype=np.float64)
         self.squares = self.squares + np.square(values, dtype=np.float64).sum(axis=-1)
@@ -45,12 +47,12 @@ class _Moments:
 
 
 @dataclass
-class _Seen:
-    """Of one layer, so far."""
+class _LayerSums:
+    """Running sums of what one layer has sampled so far."""
 
     dilations: dict[str, _Moments] = field(default_factory=lambda: defaultdict(_Moments))
-    offsets: _Moments = field(default_factory=_Moments)  # of each channel
-    masks: _Moments = field(default_factory=_Moments)  # of each channel, less 1
+    offsets: _Moments = field(default_factory=_Moments)  # per channel: dy and dx of each tap
+    masks: _Moments = field(default_factory=_Moments)  # per tap: mask - 1
     lengths: _Moments = field(default_factory=_Moments)
     bins: np.ndarray = field(default_factory=lambda: np.zeros(len(EDGES) + 1, dtype=np.int64))
     outside: _Moments = field(default_factory=_Moments)
@@ -59,7 +61,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class Dilation:
-    """Effective dilation at `number` places; None where there are none."""
+    """Effective dilation over `number` places; mean and standard deviation are None if it is 0."""
 
     mean: float | None
     deviation: float | None
@@ -68,14 +70,14 @@ class Dilation:
 
 @dataclass(frozen=True)
 class Learned:
-    """Of one layer. Lengths are in pixels of its input, shares in 0..1.
+    """What one layer has learned. Lengths are in pixels of its input, shares are in 0..1.
 
     Attributes:
-        dilation: of each of `PLACES`.
-        outside, grid_outside: the share of places that lie outside the map, more than half a pixel
-            from its outermost ones: its own, and those of a plain convolution.
-        offsets_by_place, masks_by_place: how much depends on the place; None for no offsets, or
-            masks that are 1 everywhere.
+        dilation: the effective dilation for each of `PLACES`.
+        outside, grid_outside: the share of sampling places outside the feature map, which is more
+            than half a pixel beyond its outermost pixels: with the layer's offsets, and without.
+        offsets_by_place, masks_by_place: how much they depend on the place in the image; None if
+            all offsets are 0, or all masks are 1.
     """
 
     is_deformable: bool
@@ -94,13 +96,18 @@ class Learned:
 def learned(
     model: FasterRCNN, dataset: DetectionDataset, *, device: torch.device, max_images: int
 ) -> dict[str, Learned]:
-    """Look at the first images, each alone; the model is left in evaluation mode.
+    """Measure the layers of a model on the first images of a data set, one image at a time.
+
+    The model is left in evaluation mode.
+
+    Args:
+        max_images: the largest number of images to use.
 
     Returns:
-        Name of a convolution in the backbone -> what it has learned.
+        Name of a 3x3 convolution in the backbone -> what it has learned.
     """
     model.eval()
-    seen: dict[str, _Seen] = defaultdict(_Seen)
+    sums: dict[str, _LayerSums] = defaultdict(_LayerSums)
     kinds: dict[str, bool] = {}
     for index in tqdm(range(min(max_images, len(dataset))), disable=None, leave=False):
         sample = dataset[index]
@@ -113,17 +120,24 @@ def learned(
         for name, layer in layers.items():
             kinds[name] = layer.is_deformable
             strides = np.array(padded) / np.array(layer.output_size)
-            _add(seen[name], layer, sample, scale / strides, np.array(size) / strides)
-    return {name: _learned(of_layer, kinds[name]) for name, of_layer in seen.items()}
+            _add(sums[name], layer, sample, scale / strides, np.array(size) / strides)
+    return {name: _learned(of_layer, kinds[name]) for name, of_layer in sums.items()}
 
 
 def _add(
-    seen: _Seen, layer: Layer, sample: Any, cells_a_pixel: np.ndarray, num_cells: np.ndarray
+    sums: _LayerSums, layer: Layer, sample: Any, cells_per_pixel: np.ndarray, num_cells: np.ndarray
 ) -> None:
-    """Count one image, whose content covers the first `num_cells` (2,) of the map."""
+    """Add one image to the sums of one layer.
+
+    Args:
+        cells_per_pixel: (2,), cells of the layer's output per pixel of the image file, (y, x).
+        num_cells: (2,), the rows and columns of the output that the image covers; the rest is
+            padding.
+    """
     dilation = layer.effective_dilation()
     height, width = np.minimum(np.ceil(num_cells).astype(int), layer.output_size)
-    boxes = sample["boxes"].numpy().reshape(-1, 2, 2)[:, :, ::-1] * cells_a_pixel  # (y, x) corners
+    corners = sample["boxes"].numpy().reshape(-1, 2, 2)[:, :, ::-1]  # (y, x)
+    boxes = corners * cells_per_pixel
     for box, area, crowd in zip(
         boxes, sample["area"].tolist(), sample["iscrowd"].tolist(), strict=True
     ):
@@ -131,28 +145,28 @@ def _add(
             continue
         y, x = np.minimum(box.mean(axis=0).astype(int), (height - 1, width - 1))
         name = size_of(area)
-        seen.dilations[name].add(dilation[y, x].reshape(1))
-    seen.dilations["background"].add(dilation[:height, :width][_outside(boxes, height, width)])
+        sums.dilations[name].add(dilation[y, x].reshape(1))
+    sums.dilations["background"].add(dilation[:height, :width][_outside(boxes, height, width)])
 
     offsets = layer.offsets[..., :height, :width]
     groups, taps = offsets.shape[:2]
     lengths = np.linalg.norm(offsets, axis=2)
-    seen.offsets.add(offsets.reshape(groups * taps * 2, -1))
-    seen.masks.add(layer.masks[..., :height, :width].reshape(groups * taps, -1) - 1)
-    seen.lengths.add(lengths.reshape(-1))
+    sums.offsets.add(offsets.reshape(groups * taps * 2, -1))
+    sums.masks.add(layer.masks[..., :height, :width].reshape(groups * taps, -1) - 1)
+    sums.lengths.add(lengths.reshape(-1))
     found = np.searchsorted(EDGES, lengths[np.isfinite(lengths)])
-    seen.bins += np.bincount(found, minlength=len(EDGES) + 1)
+    sums.bins += np.bincount(found, minlength=len(EDGES) + 1)
     sides = np.array(layer.input_size)[:, None, None]
     for moments, places in (
-        (seen.outside, layer.places()),
-        (seen.grid_outside, np.broadcast_to(layer.grid(), layer.offsets.shape)),
+        (sums.outside, layer.places()),
+        (sums.grid_outside, np.broadcast_to(layer.grid(), layer.offsets.shape)),
     ):
         places = places[..., :height, :width]
         moments.add(((places < -0.5) | (places > sides - 0.5)).any(axis=2).reshape(-1))
 
 
 def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Cells (H, W) whose middle is in none of the boxes (M, 2, 2)."""
+    """Return which cells, bool (H, W), have their centre in none of the boxes (M, 2, 2)."""
     y, x = np.indices((height, width)) + 0.5
     free = np.ones((height, width), dtype=bool)
     for (top, left), (bottom, right) in boxes:
@@ -160,18 +174,18 @@ def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     return free
 
 
-def _learned(seen: _Seen, is_deformable: bool) -> Learned:
+def _learned(sums: _LayerSums, is_deformable: bool) -> Learned:
     return Learned(
         is_deformable=is_deformable,
-        dilation={place: _dilation(seen.dilations[place]) for place in PLACES},
-        offset_mean=float(seen.lengths.mean),
-        offset_p99=p99_of(seen.bins),
-        outside=float(seen.outside.mean),
-        grid_outside=float(seen.grid_outside.mean),
-        offsets_by_place=_by_place(seen.offsets),
-        mask_mean=float(np.mean(seen.masks.mean)) + 1,
-        mask_deviation=float(np.sqrt(np.mean(seen.masks.variance))),
-        masks_by_place=_by_place(seen.masks),
+        dilation={place: _dilation(sums.dilations[place]) for place in PLACES},
+        offset_mean=float(sums.lengths.mean),
+        offset_p99=p99_of(sums.bins),
+        outside=float(sums.outside.mean),
+        grid_outside=float(sums.grid_outside.mean),
+        offsets_by_place=_by_place(sums.offsets),
+        mask_mean=float(np.mean(sums.masks.mean)) + 1,
+        mask_deviation=float(np.sqrt(np.mean(sums.masks.variance))),
+        masks_by_place=_by_place(sums.masks),
     )
 
 
@@ -187,5 +201,5 @@ def _by_place(moments: _Moments) -> float | None:
 
 
 def as_json(layers: dict[str, Learned]) -> dict[str, Any]:
-    """Plain containers."""
+    """Convert to dictionaries and lists that json.dumps accepts."""
     return {name: asdict(layer) for name, layer in layers.items()}

@@ -1,12 +1,15 @@
-"""offsets.json and roi_bins.json as tables: a header and rows of text, for markdown and pages."""
+"""Turns offsets.json and roi_bins.json into tables, for markdown and for web pages."""
 
 from typing import Any
 
-Rows = tuple[list[str], list[list[str]]]
+Rows = tuple[list[str], list[list[str]]]  # the header of a table, and its rows
 
 
 def dilation_rows(layers: dict[str, dict[str, Any]]) -> Rows:
-    """Dai et al. 2017, table 2, of all layers, from the output to the input."""
+    """Return the effective dilation of all layers, as in table 2 of Dai et al. 2017.
+
+    Layers are listed from the network's output to its input.
+    """
     rows = []
     for name, layer in reversed(layers.items()):
         cells = [
@@ -18,7 +21,10 @@ def dilation_rows(layers: dict[str, dict[str, Any]]) -> Rows:
 
 
 def offsets_rows(layers: dict[str, dict[str, Any]]) -> Rows:
-    """Sizes, of the deformable layers, from the output to the input."""
+    """Return the lengths of the offsets, and the masks, of all deformable layers.
+
+    Layers are listed from the network's output to its input.
+    """
     rows = [
         [
             name,
@@ -37,7 +43,7 @@ def offsets_rows(layers: dict[str, dict[str, Any]]) -> Rows:
 
 
 def bin_rows(sizes: dict[str, dict[str, float]]) -> Rows:
-    """How far the bins of RoI pooling move, by the size of the objects."""
+    """Return how far the bins of RoI pooling move, by the size of the objects."""
     rows = [
         [
             size,

@@ -1,4 +1,7 @@
-"""How far the bins of deformable RoI pooling move, over the objects of a validation set."""
+"""Measures how far the bins of deformable RoI pooling move, over a validation set.
+
+M: objects.
+"""
 
 from collections import defaultdict
 from typing import Any
@@ -19,21 +22,30 @@ from detector.model.roi_pooling import GAMMA, BoxPooling
 def bin_movements(
     model: FasterRCNN, dataset: DetectionDataset, *, device: torch.device, max_images: int
 ) -> dict[str, dict[str, float]]:
-    """Pool the objects' own boxes in the first images; the model is left in evaluation mode.
+    """Pool the ground-truth boxes of the first images and measure how far the bins move.
+
+    The model is left in evaluation mode.
+
+    Args:
+        max_images: the largest number of images to use.
 
     Returns:
-        `small`, `medium`, `large` (by COCO's areas), where there are such objects -> their
-        `number`; `mean` and `p99` of how far a bin moves, in sizes of its box; `by_object`, how
-        much of that depends on the object: the variance over objects of a bin's movement, divided
-        by its mean square; `mask_mean` and `mask_deviation`. Empty for a model whose bins do not
-        move.
+        Size of the objects (`small`, `medium` or `large`, by COCO's areas) -> statistics:
+
+        - `number`: how many objects of this size there are; sizes without any are left out.
+        - `mean`, `p99`: of the distance that a bin moves, as a share of the box's height and width.
+        - `by_object`: how much of the movement depends on the object. This is the variance over
+          objects of a bin's movement divided by its mean square, both averaged over the bins.
+        - `mask_mean`, `mask_deviation`: mean and standard deviation of the masks.
+
+        The dictionary is empty if RoI pooling is not deformable.
     """
     pooling: BoxPooling = model.roi_heads.box_roi_pool
     if pooling.fc_offset is None:
         return {}
     model.eval()
-    movements: dict[str, list[np.ndarray]] = defaultdict(list)  # of each object (2, bins)
-    masks: dict[str, list[np.ndarray]] = defaultdict(list)  # (bins,)
+    movements: dict[str, list[np.ndarray]] = defaultdict(list)  # (2, bins) for each object
+    masks: dict[str, list[np.ndarray]] = defaultdict(list)  # (bins,) for each object
     for index in tqdm(range(min(max_images, len(dataset))), disable=None, leave=False):
         sample = dataset[index]
         objects = ~sample["iscrowd"].bool()
@@ -60,11 +72,11 @@ def bin_movements(
 
 
 def _predicted(pooling: BoxPooling, features: dict[str, Tensor], boxes: Tensor) -> Tensor:
-    """What the layer that finds offsets says of the boxes (M, 4)."""
-    said: list[Tensor] = []
+    """Return what `fc_offset` predicts for the boxes (M, 4)."""
+    outputs: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        said.append(output)
+        outputs.append(output)
 
     assert pooling.fc_offset is not None
     handle = pooling.fc_offset.register_forward_hook(keep)
@@ -72,11 +84,11 @@ def _predicted(pooling: BoxPooling, features: dict[str, Tensor], boxes: Tensor) 
         pooling(features, [boxes], [])
     finally:
         handle.remove()
-    return said[0]
+    return outputs[0]
 
 
 def _numbers(movements: np.ndarray, masks: np.ndarray) -> dict[str, float]:
-    """Of movements (M, 2, bins) and masks (M, bins)."""
+    """Summarise movements (M, 2, bins) and masks (M, bins)."""
     movements = movements.astype(np.float64)
     lengths = np.linalg.norm(movements, axis=1)
     square = float(np.square(movements).mean())
