@@ -410,7 +410,7 @@ def test_a_look_into_a_checkpoint(
     with Image.open(looks / "one.png") as picture:
         assert picture.size[0] > 1000
     assert "points=64,5 is outside" in look(sampling.main, *words, "points=64,5")
-    assert "here is no place; give x,y" in look(sampling.main, *words, "points=here")
+    assert "here is not a point; give x,y" in look(sampling.main, *words, "points=here")
 
 
 def test_a_sweep_that_is_only_planned(

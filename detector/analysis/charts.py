@@ -1,7 +1,7 @@
-"""Charts, drawn with matplotlib: each function returns a figure; nothing is shown on a screen.
+"""Draws charts with matplotlib. Each function returns a figure; nothing is shown on a screen.
 
-All are readable in black and white: what belongs together shares a marker or a line's dashes as
-well as a colour.
+Charts that compare arms are readable in black and white: besides a colour, each arm has a marker or
+a dash pattern of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,18 @@ from detector.evaluation.coco import Curve
 if TYPE_CHECKING:
     from detector.analysis.sampling.places import Look
 
-MAX_NAMED = 24  # classes in a legend: those with the most objects
-MAX_CELLS = 30  # classes on a side of a heat map whose cells have room for numbers
-COLORS = ("#1f5fbf", "#d9622b", "#3c8d40", "#8a4fb0", "#777777", "#b08900")  # of arms
+MAX_NAMED = 24  # classes in a legend; those with the most objects are chosen
+MAX_CELLS = 30  # rows or columns up to which the cells of a heat map have room for numbers
+COLORS = ("#1f5fbf", "#d9622b", "#3c8d40", "#8a4fb0", "#777777", "#b08900")  # one for each arm
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
-matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
-matplotlib.rcParams["svg.hashsalt"] = "deformable"  # the same figure is the same file
+matplotlib.rcParams["svg.fonttype"] = "none"  # keep text as text
+matplotlib.rcParams["svg.hashsalt"] = "deformable"  # the same figure gives the same file
 
 
 def precision_recall(curves: dict[str, Curve]) -> Figure:
-    """Precision over recall at an IoU of 0.5: a thin line a class, and their mean in black."""
+    """Draw precision over recall at an IoU of 0.5: each class, and their mean in black."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
@@ -50,7 +50,7 @@ def precision_recall(curves: dict[str, Curve]) -> Figure:
 
 
 def heat_map(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> Figure:
-    """Counts (R, C), each cell as dark as its share of its row."""
+    """Draw counts (R, C) as a heat map in which a cell is shaded by its share of its row."""
     side = min(max(4.0, 0.4 * max(counts.shape)), 20.0)
     figure = Figure(figsize=(side + 1.5, side + 1.5), layout="constrained")
     axes = figure.subplots()
@@ -68,7 +68,7 @@ def heat_map(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) ->
 
 
 def bars(values: dict[str, float], title: str) -> Figure:
-    """A horizontal bar from 0 for each value, the first on top."""
+    """Draw a horizontal bar for each value, the first one on top."""
     figure = Figure(figsize=(6, 0.5 + 0.45 * max(len(values), 1)), layout="constrained")
     axes = figure.subplots()
     drawn = axes.barh([short(name) for name in values], list(values.values()), color=COLORS[0])
@@ -80,10 +80,11 @@ def bars(values: dict[str, float], title: str) -> Figure:
 
 
 def forest(rows: Sequence[dict[str, Any]], xlabel: str) -> Figure:
-    """Differences with their intervals, the first on top.
+    """Draw a forest plot: differences with their confidence intervals, the first one on top.
 
     Args:
-        rows: label, value, low, high and `seeds`: single differences, drawn small; in points.
+        rows: dictionaries with `label`, and in points `value`, `low` and `high` of the difference
+            and `seeds`, a list of the differences between single runs, which are drawn as ticks.
     """
     figure = Figure(figsize=(7, 0.9 + 0.45 * max(len(rows), 1)), layout="constrained")
     axes = figure.subplots()
@@ -100,7 +101,9 @@ def forest(rows: Sequence[dict[str, Any]], xlabel: str) -> Figure:
 
 
 def spread(lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str, y: str) -> Figure:
-    """For each arm its seeds' curves, thin, and their mean, where they share their x.
+    """Draw each seed's curve as a thin line, and the mean of each arm's curves as a thick one.
+
+    An arm has a mean only if all of its curves have the same number of points.
 
     Args:
         lines: arm -> (xs, ys) of each seed.
@@ -125,7 +128,7 @@ def spread(lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str,
 
 
 def cost_and_gain(arms: dict[str, tuple[float, float]], x: str, y: str) -> Figure:
-    """A point an arm: what it takes, and what it reaches."""
+    """Draw a point for each arm: its cost along x, and the metric that it reaches along y."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
     for number, (arm, (cost, gain)) in enumerate(arms.items()):
@@ -139,7 +142,10 @@ def cost_and_gain(arms: dict[str, tuple[float, float]], x: str, y: str) -> Figur
 
 
 def looks_figure(image: np.ndarray, looks: Sequence["Look"]) -> Figure:
-    """A row a point: where the network samples, where a plain one would, and what reaches it.
+    """Draw a row of three panels for each point that was looked at.
+
+    They show where the network samples for the point, where it would sample without offsets, and
+    its effective receptive field.
 
     Args:
         image: uint8 (H, W, 3).
@@ -160,8 +166,8 @@ def looks_figure(image: np.ndarray, looks: Sequence["Look"]) -> Figure:
         for axes in row:
             axes.plot(*one.point, "+", color="lime", markersize=12, markeredgewidth=2)
     titles = (
-        f"{len(looks[0].places)} places that are sampled",
-        "the same without offsets",
+        f"{len(looks[0].places)} sampling places",
+        "sampling places without offsets",
         "effective receptive field (root of the gradient)",
     )
     for axes, title in zip(panels[0], titles, strict=True):
@@ -170,7 +176,7 @@ def looks_figure(image: np.ndarray, looks: Sequence["Look"]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG, or whatever the file's name says."""
+    """Write a figure in the format of the file's suffix, such as .png."""
     figure.savefig(path, dpi=110)
 
 
@@ -181,7 +187,10 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure) -> str:
-    """The element alone, for a page, with the same bytes every time."""
+    """Return the <svg> element alone, to be put into a page.
+
+    The same figure gives the same text each time.
+    """
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -189,13 +198,13 @@ def svg(figure: Figure) -> str:
 
 
 def to_tensorboard(writer: SummaryWriter, figures: dict[str, Figure], step: int) -> None:
-    """Show the figures, each under its name."""
+    """Add the figures to TensorBoard, each under its name."""
     for name, figure in figures.items():
         writer.add_figure(name, figure, step, close=False)
 
 
 def short(name: str, length: int = 20) -> str:
-    """One line that fits beside a chart, of which matplotlib takes nothing for mathematics."""
+    """Shorten a name to one line of at most `length` characters, and escape `$` for matplotlib."""
     name = " ".join(name.split())
     name = name if len(name) <= length else name[: length - 1] + "…"
     return name.replace("$", r"\$")

@@ -1,7 +1,8 @@
 """Draws the manual's picture of a deformable convolution: python -m detector.analysis.figure [FILE]
 
-Three panels of one 3x3 kernel over one bent object: where a convolution samples, where a deformable
-one does (the arrows are its offsets), and how a sample is read between four pixels.
+It has three panels. Two show a 3x3 kernel over a curved object: where a plain convolution samples,
+and where a deformable one does, with arrows for its offsets. The third shows how a sample between
+four pixels is interpolated.
 """
 
 import sys
@@ -11,24 +12,27 @@ from pathlib import Path
 Point = tuple[float, float]  # (x, y) in pixels of the drawn image
 
 DEFAULT = Path("docs/deformable_convolution.svg")
-CELL = 34  # SVG units a pixel
-SIZE = 8  # pixels a panel
-GAP = 60
+CELL = 34  # SVG units per pixel
+SIZE = 8  # pixels along each side of a panel
+GAP = 60  # SVG units between panels
 CENTER: Point = (4.5, 4.5)
-RADIUS = 4.2  # of the object's arc, whose centre lies below the kernel's
+RADIUS = 4.2  # pixels; of the object's arc, whose centre is below the kernel's
 SPREAD = 2.3  # pixels between taps along the arc
 
 BLUE, ORANGE, GREY, OBJECT = "#1f5fbf", "#d9622b", "#8a8f98", "#f3d9a4"
 
 
 def on_arc(along: float, across: float) -> Point:
-    """The point `along` the object's middle line, and `across` it, from the kernel's centre."""
+    """Return the point that is so many pixels along the object's middle line, and across it.
+
+    Both distances are measured from the kernel's centre.
+    """
     angle, radius = along / RADIUS, RADIUS - across
     return CENTER[0] + radius * sin(angle), CENTER[1] + RADIUS - radius * cos(angle)
 
 
 def taps() -> list[tuple[Point, Point]]:
-    """Of each tap, row-major: its place on the regular grid, and where its offset takes it."""
+    """Return each tap, row-major: its place on the regular grid, and its place with the offset."""
     steps = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     return [((CENTER[0] + j, CENTER[1] + i), on_arc(SPREAD * j, 0.62 * i)) for i, j in steps]
 
@@ -59,7 +63,7 @@ def grid(size: int) -> str:
 
 
 def scene() -> str:
-    """The pixels and the bent object on them."""
+    """Draw the grid of pixels and the curved object on it."""
     path = " L".join(at(on_arc(0.1 * step, 0)) for step in range(-32, 33))
     width = 2.2 * CELL
     return (
@@ -80,11 +84,11 @@ def deformed() -> str:
         for place, moved in taps()
     ]
     dots = "".join(dot(moved, ORANGE) for _, moved in taps())
-    return scene() + "".join(parts) + dots + text((4, 8.8), "deformable: a learned offset each")
+    return scene() + "".join(parts) + dots + text((4, 8.8), "deformable: a learned offset per tap")
 
 
 def bilinear() -> str:
-    """One cell of four pixel centres, enlarged, with the sample in it."""
+    """Draw the square between four pixel centres, enlarged, with the sample in it."""
     fx, fy, low, high = 0.35, 0.6, 1.5, 6.5
     sample = (low + fx * (high - low), low + fy * (high - low))
     dashed = f'stroke="{ORANGE}" stroke-width="1.4" stroke-dasharray="5 4"'
@@ -103,11 +107,11 @@ def bilinear() -> str:
         above = corner[1] == low
         parts.append(dot(corner, BLUE, 8))
         parts.append(text((corner[0], corner[1] + (-0.5 if above else 0.8)), weights[name], 14))
-    return "".join(parts) + text((4, 8.8), "a sample: four pixels, weighted")
+    return "".join(parts) + text((4, 8.8), "a sample: weighted mean of four pixels")
 
 
 def figure() -> str:
-    """The SVG document."""
+    """Return the SVG document."""
     step = CELL * SIZE + GAP
     panels = "".join(
         f'<g transform="translate({GAP / 2 + index * step:.0f},20)">{panel}</g>'

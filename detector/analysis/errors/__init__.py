@@ -1,1 +1,1 @@
-"""What is wrong with detections: kinds of errors, what each costs, and what is taken for what."""
+"""Errors of a detector: their kinds, the AP50 that each kind costs, and the confusion matrix."""

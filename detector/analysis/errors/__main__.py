@@ -1,13 +1,18 @@
-"""What is wrong with the detections of a results file, and what each kind of error costs.
+"""Splits the errors in a results file by kind, and measures the AP50 that each kind costs.
 
     python -m detector.analysis.errors detections=RESULTS.json annotations=GT.json output=DIR
     python -m detector.analysis.errors detections=A.json annotations=GT.json output=. iou=0.75
     python -m detector.analysis.errors detections=A.json annotations=GT.json output=. min_score=0.3
 
-writes errors.md, errors.json, three pictures (PNG) and the same pictures for TensorBoard into DIR.
+The command prints the tables of errors.md, and writes errors.md, errors.json, three pictures (PNG)
+and the same pictures for TensorBoard into output=DIR.
 
-The kinds are those of TIDE, as `diagnosis.py` beside this file defines them; mending all errors of
-one kind alone gives what they cost in AP50.
+The kinds of errors are those of TIDE; the docstring of diagnosis.py, in the folder of this command,
+defines them. A kind costs the AP50 that would be gained if all errors of this kind, and no others,
+were fixed.
+
+The confusion matrix matches detections with a score of at least min_score (by default 0.5) to
+objects at an IoU of at least iou (by default 0.5).
 """
 
 import sys
@@ -22,7 +27,7 @@ from detector.config import ConfigError, typed
 
 @dataclass
 class ReportConfig:
-    """What the command takes; `iou` and `min_score` are the confusion matrix's."""
+    """Arguments of the command; `iou` and `min_score` are used for the confusion matrix."""
 
     detections: str
     annotations: str
@@ -32,12 +37,12 @@ class ReportConfig:
 
 
 def main() -> None:
-    """key=value arguments, as everywhere."""
+    """Run the command with the key=value arguments of the command line."""
     given = OmegaConf.from_cli(sys.argv[1:])
     config = typed(ReportConfig, given)
     if not 0 < config.iou <= 1:
         raise ConfigError(f"iou={config.iou} must be in (0, 1]")
-    from detector.commands import errors  # torch, which takes seconds to import
+    from detector.commands import errors  # imports torch, which takes seconds
 
     try:
         print(

@@ -1,4 +1,4 @@
-"""What objects were taken for.
+"""The confusion matrix of a detector: which classes its detections give to objects.
 
 K: classes.
 """
@@ -14,13 +14,14 @@ from detector.evaluation.columns import Detections, GroundTruth, placed
 
 @dataclass(frozen=True)
 class Confusion:
-    """What objects were taken for.
+    """A confusion matrix.
 
     Attributes:
-        names: of the K classes, in the order of their ids.
-        counts: int64 (K + 1, K + 1). Rows are the true class, the last one the background; columns
-            the predicted class, the last one what was missed. A row of a class sums to its
-            objects, a column of a class to its detections.
+        names: the names of the K classes, in the order of their ids.
+        counts: int64 (K + 1, K + 1). Rows are the true classes, and the background in the last row.
+            Columns are the predicted classes, and missed objects in the last column. The row of a
+            class sums to the number of its objects, and the column of a class to the number of its
+            detections. Crowds, and detections that match a crowd, are not counted.
     """
 
     names: tuple[str, ...]
@@ -30,14 +31,16 @@ class Confusion:
 def confusion(
     ground_truth: GroundTruth, detections: Detections, *, iou: float, min_score: float
 ) -> Confusion:
-    """Match detections and objects of whatever class, by falling score: each takes the object with
-    the highest IoU that is left, of equals the last. Those that take none and lie in a crowd, of
-    whatever class, are not counted.
+    """Match detections with objects of any class, and count the pairs of classes.
+
+    In order of falling score, each detection takes the object with the highest IoU among those that
+    no earlier detection has taken; the last one wins a tie. A detection that takes no object but
+    matches a crowd, of any class, is not counted.
 
     Args:
-        ground_truth, detections: as `diagnose` takes them.
-        iou: from which on they match, above 0; of the detection's own area for a crowd.
-        min_score: from which on a detection counts.
+        iou: the smallest IoU at which a detection matches an object, in (0, 1]. For a crowd, the
+            intersection is divided by the detection's own area instead of the union.
+        min_score: the lowest score of a detection that is counted.
     """
     num_classes, is_crowd = len(ground_truth.names), ground_truth.is_crowd
     seen = detections.of(detections.scores >= min_score)

@@ -1,24 +1,33 @@
-"""The kind of error of each detection, and what each kind costs.
+"""Finds the kind of error of each wrong detection, and the AP50 that each kind costs.
 
 The kinds are those of Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection
-Errors", ECCV 2020, in the order in which their code asks. A detection that matches no object at an
-IoU of 0.5, by the rules of COCO, and that no crowd excuses, is an error of
+Errors", ECCV 2020. A detection is wrong if it matches neither an object nor a crowd of its class at
+an IoU of 0.5, by the rules of COCO. The kind of its error is the first in this list whose condition
+holds, in the order of the paper's code:
 
-    localisation    the best IoU with an object of its class is at least 0.1, and below 0.5
-    classification  that with an object of another class is at least 0.5
-    duplicate       that with an object of its class is at least 0.5: another has matched that one
-    background      no object has an IoU above 0.1
-    both            it is none of these: neither the class nor the place is right
+    localisation    The best IoU with an object of its class is at least 0.1 and below 0.5.
+    classification  The best IoU with an object of another class is at least 0.5.
+    duplicate       The best IoU with an object of its class is at least 0.5, but another detection
+                    has matched this object.
+    background      No object of any class has an IoU above 0.1.
+    both            The best IoU with an object of another class is above 0.1 and below 0.5: both
+                    the class and the box are wrong.
 
-and an object is missed if no detection matches it, and none would by the mending below.
+An object is missed if no detection matches it, and no detection with a localisation or
+classification error would match it once its error is fixed.
 
-Mending all errors of a kind alone means: for localisation and classification, the detection takes
-the box and the class of the object that the IoU was with; if that one is matched already, or a
-mended detection of a higher score takes it, the detection is left out. For duplicate, background
-and both, it is left out. For missed, the object is left out; a class without any other is then no
-part of the mean. The gain is the AP50 of what results less the AP50 of before.
+The errors of one kind are fixed as follows:
 
-    D: detections of an image, G: objects, C: crowds, K: classes
+- localisation or classification: the detection gets the box and the class of the object with that
+  best IoU. If this object is matched already, or goes to another fixed detection with a higher
+  score, the detection is removed instead.
+- duplicate, background or both: the detection is removed.
+- missed: the object is removed. A class without any other object then drops out of the mean over
+  the classes.
+
+The gain of a kind is the AP50 after its errors are fixed minus the AP50 before.
+
+D: detections that are scored, G: annotations, both of the whole data set.
 """
 
 from collections.abc import Collection
@@ -41,21 +50,21 @@ from detector.evaluation.entries import EvaluationError
 from detector.evaluation.matches import Pairs, overlapping
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-FOREGROUND, BACKGROUND = 0.5, 0.1  # IoUs; the paper's t_f and t_b
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU thresholds: t_f and t_b of the paper
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What is wrong with each detection.
+    """The error of each detection, and the objects that are missed.
 
     Attributes:
-        detections: those that are scored: of an image and class, the 100 of the highest scores; in
-            the order in which they were given.
-        kinds: int64 (D,), the place in `KINDS` of each one's error; -1: it is right, or a crowd
-            excuses it.
-        targets: int64 (D,), the position of the annotation that each would find if it were mended;
-            -1 where it would be left out.
-        missed: bool (G,), the annotations that are missed.
+        detections: the D detections that are scored: the 100 with the highest scores of each image
+            and class, in the order in which they were given.
+        kinds: int64 (D,), the index in `KINDS` of each detection's error; -1 for a detection that
+            matches an object or a crowd.
+        targets: int64 (D,), the index of the annotation that each detection would take if its error
+            were fixed; -1 for a detection that is right, or that would be removed.
+        missed: bool (G,), true for the objects that are missed.
     """
 
     detections: Detections
@@ -64,16 +73,16 @@ class Diagnosis:
     missed: np.ndarray
 
     def counts(self) -> dict[str, int]:
-        """Kind -> the number of its errors."""
+        """Return the number of errors of each kind."""
         numbers = [int((self.kinds == place).sum()) for place in range(len(KINDS))]
         return dict(zip(KINDS, numbers, strict=True)) | {"missed": int(self.missed.sum())}
 
 
 def diagnose(ground_truth: GroundTruth, detections: Detections) -> Diagnosis:
-    """Find the errors of detections.
+    """Find the kind of error of each detection, and the objects that are missed.
 
     Raises:
-        EvaluationError: an image or category is not in the ground truth.
+        EvaluationError: the image or the category of a detection is not in the ground truth.
     """
     images, classes = placed(ground_truth, detections)
     num_classes = len(ground_truth.names)
@@ -115,7 +124,7 @@ def diagnose(ground_truth: GroundTruth, detections: Detections) -> Diagnosis:
         targets[is_kind] = best[is_kind]
     left = ~is_crowd
     left[matches[~is_wrong]] = False
-    targets[~np.append(left, False)[targets]] = -1  # the last is that of -1, no target
+    targets[~np.append(left, False)[targets]] = -1  # index -1, no target, reads the False
     missed = left.copy()
     missed[targets[targets >= 0]] = False
     return Diagnosis(detections, kinds, targets, missed)
@@ -124,17 +133,23 @@ def diagnose(ground_truth: GroundTruth, detections: Detections) -> Diagnosis:
 def pairs_of_images(
     ground_truth: GroundTruth, detections: Detections, images: np.ndarray, least: float
 ) -> Pairs:
-    """Detections and annotations, of whatever class, of one image and an IoU of at least that."""
+    """Return all pairs of a detection and an annotation that overlap in one image, of any classes.
+
+    Args:
+        images: (D,), the index of each detection's image.
+        least: the smallest IoU of a pair.
+    """
     near = partial(ious, detections.boxes, ground_truth.boxes, ground_truth.is_crowd)
     return overlapping(images, ground_truth.images, near, least)
 
 
 def _best(pairs: Pairs, num_detections: int) -> tuple[np.ndarray, np.ndarray]:
-    """The highest IoU (D,) of each detection, 0 where it has no pair, and the annotation (D,) that
-    it is with, of equals the first, -1 for none.
+    """Return each detection's highest IoU (D,), and the index of the annotation (D,) that has it.
+
+    They are 0 and -1 for a detection without a pair. The first annotation wins a tie.
     """
     values, objects = np.zeros(num_detections), np.full(num_detections, -1)
-    order = np.lexsort((-pairs.objects, pairs.ious, pairs.detections))  # the last stays
+    order = np.lexsort((-pairs.objects, pairs.ious, pairs.detections))  # the best pair is last
     values[pairs.detections[order]] = pairs.ious[order]
     objects[pairs.detections[order]] = pairs.objects[order]
     return values, objects
@@ -143,10 +158,10 @@ def _best(pairs: Pairs, num_detections: int) -> tuple[np.ndarray, np.ndarray]:
 def mended(
     ground_truth: GroundTruth, diagnosis: Diagnosis, kinds: Collection[str]
 ) -> tuple[GroundTruth, Detections]:
-    """The ground truth and the detections, were it not for the errors of these kinds."""
+    """Return the ground truth and the detections after all errors of these kinds are fixed."""
     detections, targets = diagnosis.detections, diagnosis.targets
     is_mended = np.isin(diagnosis.kinds, [KINDS.index(kind) for kind in kinds])
-    # Of those that would take an annotation the one of the highest score does, of equals the first.
+    # An annotation goes to the rival with the highest score; the first one wins a tie.
     rivals = np.flatnonzero(is_mended & (targets >= 0))
     rivals = rivals[np.argsort(-detections.scores[rivals], kind="stable")]
     takers = rivals[np.unique(targets[rivals], return_index=True)[1]]
@@ -166,9 +181,9 @@ class ErrorSplit:
     """How many errors there are of each kind, and what they cost.
 
     Attributes:
-        ap50: 0..1, before anything is mended.
+        ap50: the AP50 before any error is fixed, 0..1.
         counts: kind -> the number of its errors.
-        gains: kind -> the AP50 that mending all of them, and nothing else, would add; 0..1.
+        gains: kind -> the AP50 that fixing all of its errors, and no others, would add, 0..1.
     """
 
     ap50: float
@@ -177,19 +192,19 @@ class ErrorSplit:
 
 
 def error_split(ground_truth: AnyGroundTruth, detections: AnyDetections) -> ErrorSplit:
-    """Split the errors by kind and score the detections with each mended.
+    """Count the errors of each kind, and compute the AP50 that fixing each kind would add.
 
     Args:
-        ground_truth, detections: COCO-format, see `columns.py`.
+        ground_truth, detections: in COCO format, see `detector/evaluation/columns.py`.
 
     Raises:
-        EvaluationError: one of the two breaks the format, they do not belong together, or there is
-            no object to be found.
+        EvaluationError: the ground truth or the detections break the format, a detection's image or
+            category is not in the ground truth, or the ground truth has no object to be found.
     """
     ground_truth, detections = as_ground_truth(ground_truth), as_detections(detections)
     before = coco_matches(ground_truth, detections).summary["AP50"]
     if before is None:
-        raise EvaluationError("ground truth: it has no object to be found, and no errors then")
+        raise EvaluationError("ground truth: it has no object to be found, so it cannot be scored")
     diagnosis = diagnose(ground_truth, detections)
     gains = {
         kind: _ap50(*mended(ground_truth, diagnosis, {kind})) - before if count else 0.0
@@ -199,6 +214,6 @@ def error_split(ground_truth: AnyGroundTruth, detections: AnyDetections) -> Erro
 
 
 def _ap50(ground_truth: GroundTruth, detections: Detections) -> float:
-    """0..1; 1 where all objects were missed and left out."""
+    """Return the AP50, 0..1; 1 if all objects were missed and have been removed."""
     ap50 = coco_matches(ground_truth, detections).summary["AP50"]
     return 1.0 if ap50 is None else ap50

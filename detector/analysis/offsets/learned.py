@@ -61,7 +61,7 @@ class _LayerSums:
 
 @dataclass(frozen=True)
 class Dilation:
-    """Effective dilation over `number` places; mean and standard deviation are None if it is 0."""
+    """Effective dilation over `number` places: mean and standard deviation, None for 0 places."""
 
     mean: float | None
     deviation: float | None

@@ -1,1 +1,1 @@
-"""Where a network looks for one place: sampled places and effective receptive field."""
+"""Sampling places and effective receptive fields of a network, for single points of an image."""

@@ -1,17 +1,19 @@
-"""Draws where a network samples for a place in an image, and what reaches that place.
+"""Draws where a network samples for a point of an image, and the effective receptive field there.
 
     python -m detector.analysis.sampling checkpoint=best.pt images=photos output=looks
     python -m detector.analysis.sampling checkpoint=best.pt images=photo.jpg output=. points=120,80
     python -m detector.analysis.sampling checkpoint=best.pt images=a.jpg output=. points=9,9 40,80
 
-writes one picture an image into output=DIR: a row for each point x,y (pixels of the image; without
-any, the middles of the three detections of the highest scores), and in it
+The command writes one picture per image into output=DIR. It has a row for each point x,y, in pixels
+of the image; if no points are given, they are the centres of the three detections with the highest
+scores. The panels of a row show
 
-    the 9^3 = 729 places that the last three deformable layers sample for it, as figure 6 of Dai et
-    al. 2017; of the last three 3x3 convolutions, where none is deformable
-    those of the same layers without offsets
-    the effective receptive field of the last of them: the gradient of its output there with respect
-    to the image (Luo et al., "Understanding the Effective Receptive Field", NeurIPS 2016)
+    1. the 9^3 = 729 places that the last three deformable layers sample for the point, as in figure
+       6 of Dai et al. 2017; if no layer is deformable, the last three 3x3 convolutions are taken
+    2. the places that these layers would sample without offsets
+    3. the effective receptive field of the last of these layers: the gradient of its output at the
+       point with respect to the image (Luo et al., "Understanding the Effective Receptive Field",
+       NeurIPS 2016)
 """
 
 import re
@@ -27,22 +29,25 @@ POINT = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
 
 
 def main() -> None:
-    """key=value arguments, as everywhere; points are separated by spaces."""
+    """Run the command with the arguments of the command line.
+
+    They are key=value pairs; further points stand as x,y after points=x,y.
+    """
     words, points = split_points(sys.argv[1:])
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         composed = compose("sampling", words)
     composed.points = points
     config = typed_sampling(composed)
-    from detector.commands import sampling  # torch, which takes seconds to import
+    from detector.commands import sampling  # imports torch, which takes seconds
 
     sampling.run(config)
 
 
 def split_points(words: list[str]) -> tuple[list[str], list[list[float]]]:
-    """The arguments without the points, and these as (x, y).
+    """Split the arguments into those that are not points, and the points as [x, y].
 
     Raises:
-        ConfigError: a point is no pair of numbers.
+        ConfigError: a point is not a pair of numbers.
     """
     others, points = [], []
     for word in words:
@@ -51,7 +56,7 @@ def split_points(words: list[str]) -> tuple[list[str], list[list[float]]]:
             continue
         found = POINT.fullmatch(word.removeprefix("points="))
         if found is None:
-            raise ConfigError(f"points: {word} is no place; give x,y in pixels, such as 120,80")
+            raise ConfigError(f"points: {word} is not a point; give x,y in pixels, such as 120,80")
         points.append([float(found[1]), float(found[2])])
     return others, points
 

@@ -1,7 +1,10 @@
-"""The places that consecutive convolutions sample for one output, and the gradient that reaches it.
+"""Finds the places that consecutive convolutions sample for one output, and its receptive field.
 
-Between two 3x3 convolutions of a ResNet there are 1x1 convolutions and sums alone, so that a place
-of one's input is a place of the output of the one before.
+Between two 3x3 convolutions of a ResNet there are only 1x1 convolutions and operations on single
+elements. A place in the input of one convolution is therefore the same place in the output of the
+convolution before it.
+
+P: sampling places, K: taps of a kernel, (H, W): the size of the image that the network sees.
 """
 
 from dataclasses import dataclass
@@ -14,20 +17,20 @@ from torchvision.models.detection import FasterRCNN
 
 from detector.analysis.layers import Layer, convolutions, sampling
 
-DEPTH = 3  # layers, as in the paper's figure
+DEPTH = 3  # layers, as in figure 6 of Dai et al. 2017
 
 
 @dataclass(frozen=True)
 class Look:
-    """At one point of an image; places are (x, y) in pixels of the image file.
+    """Where a network samples for one point of an image. Places are (x, y) in pixels of the file.
 
     Attributes:
         point: (x, y).
-        places: (P, 2), of which P = 9^3 for three layers of one offset group.
-        weights: (P,) the product of the masks on the way, 1 for plain convolutions.
-        grid: (P, 2), the same without offsets.
-        field: float32 (H, W), the size of the gradient at each pixel of the image as the network
-            sees it; it adds up to 1.
+        places: (P, 2), the sampling places; P = 9^3 for three layers with one offset group each.
+        weights: (P,), the product of the masks that lead to each place; 1 for plain convolutions.
+        grid: (P', 2), the sampling places without offsets; P' = 9^3 for three layers.
+        field: float32 (H, W), the effective receptive field: the magnitude of the gradient at each
+            pixel of the image as the network sees it, summed over colours. It adds up to 1.
     """
 
     point: tuple[float, float]
@@ -38,21 +41,25 @@ class Look:
 
 
 def last_layers(layers: dict[str, Layer]) -> list[Layer]:
-    """The last three deformable ones or, where there are none, the last three."""
+    """Return the last three deformable layers or, if no layer is deformable, the last three."""
     deformable = [layer for layer in layers.values() if layer.is_deformable]
     return (deformable or list(layers.values()))[-DEPTH:]
 
 
 def trace(layers: list[Layer], cell: np.ndarray, *, plain: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Where layers, from the input to the output, sample for a cell (2,) of the last one's output.
+    """Find where consecutive layers sample for one cell of the last layer's output.
 
-    Offsets at a place between cells are those of the nearest one; all offset groups count.
+    A place between cells has the offsets and masks of the nearest cell. The places of all offset
+    groups are followed.
 
     Args:
-        plain: leave offsets and masks out.
+        layers: from the network's input to its output.
+        cell: (2,) as (y, x).
+        plain: ignore offsets and masks.
 
     Returns:
-        Places (P, 2) in the first one's input, (y, x), and their weights (P,).
+        The places (P, 2) as (y, x) in pixels of the first layer's input, and their weights (P,),
+        which are the products of the masks.
     """
     places, weights = cell.reshape(1, 2).astype(np.float64), np.ones(1)
     for layer in reversed(layers):
@@ -72,10 +79,13 @@ def _keep(outputs: dict[str, Tensor], name: str, _: object, __: object, output: 
 
 
 def look(model: FasterRCNN, image: Tensor, points: list[tuple[float, float]]) -> list[Look]:
-    """Look at points (x, y) of an image, in its pixels; the model is left in evaluation mode.
+    """Find where a model samples for points of an image, and the effective receptive fields there.
+
+    The model is left in evaluation mode.
 
     Args:
-        image: float32 (3, H, W) in [0, 1], on the model's device.
+        image: float32 (3, height, width) in [0, 1], on the model's device.
+        points: (x, y) in pixels of the image.
     """
     model.eval()
     with torch.no_grad():
