@@ -59,7 +59,7 @@ def test_arms_that_learned_nothing_are_not_compared(best: float, says_nothing: b
         "could_have_seen": {"difference": 0.001, "num_seeds": 2, "seeds_to_halve_it": 10},
     }
     says = headline(content)
-    assert says.startswith("No arm has found anything") == says_nothing
+    assert says.startswith("No arm detects anything yet") == says_nothing
     assert ("c5_v2 against none" in says) == ("Two seeds" in says) == (not says_nothing)
     assert (could_have_seen(content) == "") == says_nothing
 
@@ -142,10 +142,10 @@ def test_what_is_left_out_is_named(sweep: Path, tmp_path: Path) -> None:
     study = study_of(sweep, output=tmp_path / "all")
     reasons = {Path(run).name: why for run, why in study["left_out"].items()}
     for run, words in {
-        "6": "it is failed, not done: Boom",
+        "6": "its status is failed, not done: Boom",
         "7": "preempted",
         "8": "it has schedule.lr=9, the other runs 0.1",
-        "9": "its validation set is another than that of the other runs",
+        "9": "its validation set differs from that of the other runs",
         "10": "there is no detections.json",
         "11": "the arm and the seed of",
         "12": "key 'category_id' is missing",

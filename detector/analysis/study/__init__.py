@@ -1,1 +1,1 @@
-"""Several runs, read as an experiment: runs -> numbers -> statistics -> report and page."""
+"""Comparison of the arms of a sweep: runs -> numbers -> statistics -> report and page."""

@@ -1,12 +1,16 @@
-"""Reads the runs of one sweep or several as an experiment: is an arm better, and how sure is that?
+"""Compares the arms of one or more sweeps: is an arm better than the baseline, and how certainly?
 
     python -m detector.analysis.study multirun/2026-11-27_10-00-00
     python -m detector.analysis.study first_sweep second_sweep baseline=none output=study
     python -m detector.analysis.study sweep resamples=5000 seed=1
 
-writes study.json, study.md and study.html into the first folder, or into output=DIR. An arm is all
-runs that differ in the seed alone. Runs that failed, stopped, or differ in more than what the sweep
-varies are named and left out.
+The command writes study.json, study.md and study.html into the first folder, or into output=DIR.
+An arm consists of the runs that differ in nothing but the seed. Runs that failed, that were
+stopped, or that differ in more than what the sweep varies are left out, and the study names them.
+
+    baseline=ARM    the arm that the others are compared with; by default `none`, or the first arm
+    resamples=N     how many times the images are resampled, by default 1000
+    seed=N          the random seed of the resamples, by default 0
 """
 
 import logging
@@ -22,7 +26,7 @@ from detector.config import ConfigError, typed
 
 @dataclass
 class StudyConfig:
-    """What the command takes; `seed` is that of the resamples."""
+    """Arguments of the command; `seed` is the random seed of the resamples."""
 
     folders: list[str] = field(default_factory=list)
     baseline: str | None = None
@@ -32,7 +36,7 @@ class StudyConfig:
 
 
 def main() -> None:
-    """Folders, then key=value arguments as everywhere."""
+    """Run the command with the folders and key=value arguments of the command line."""
     words = sys.argv[1:]
     folders = [word for word in words if "=" not in word or Path(word).exists()]
     options = OmegaConf.from_cli([word for word in words if word not in folders])

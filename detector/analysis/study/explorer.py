@@ -1,8 +1,8 @@
-"""What the page of a study shows of single images: detections of the arms beside the truth, and
-where each deformable arm samples.
+"""Collects what the page of a study shows of single images.
 
-Offsets are kept in 32nds of a pixel, masks in 128ths, and of a large map every n-th cell, so that
-ten images stay below 15 MB.
+The page shows the detections of the arms beside the ground truth, and where the network of each arm
+samples. Offsets are stored in 32nds of a pixel and masks in 128ths, and of a large feature map only
+every n-th cell along each axis is kept, so that a page with ten images stays below 15 MB.
 """
 
 import base64
@@ -24,16 +24,21 @@ from detector.evaluation.inference import to_float
 from detector.model.resnet import STAGES
 
 NUM_IMAGES = 10
-MIN_SCORE = 0.5  # of detections that are drawn, and by which images are chosen
-LONGEST_SIDE = 640  # pixels of a picture
-MOST_BYTES = 9_000_000  # of all maps together, before they are written as text
-OFFSET_SCALE, MASK_SCALE = 32, 128  # of a pixel, of 1
-BYTES_A_TAP = 5  # two of each offset, one of the mask
+MIN_SCORE = 0.5  # of the detections that are drawn, and that count in the choice of images
+LONGEST_SIDE = 640  # pixels of a picture on the page
+MOST_BYTES = 9_000_000  # of all maps together, before they are encoded as text
+OFFSET_SCALE, MASK_SCALE = 32, 128  # stored integers per pixel, and per mask of 1
+BYTES_A_TAP = 5  # two for dy, two for dx and one for the mask
 
 
 def differing_images(runs: Runs, baseline: str) -> list[int]:
-    """The ids of the images in which arms differ most, by right less wrong detections of a score of
-    at least `MIN_SCORE`, the mean over seeds.
+    """Choose the images in which an arm differs most from the baseline.
+
+    An arm is measured in each image by its true positives minus its false positives among the
+    detections with a score of at least `MIN_SCORE`, as a mean over its seeds.
+
+    Returns:
+        The ids of at most `NUM_IMAGES` images, from the largest difference on.
     """
     image_ids = runs.ground_truth.image_ids.tolist()
     means = {
@@ -49,7 +54,7 @@ def differing_images(runs: Runs, baseline: str) -> list[int]:
 
 
 def _balance(ground_truth: GroundTruth, detections: Detections) -> np.ndarray:
-    """Right less wrong detections (I,) of each image, by ids."""
+    """Count the true positives minus the false positives of each image (I,), by rising id."""
     sure = detections.of(detections.scores >= MIN_SCORE)
     balance = np.zeros(len(ground_truth.image_ids))
     for of_class in coco_matches(ground_truth, sure).classes:
@@ -60,7 +65,11 @@ def _balance(ground_truth: GroundTruth, detections: Detections) -> np.ndarray:
 def images_of(
     runs: Runs, seeds: dict[str, int], dataset: DetectionDataset, image_ids: list[int]
 ) -> list[dict[str, Any]]:
-    """Pictures with what is on them and what each arm's run of a seed found."""
+    """Describe images for the page: the picture, the ground truth, and each arm's detections.
+
+    Args:
+        seeds: arm -> the seed of the run whose detections are shown.
+    """
     places = {record.image_id: place for place, record in enumerate(dataset.records)}
     coco = runs.ground_truth.to_coco()
     names = {one["id"]: one["name"] for one in coco["categories"]}
@@ -111,10 +120,13 @@ def maps_of(
     device: torch.device,
     most_cells: int,
 ) -> list[dict[str, Any]]:
-    """For each image, stage -> where the stage's last 3x3 convolution samples.
+    """Record where the last 3x3 convolution of each stage samples, for each image.
 
     Args:
-        most_cells: of a map that are kept.
+        most_cells: the largest number of cells that are kept of a feature map.
+
+    Returns:
+        For each image, name of a stage -> the content that `page.js` reads.
     """
     model.eval()
     places = {record.image_id: place for place, record in enumerate(dataset.records)}
@@ -135,15 +147,16 @@ def maps_of(
 
 
 def most_cells(num_maps: int) -> int:
-    """Of each of so many maps, that stay within `MOST_BYTES` together."""
+    """Return how many cells each map may keep for all maps together to fit into `MOST_BYTES`."""
     return max(16, MOST_BYTES // (9 * BYTES_A_TAP * max(num_maps, 1)))
 
 
 def _map(layer: Layer, pixels: np.ndarray, cells: int) -> dict[str, Any]:
-    """One layer as the page's script reads it.
+    """Describe one layer as `page.js` reads it.
 
     Args:
-        pixels: (2,) of the image file, (y, x), that a pixel of the layer's input is wide.
+        pixels: (2,), pixels of the image file per pixel of the layer's input, (y, x).
+        cells: the largest number of cells that are kept.
     """
     height, width = layer.output_size
     step = 1
@@ -161,7 +174,7 @@ def _map(layer: Layer, pixels: np.ndarray, cells: int) -> dict[str, Any]:
         "dilation": layer.dilation,
         "scales": [OFFSET_SCALE, MASK_SCALE],
     }
-    if layer.is_deformable:  # of the first offset group: (K, 2, h, w) and (K, h, w)
+    if layer.is_deformable:  # only the first offset group: (K, 2, h, w) and (K, h, w)
         offsets = np.rint(OFFSET_SCALE * layer.offsets[0, ..., ::step, ::step])
         limits = np.iinfo(np.int16)
         content["offsets"] = _text(np.nan_to_num(offsets).clip(limits.min, limits.max), "<i2")

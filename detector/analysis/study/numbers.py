@@ -1,10 +1,12 @@
-"""The numbers of a run, on the images that there are and on resampled ones.
+"""Computes the numbers of a run that a study compares, on the validation images and on resamples.
 
-`AP`, `AP50`, `AP75` and the AP of each size by coco, `mAP` and the AP at other thresholds by voc07
-and voc12; `class NAME` is the first of these for a class; `error KIND` the AP50 that its errors
-cost, as `detector.analysis.errors` has it (coco).
+    AP, AP50, AP75, APs, APm, APl    the metric coco, overall and by size
+    mAP, and AP at other thresholds  the metrics voc07 and voc12
+    class NAME                       the first of these numbers for one class
+    error KIND                       the AP50 that fixing all errors of a kind would add, as
+                                     `detector/analysis/errors` defines them (coco only)
 
-I: images;  B: resamples;  K: classes;  T: IoU thresholds.
+I: images, B: resamples, K: classes, T: IoU thresholds.
 """
 
 import numpy as np
@@ -23,11 +25,15 @@ CLASS, ERROR = "class ", "error "
 def numbers(
     metric: str, ground_truth: GroundTruth, detections: Detections, counts: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Name -> float64 (1 + B,): on the images that there are, then on each resample; nan where no
-    object is to be found. The first is what arms are compared by.
+    """Compute all numbers of a run.
 
     Args:
-        counts: integers (I, B), how often each image is drawn.
+        counts: integers (I, B), how often each resample contains each image.
+
+    Returns:
+        Name of a number -> float64 (1 + B,): its value on the validation images, and on each
+        resample of them; nan if there is no object to be found. The first name is the primary
+        metric, on which the verdicts of a study are based.
     """
     counts = np.concatenate([np.ones_like(counts[:, :1]), counts], axis=1)
     matches = match(metric, ground_truth, detections)
@@ -50,19 +56,24 @@ def numbers(
 def errors(
     ground_truth: GroundTruth, detections: Detections, counts: np.ndarray, ap50: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The AP50 (1 + B,) that mending all errors of each kind would add."""
+    """Compute the AP50 (1 + B,) that fixing all errors of each kind would add.
+
+    Args:
+        counts: (I, 1 + B), how often each image counts.
+        ap50: (1 + B,), the AP50 before any error is fixed.
+    """
     diagnosis = diagnose(ground_truth, detections)
     gains = {}
     for kind in KINDS:
         matches = _at_one_half(coco_matches(*mended(ground_truth, diagnosis, {kind})))
         after = class_mean(resampled_classes("coco", matches, counts))[0]
-        # Where all objects are missed and left out, nothing is wrong.
+        # If all objects were missed and have been removed, nothing is wrong any more: AP50 is 1.
         gains[ERROR + kind] = np.where(np.isnan(after) & np.isfinite(ap50), 1.0, after) - ap50
     return gains
 
 
 def _at_one_half(matches: Matches) -> Matches:
-    """At an IoU of 0.5 alone."""
+    """Keep the matches at an IoU of 0.5 only."""
     classes = [
         ClassMatches(one.images, one.right[:1], one.wrong[:1], one.ties, one.objects)
         for one in matches.classes

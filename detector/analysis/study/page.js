@@ -17,7 +17,7 @@
     names.forEach((name, index) => select.add(new Option(name, index)));
   }
 
-  // With a margin around the image, in its pixels, for what lies outside.
+  // The margin, in pixels of the image, has room for sampling places that lie outside the image.
   function picture(image, label, margin = 0) {
     const svg = element("svg", {role: "img", "aria-label": label, viewBox:
       `${-margin} ${-margin} ${image.width + 2 * margin} ${image.height + 2 * margin}`});
@@ -26,7 +26,7 @@
     return svg;
   }
 
-  // ---- detections beside the truth
+  // ---- detections beside the ground truth
 
   function boxes(image, listed, label) {
     const holder = document.createElement("figure"), svg = picture(image, label);
@@ -48,7 +48,7 @@
   function showPair() {
     const image = data.images[byId("pair-image").value];
     byId("pair").replaceChildren(
-      boxes(image, image.truth, "the truth"),
+      boxes(image, image.truth, "ground truth"),
       ...data.arms.map((arm) => boxes(image, image.found[arm], arm)));
   }
 
@@ -59,7 +59,7 @@
     return new Type(bytes.buffer);
   }
 
-  const state = {y: 0, x: 0};  // the cell of the stage's map
+  const state = {y: 0, x: 0};  // the cell of the stage's feature map that is explored
   let cached = {};
 
   function current() {
@@ -76,7 +76,7 @@
     return cached;
   }
 
-  // Pixels of the image from one cell of the map to the next, (y, x).
+  // The distance between neighbouring cells of the feature map in pixels of the image, (y, x).
   const cellSize = (map) => [0, 1].map((axis) => map.pixels[axis] * map.stride[axis]);
 
   function taps(shown) {

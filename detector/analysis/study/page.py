@@ -1,7 +1,7 @@
-"""study.html: one file that works from disk without a network.
+"""Writes study.html: one file that works from disk without a network.
 
-Charts are matplotlib's SVG, tables are those of study.md, and what moves is `page.js`, which reads
-the images and maps of `explorer.py`.
+Charts are SVG drawn by matplotlib, and tables are those of study.md. The interactive parts are in
+`page.js`, which reads the images and feature maps that `explorer.py` collects.
 """
 
 import html
@@ -19,11 +19,12 @@ HERE = Path(__file__).parent
 
 
 def page(study: dict[str, Any], explorer: dict[str, Any] | None) -> str:
-    """The document.
+    """Return the HTML document.
 
     Args:
-        explorer: what the script shows: `images`, `maps` of each arm and their names; None where
-            there are no checkpoints or images to look at.
+        study: the content of study.json.
+        explorer: the data of `page.js`, which `look` in `detector/commands/study.py` collects; None
+            if there are no checkpoints or no images.
     """
     parts = [
         f"<p class=says>{html.escape(study['says'])}</p>",
@@ -38,7 +39,7 @@ def page(study: dict[str, Any], explorer: dict[str, Any] | None) -> str:
     if study["notes"]:
         listed = "".join(f"<li>{html.escape(note)}</li>" for note in study["notes"])
         parts.append(f"<h2>Notes</h2><ul>{listed}</ul>")
-    # In a script, < would end it in the text of a class's name.
+    # Without this, a class or file name that contains </script> would end the script element.
     data = json.dumps(explorer).replace("<", "\\u003c")
     template = (HERE / "page.html").read_text(encoding="utf-8")
     for mark, content in {
@@ -53,7 +54,7 @@ def page(study: dict[str, Any], explorer: dict[str, Any] | None) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """As HTML; wide ones scroll within the page."""
+    """Return a table in HTML; a wide table scrolls within the page."""
 
     def line(cells: list[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -63,7 +64,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def charts(study: dict[str, Any]) -> str:
-    """Intervals, curves, and cost beside gain."""
+    """Return the charts in HTML: intervals, training curves, and the metric beside its cost."""
     primary, figures = study["primary"], []
     rows = forest_rows(study)
     if rows:
@@ -96,7 +97,7 @@ def charts(study: dict[str, Any]) -> str:
 
 
 def forest_rows(study: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of each arm, and of the sizes where there are any; in points."""
+    """Return each arm's differences, overall and by size of the objects, as `forest` takes them."""
     primary, rows = study["primary"], []
     arms = {one["arm"]: one["numbers"] for one in study["arms"]}
     for one in study["comparisons"]:
@@ -118,7 +119,14 @@ def forest_rows(study: dict[str, Any]) -> list[dict[str, Any]]:
 def curves(
     study: dict[str, Any], x: Callable[[dict[str, Any]], float | None]
 ) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Arm -> x and the first metric in percent, for each seed."""
+    """Return the training curves of all runs.
+
+    Args:
+        x: gives the place of an evaluation along the x axis, or None to leave it out.
+
+    Returns:
+        Arm -> for each seed, the xs and the primary metric in percent.
+    """
     primary = study["primary"]
     lines: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for arm in study["arms"]:

@@ -1,4 +1,4 @@
-"""study.json as markdown, for reading in a terminal, a pull request or a README."""
+"""Writes study.json as markdown, to be read in a terminal, a pull request or a README."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from detector.analysis.study.numbers import CLASS, ERROR
 from detector.analysis.study.study import classes_of, errors_of, found_nothing
 from detector.tables import table
 
-SHOWN_CLASSES = 5  # of the best and of the worst
+SHOWN_CLASSES = 5  # this many of the best classes, and this many of the worst
 METHOD = """\
 A difference is between means over seeds. Its 95 % interval covers, where arms have two seeds or
 more, both the choice of validation images and the seeds: each arm's variance between seeds beside
@@ -18,7 +18,7 @@ quantile at Satterthwaite's degrees of freedom. Verdicts are corrected for the n
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """The whole report."""
+    """Return the whole report."""
     parts = [f"# Study: {study['primary']} of {len(study['arms'])} arms", study["says"]]
     parts.append(table(*arms_rows(study)))
     if study["comparisons"]:
@@ -33,7 +33,7 @@ def markdown(study: dict[str, Any]) -> str:
 
 
 def sections(study: dict[str, Any]) -> Iterator[tuple[str, Rows]]:
-    """Title and table of whatever there is beside the arms' first number."""
+    """Yield the title and the table of each section that follows the table of the arms."""
     numbers = study["arms"][0]["numbers"]
     overall = [name for name in numbers if not name.startswith((CLASS, ERROR))]
     if len(overall) > 1:
@@ -46,7 +46,7 @@ def sections(study: dict[str, Any]) -> Iterator[tuple[str, Rows]]:
     if shown:
         yield title, numbers_rows(study, {CLASS + name: name for name in shown})
     if kinds := errors_of(numbers):
-        title = "By kind of error: the AP50 that mending all of a kind would add"
+        title = "By kind of error: the AP50 that fixing all errors of a kind would add"
         yield title, numbers_rows(study, {ERROR + kind: kind for kind in kinds})
     yield "Cost, as measured", cost_rows(study)
     for arm, one in study.get("learned", {}).items():
@@ -58,7 +58,7 @@ def sections(study: dict[str, Any]) -> Iterator[tuple[str, Rows]]:
 
 
 def arms_rows(study: dict[str, Any]) -> Rows:
-    """A line for each arm: what it reached, and how it differs from the baseline."""
+    """Return a row for each arm: its primary metric, and how it differs from the baseline's."""
     primary = study["primary"]
     compared = {one["arm"]: one for one in study["comparisons"]}
     rows = []
@@ -83,10 +83,10 @@ def arms_rows(study: dict[str, Any]) -> Rows:
 
 
 def numbers_rows(study: dict[str, Any], names: dict[str, str]) -> Rows:
-    """A line for each number: the baseline's mean, and each other arm's mean and difference.
+    """Return a row for each number: the baseline's mean, and each other arm's mean and difference.
 
     Args:
-        names: name in study.json -> as it is shown.
+        names: name of a number in study.json -> its label in the table.
     """
     baseline = study["baseline"]
     arms = {one["arm"]: one["numbers"] for one in study["arms"]}
@@ -103,7 +103,7 @@ def numbers_rows(study: dict[str, Any], names: dict[str, str]) -> Rows:
 
 
 def ranked_classes(study: dict[str, Any]) -> list[str]:
-    """The classes, those first that the first arm beside the baseline gained most in."""
+    """Return the classes, those first in which the first arm gained most over the baseline."""
     names = list(classes_of(study["arms"][0]["numbers"]))
     if not study["comparisons"]:
         return names
@@ -112,7 +112,7 @@ def ranked_classes(study: dict[str, Any]) -> list[str]:
 
 
 def cost_rows(study: dict[str, Any]) -> Rows:
-    """What each arm takes."""
+    """Return a row for each arm: what it costs in parameters, time and memory."""
     units = {
         "num_parameters": ("M parameters", 1e-6, ".2f"),
         "gflops": ("GFLOP an image", 1, ".2f"),
@@ -134,7 +134,7 @@ def cost_rows(study: dict[str, Any]) -> Rows:
 
 
 def could_have_seen(study: dict[str, Any]) -> str:
-    """What a difference must have been to be found."""
+    """Say how large a true difference must have been for the study to find it."""
     seen = study["could_have_seen"]
     if seen is None or found_nothing(study):
         return ""
@@ -156,5 +156,5 @@ def percent(value: float) -> str:
 
 
 def interval(one: dict[str, Any]) -> str:
-    """Difference and interval, in points."""
+    """Format a difference and its confidence interval, in points."""
     return f"{100 * one['value']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"

@@ -1,5 +1,7 @@
-"""The runs of a study: found in folders, put into arms by what their sweep varies, or left out with
-the reason. An arm is a choice of everything but the seed.
+"""Finds the runs of a study in folders, and groups them into arms by what their sweep varies.
+
+The runs of an arm differ in nothing but the seed. Runs that cannot be compared are left out, each
+with the reason.
 """
 
 import json
@@ -18,13 +20,14 @@ from detector.evaluation.results import read_detections, read_ground_truth
 from detector.training.record import read_metrics
 from detector.training.resume import FREE, flat
 
-# What makes no arm: beside the seed, where and how talkative a run is. How long it is matters.
-ROWS = "ablation/"  # a group of configurations that each set several keys: rows of a table
+ROWS = "ablation/"  # groups of configurations that each set several keys: the rows of a table
+# Keys in which any two runs may differ: the seed, and the device, logging and the like. The
+# keys that set the length of a run, which may change when it is resumed, are not among them.
 IRRELEVANT = FREE - {"schedule.epochs", "schedule.patience", "max_skipped_steps"} | {"seed"}
 
 
 class StudyError(ValueError):
-    """There is nothing to study. The message names the folder and what was expected."""
+    """The study cannot be made. The message names the culprit and says what was expected."""
 
     exit_code = exit_codes.FAILED
 
@@ -34,11 +37,12 @@ class Run:
     """One finished run.
 
     Attributes:
-        arm: what tells it from runs of other arms, such as `none` or `c3-c5_v2`.
-        config: flat, keys joined by dots.
-        summary: its summary.json.
+        arm: the name of its arm, such as `none` or `c3-c5_v2`.
+        config: its configuration as one flat dictionary, with keys joined by dots.
+        summary: the content of its summary.json.
+        detections: the detections of its last evaluation.
         curve: a dictionary for each evaluation: epoch, step, seconds and the metric's numbers.
-        offsets: of the last evaluation, by layer.
+        offsets: layer -> the lengths of its offsets in the last evaluation.
     """
 
     folder: Path
@@ -53,11 +57,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """What a study is made of.
+    """The runs that a study compares.
 
     Attributes:
-        arms: name -> its runs, by rising seed.
-        left_out: a run, as `shown` -> why it has no part in the study.
+        arms: name of an arm -> its runs, by rising seed.
+        left_out: name of a run, as `shown` returns it -> why it is left out of the study.
+        ground_truth: the validation set of all runs.
         metric: coco, voc07 or voc12.
     """
 
@@ -68,10 +73,11 @@ class Runs:
 
 
 def read_runs(folders: list[Path]) -> Runs:
-    """The runs of sweep folders, or run folders themselves.
+    """Read the runs in some folders, each of which is the folder of a sweep or of a single run.
 
     Raises:
-        StudyError: there is no finished run with its detections.
+        StudyError: a folder does not exist or has no runs, or there is no finished run with its
+            detections.
     """
     found = [run for folder in folders for run in _folders_of_runs(folder)]
     left_out: dict[str, str] = {}
@@ -85,11 +91,11 @@ def read_runs(folders: list[Path]) -> Runs:
         raise StudyError(f"there is no finished run to study: {reasons}")
     configs = {run: _config(run) for run in done}
     arms, varied = _arms({run: _overrides(run) for run in done})
-    if len(set(arms.values())) == 1:  # named by what it was meant to be compared with
+    if len(set(arms.values())) == 1:  # then the unfinished runs say what the sweep varies
         arms, varied = _arms({run: _overrides(run) for run in dict.fromkeys(found)})
     truths = {run: (run / "ground_truth.json").read_bytes() for run in done}
-    _leave_out_others(left_out, done, lambda run: truths[run], "its validation set is another")
-    _leave_out_others(left_out, done, lambda run: configs[run]["metric"], "its metric is another")
+    _leave_out_others(left_out, done, lambda run: truths[run], "its validation set")
+    _leave_out_others(left_out, done, lambda run: configs[run]["metric"], "its metric")
     _leave_out_configs(left_out, done, configs, arms, varied)
     kept = _distinct([run for run in done if shown(run) not in left_out], arms, configs, left_out)
 
@@ -111,19 +117,21 @@ def read_runs(folders: list[Path]) -> Runs:
 
 
 def shown(run: Path) -> str:
-    """A run's folder as a study names it: with its sweep's, wherever that is."""
+    """Return a run's name in a study: the name of its sweep's folder, and that of its own."""
     run = run.absolute()
     return f"{run.parent.name}/{run.name}"
 
 
 def arms_of(runs: list[Path]) -> dict[Path, str]:
-    """The arm that each run folder is of, by what its sweep varies."""
+    """Return the name of each run folder's arm, by what the sweep varies."""
     return _arms({run: _overrides(run) for run in runs})[0]
 
 
 def _folders_of_runs(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise StudyError(f"{folder}: no such folder; give that of a sweep, such as multirun/DATE")
+        raise StudyError(
+            f"{folder}: no such folder; give the folder of a sweep, such as multirun/DATE"
+        )
     if (folder / ".hydra").is_dir():
         return [folder]
     runs = [path.parent for path in folder.glob("*/.hydra")]
@@ -135,17 +143,17 @@ def _folders_of_runs(folder: Path) -> list[Path]:
 
 
 def _unfinished(run: Path) -> str | None:
-    """Why a run cannot be read, if it cannot."""
+    """Return why a run cannot be part of a study, or None if it can."""
     for name in ("config.yaml", "summary.json"):
         if not (run / name).exists():
             return f"it has not finished: there is no {name}"
     summary = json.loads((run / "summary.json").read_text())
     if summary["status"] != "done":
         reason = summary.get("error") or summary.get("signal") or "no reason given"
-        return f"it is {summary['status']}, not done: {reason}"
+        return f"its status is {summary['status']}, not done: {reason}"
     for name in ("ground_truth.json", "detections.json"):
         if not (run / name).exists():
-            return f"there is no {name}, which runs keep since studies read it: run it again"
+            return f"there is no {name}, which older versions did not write: train the run again"
     return None
 
 
@@ -156,7 +164,7 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _overrides(run: Path) -> dict[str, str]:
-    """What the command line, or the sweep, gave this run: key -> value."""
+    """Return the overrides that the command line or the sweep gave this run: key -> value."""
     items = OmegaConf.load(run / ".hydra" / "overrides.yaml")
     pairs = (str(item).partition("=")[::2] for item in items)
     named = {key.lstrip("+~"): value for key, value in pairs}
@@ -164,7 +172,13 @@ def _overrides(run: Path) -> dict[str, str]:
 
 
 def _arms(overrides: dict[Path, dict[str, str]]) -> tuple[dict[Path, str], list[str]]:
-    """The arm of each run, and the overrides that make arms. One alone needs no key."""
+    """Name the arm of each run by the overrides that differ between runs.
+
+    One override is written as its value alone, several as key=value.
+
+    Returns:
+        The arm of each run, and the keys of the overrides that differ.
+    """
     keys = {key: None for of_run in overrides.values() for key in of_run}
     varied = [key for key in keys if len({of.get(key) for of in overrides.values()}) > 1]
     shown = varied or [key for key in keys if key == "deform"]
@@ -179,14 +193,14 @@ def _arms(overrides: dict[Path, dict[str, str]]) -> tuple[dict[Path, str], list[
 
 
 def _leave_out_others(
-    left_out: dict[str, str], runs: Iterable[Path], of_run: Callable[[Path], Any], why: str
+    left_out: dict[str, str], runs: Iterable[Path], of_run: Callable[[Path], Any], what: str
 ) -> None:
-    """Leave out those that differ from most, of equally many from the first."""
+    """Leave out the runs that differ from the majority in one value; the first value wins a tie."""
     runs = [run for run in runs if shown(run) not in left_out]
     ((most, _),) = Counter(map(of_run, runs)).most_common(1)
     for run in runs:
         if of_run(run) != most:
-            left_out[shown(run)] = f"{why} than that of the other runs"
+            left_out[shown(run)] = f"{what} differs from that of the other runs"
 
 
 def _leave_out_configs(
@@ -196,8 +210,11 @@ def _leave_out_configs(
     arms: dict[Path, str],
     varied: list[str],
 ) -> None:
-    """Leave out runs that differ in more than what is varied: between arms in keys that no override
-    names, within an arm in any. Where arms are rows of a table, these say what differs.
+    """Leave out the runs whose configuration differs in more than what the sweep varies.
+
+    Keys that the sweep varies may differ between arms, and all other keys must be equal in all
+    runs. Within an arm, all keys must be equal. If arms are rows of a table, whose files set any
+    keys, only runs of the same arm are compared. The value of the majority is the right one.
     """
     runs = [run for run in done if shown(run) not in left_out]
     keys = sorted({key for run in runs for key in configs[run]} - IRRELEVANT)
@@ -220,7 +237,7 @@ def _distinct(
     configs: dict[Path, dict[str, Any]],
     left_out: dict[str, str],
 ) -> list[Path]:
-    """Of runs of one arm and seed the first."""
+    """Keep the first run of each arm and seed."""
     first: dict[tuple[str, int], Path] = {}
     for run in runs:
         other = first.setdefault((arms[run], configs[run]["seed"]), run)

@@ -1,25 +1,32 @@
-"""Do the intervals of a study cover what they promise? Runs are drawn whose true difference is
-known, and intervals of several kinds are counted that contain it.
+"""Simulates studies to test whether their confidence intervals have the coverage that they claim.
+
+Runs are drawn whose true difference is known, and it is counted how many intervals contain it.
 
     python -m detector.analysis.study.simulation
     python -m detector.analysis.study.simulation repeats=10000
     python -m detector.analysis.study.simulation study=results/study/study.json json=simulation.json
 
-A run's number is the mean of its images' contributions:
+The metric of a run is the mean over its images of the contributions
 
-    true mean of the arm + seed + arm with image + run with image
+    true mean of the arm + effect of the seed + interaction of arm and image
+                         + interaction of run and image
 
-each drawn from a normal distribution, or, for images, a skewed one. How much each varies is taken
-from a study (study=study.json), and varied about it. The kinds of interval:
+The effects are drawn from normal distributions, and those of images from a skewed distribution as
+well. Their standard deviations are those of a study (study=study.json) or of the arguments seeds,
+arms and runs, in points, and variations of these. The kinds of interval are:
 
     images      the paired bootstrap over images alone
-    seeds       Welch's t of the seeds' values alone
-    nested      the bootstrap over seeds and, within it, over images; percentiles
-    sum         the variances of `seeds` and `images` added, t at Satterthwaite's degrees of freedom
-    pooled      as ours, but for one variance between seeds for all arms
-    ours        `statistics.py`
+    seeds       Welch's t interval from the values of the seeds alone
+    nested      percentiles of a bootstrap over both seeds and images
+    sum         the variances of `seeds` and `images` added, with Student's t at Satterthwaite's
+                degrees of freedom
+    pooled      as `ours`, but with one variance between seeds that all arms share
+    ours        the interval of `statistics.py`
 
-Since contributions are added, the bootstrap's variance over images is known without resampling.
+Since a metric is a mean over images here, the variance of the bootstrap over images is known
+without resampling.
+
+A: arms, S: seeds of an arm, I: images, B: resamples.
 """
 
 import json
@@ -41,20 +48,20 @@ from detector.tables import table
 NUM_IMAGES = 200
 SEEDS, ARMS = (2, 3, 5, 10), (2, 3, 6)
 KINDS = ("images", "seeds", "nested", "sum", "pooled", "ours")
-NESTED_RESAMPLES, NESTED_SHARE = 200, 10  # of so many repeats one is given to the slow one
+NESTED_RESAMPLES, NESTED_SHARE = 200, 10  # `nested` is slow: it is computed in every 10th repeat
 
 
 @dataclass(frozen=True)
 class World:
-    """What the runs are drawn from: standard deviations, in points of the metric.
+    """The distribution that runs are drawn from. Standard deviations are in points of the metric.
 
     Attributes:
-        seeds: of a run's number by its seed.
-        shared: the share of that variance that all arms of a seed have in common.
-        arms: of an arm's mean over the images that happen to be there.
-        runs: of a run's.
-        first: the first arm's seeds vary so many times as much.
-        skewed: contributions of images are exponential.
+        seeds: the standard deviation of the effect of the seed.
+        arms: the standard deviation of an arm's mean interaction with the images.
+        runs: the standard deviation of a run's mean interaction with the images.
+        shared: the share of the variance of the seeds that all arms have in common.
+        first: the factor by which the seeds of the first arm vary more than those of the others.
+        skewed: whether the interactions with images have an exponential distribution.
     """
 
     name: str
@@ -68,7 +75,7 @@ class World:
 
 @dataclass
 class SimulationConfig:
-    """What the command takes. The deviations stand in for a study that is not given."""
+    """Arguments of the command. The standard deviations are used if no study is given."""
 
     study: str | None = None
     seeds: float = 0.6
@@ -80,7 +87,7 @@ class SimulationConfig:
 
 
 def worlds(seeds: float, arms: float, runs: float) -> list[World]:
-    """The one that was measured, and others about it."""
+    """Return the distribution that was measured, and variations of it."""
     return [
         World("as measured", seeds, arms, runs),
         World("seeds vary twice as much", 2 * seeds, arms, runs),
@@ -92,7 +99,7 @@ def worlds(seeds: float, arms: float, runs: float) -> list[World]:
 
 
 def draw(world: World, num_arms: int, num_seeds: int, rng: np.random.Generator) -> np.ndarray:
-    """Contributions (A, S, I), of arms without a difference."""
+    """Draw contributions (A, S, I) of arms whose true means are equal."""
 
     def images(*size: int) -> np.ndarray:
         drawn = rng.exponential(size=size) - 1 if world.skewed else rng.normal(size=size)
@@ -106,7 +113,15 @@ def draw(world: World, num_arms: int, num_seeds: int, rng: np.random.Generator) 
 
 
 def bounds(contributions: np.ndarray, rng: np.random.Generator, nested: bool) -> dict[str, Any]:
-    """Kind -> (low, high) of the second arm's difference from the first."""
+    """Compute the intervals of the second arm's difference from the first.
+
+    Args:
+        contributions: (A, S, I).
+        nested: compute the interval `nested` as well.
+
+    Returns:
+        Kind of interval -> (low, high).
+    """
     num_arms, num_seeds, num_images = contributions.shape
     values, means = contributions.mean(axis=2), contributions.mean(axis=1)
     value = values[1].mean() - values[0].mean()
@@ -143,8 +158,10 @@ def bounds(contributions: np.ndarray, rng: np.random.Generator, nested: bool) ->
 
 
 def arms_of(contributions: np.ndarray) -> list[statistics.Arm]:
-    """As a study has them, with the bootstrap's variance as it is known here: of a mean over I
-    images it is that of the contributions over the root of I.
+    """Return the arms as `statistics.py` takes them, without resampling any images.
+
+    Contributions divided by the square root of I stand in for the resampled values: their variance
+    is that of a bootstrapped mean over I images.
     """
     return [
         statistics.Arm(
@@ -155,7 +172,7 @@ def arms_of(contributions: np.ndarray) -> list[statistics.Arm]:
 
 
 def noises_of(arms: list[statistics.Arm]) -> list[statistics.Noise]:
-    """Of each arm's difference from the first."""
+    """Return the noise of each other arm's difference from the first."""
     num_images, is_paired = arms[0].resampled.shape[1], statistics.are_paired(arms)
     return [
         statistics.noise(arm, arms[0], num_images, others=None, is_paired=is_paired)
@@ -185,16 +202,17 @@ def _nested(contributions: np.ndarray, rng: np.random.Generator) -> tuple[float,
 
 @dataclass(frozen=True)
 class Result:
-    """Of one world and size of study.
+    """How the intervals did for one distribution of runs and one size of study.
 
     Attributes:
-        coverage: kind -> share of its intervals that contain the true difference.
-        half_width: kind -> the median, in points.
-        false_alarms: the share of studies without any difference in which `ours`, with Holm's
-            correction, gives a verdict.
-        power: the share in which it finds the difference that it says it would find in four of
-            five.
-        paired: the share in which the seeds were found to be shared.
+        world: the name of the distribution.
+        coverage: kind of interval -> the share of its intervals that contain the true difference.
+        half_width: kind of interval -> half of the median width of its intervals, in points.
+        false_alarms: the share of studies in which `ours`, with Holm's correction, says that an arm
+            is better or worse although there is no difference.
+        power: the share of studies in which `ours` finds a true difference of the size that it
+            claims to find in four of five studies.
+        paired: the share of studies in which the F test pairs the runs of the same seed.
     """
 
     world: str
@@ -208,7 +226,7 @@ class Result:
 
 
 def simulate(world: World, num_seeds: int, num_arms: int, repeats: int, seed: int) -> Result:
-    """Draw so many studies and look at each as if it were the only one."""
+    """Draw `repeats` studies, and compute the intervals and tests of each one on its own."""
     rng = np.random.default_rng([seed, num_seeds, num_arms, *world.name.encode()])
     inside: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     halves: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -240,7 +258,7 @@ def simulate(world: World, num_seeds: int, num_arms: int, repeats: int, seed: in
 
 
 def results(config: SimulationConfig) -> Iterator[Result]:
-    """Of all worlds and sizes."""
+    """Simulate all distributions of runs and all sizes of study."""
     deviations = {"seeds": config.seeds, "arms": config.arms, "runs": config.runs}
     if config.study is not None:
         deviations = deviations_of(json.loads(Path(config.study).read_text()))
@@ -251,7 +269,7 @@ def results(config: SimulationConfig) -> Iterator[Result]:
 
 
 def deviations_of(study: dict[str, Any]) -> dict[str, float]:
-    """The deviations of `World`, in points, as a study has measured them."""
+    """Return the standard deviations of `World`, in points, that a study has measured."""
     noise, seen = study["noise"], study["could_have_seen"]
     runs = noise["of_it_due_to_the_images"]
     of_difference = seen["from_images_alone"] ** 2 - 2 * runs**2 / seen["num_seeds"]
@@ -263,7 +281,7 @@ def deviations_of(study: dict[str, Any]) -> dict[str, float]:
 
 
 def row(result: Result) -> list[str]:
-    """Of the table: coverage in percent, half width in points."""
+    """Return a row of the table: coverage in percent, with the half width in points in brackets."""
     cells = [f"{100 * result.coverage[kind]:.1f} ({result.half_width[kind]:.2f})" for kind in KINDS]
     shares = [result.false_alarms, result.power, result.paired]
     return [
@@ -273,7 +291,7 @@ def row(result: Result) -> list[str]:
 
 
 def main() -> None:
-    """key=value arguments, as everywhere."""
+    """Run the command with the key=value arguments of the command line."""
     given = OmegaConf.from_cli(sys.argv[1:])
     config = typed(SimulationConfig, OmegaConf.create(given))
     header = ["runs are drawn", "seeds", "arms", *KINDS, "false alarms", "power", "paired"]

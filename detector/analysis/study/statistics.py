@@ -1,28 +1,32 @@
-"""How sure a difference between two arms is: of images, of seeds, and of both.
+"""Confidence intervals and tests for the difference of two arms, over both images and seeds.
 
-A run's number depends on its seed and on the images that it is evaluated on. With n runs an arm,
-what is measured varies about what is true by
+The metric of a run depends on its seed and on the images that it is evaluated on. The mean over the
+n runs of an arm therefore varies around its true value with the variance
 
-    v = s² / n                    the seeds: initial weights, order of the data
-      + w² / n                    how each run alone goes with the images that happen to be there
-      + b²                        how the arm goes with them, which all its runs share
+    v = s² / n        the seeds: initial weights, order of the data
+      + w² / n        the interaction of each single run with the validation images
+      + b²            the interaction of the arm with the images, which all its runs share
 
-for each of two arms. The paired bootstrap over images of the difference of the arms' means finds
-b² + w² / n of each; the variance S² between the runs of an arm, on the same images, is s² + w².
-Their sum counts w² twice, and w² is what the bootstrap finds of a run's distance from its arm's
-mean: W. So
+and the difference of two arms varies with the sum of both variances. Two estimates are available:
 
-    v = (S1² / n1 + S2² / n2 - W1 / n1 - W2 / n2)+ + B
+- The paired bootstrap over images, applied to the difference of the two means, gives B, which
+  estimates b² + w² / n, summed over both arms.
+- The sample variance S² between the runs of an arm, on the same images, estimates s² + w².
 
-with t's quantile at the degrees of freedom of Satterthwaite ("An Approximate Distribution of
-Estimates of Variance Components", Biometrics Bulletin 1946), as Welch's test has it: arms may vary
-unequally. `simulation.py` compares this with what else one could do.
+B and S² / n together count w² twice. The bootstrap variance of a run's distance from its arm's
+mean, W, estimates w² alone, so that it can be subtracted. The variance of the difference is
 
-Arms of the same seeds share the order of the data and much of the initial weights, so that a seed
-may be lucky for all of them alike. Where an F test of the seeds (5 %, of the table of arms and
-seeds) says so, S² and W are those of the seeds' differences.
+    v = max(S1² / n1 + S2² / n2 - W1 / n1 - W2 / n2, 0) + B
 
-S: runs (seeds) of an arm;  B: resamples of the images.
+Its interval uses the quantile of Student's t at Satterthwaite's degrees of freedom ("An Approximate
+Distribution of Estimates of Variance Components", Biometrics Bulletin 1946), as Welch's test does,
+so the variances of the arms need not be equal. `simulation.py` compares this with alternatives.
+
+Arms with the same seeds share the order of the data and much of the initial weights, so a seed may
+be lucky for all arms alike. If an F test on the table of arms and seeds shows this (at 5 %), runs
+of the same seed are paired: S² and W are then computed from the differences of the paired runs.
+
+In shapes, A: arms, S: runs (seeds) of an arm, B: resamples of the images.
 """
 
 from collections.abc import Iterable
@@ -32,17 +36,17 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-POWER = 0.8  # four times of five
+POWER = 0.8  # the probability with which a true difference is found: four times of five
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One number of the runs of an arm.
+    """One metric of all runs of an arm.
 
     Attributes:
-        seeds: (S,) of the runs.
-        values: (S,) on the images that there are.
-        resampled: (S, B) on the resampled ones, which are the same for all runs and arms.
+        seeds: the seeds of the S runs.
+        values: (S,), the metric on the validation images.
+        resampled: (S, B), the metric on resamples of them, which are the same for all arms.
     """
 
     seeds: tuple[int, ...]
@@ -52,15 +56,16 @@ class Arm:
 
 @dataclass(frozen=True)
 class Noise:
-    """What varies of the difference of two arms: variances.
+    """The parts of the variance of the difference of two arms.
 
     Attributes:
-        runs: by the runs, on the images that there are, S²; None where no arm has two runs.
-        runs_with_images: the part of it that other images would have changed, W.
-        degrees: of freedom, of `runs`.
-        images: by the images, B.
-        num_images: I.
-        is_paired: the runs of a seed were compared with each other.
+        runs: the variance between runs on the same images, S1² / n1 + S2² / n2; None if no arm has
+            two runs to estimate it from.
+        runs_with_images: the part of `runs` that is due to the images, W1 / n1 + W2 / n2.
+        degrees: the degrees of freedom of `runs`.
+        images: the variance due to the choice of images, B.
+        num_images: the number of validation images.
+        is_paired: whether runs of the same seed are paired.
     """
 
     runs: float | None
@@ -72,20 +77,20 @@ class Noise:
 
     @property
     def seeds(self) -> float:
-        """The variance that is the seeds' alone."""
+        """The variance due to the seeds alone."""
         return max((self.runs or 0.0) - self.runs_with_images, 0.0)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's mean less the baseline's.
+    """The difference of two arms: an arm's mean minus the baseline's.
 
     Attributes:
-        low, high: the interval of 95 %.
+        low, high: the 95 % confidence interval.
         error: the standard error.
-        degrees: of freedom, of the error.
-        p: of no difference, two-sided.
-        covers_seeds: else the interval covers the choice of images alone.
+        degrees: the degrees of freedom of the standard error.
+        p: the two-sided p value of the hypothesis that there is no difference.
+        covers_seeds: whether the interval covers the choice of seeds and images, or of images only.
     """
 
     value: float
@@ -99,7 +104,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of the runs of an arm: S², W and the degrees of freedom of S²."""
+    """How much the runs of an arm vary: S², W, and the degrees of freedom of S²."""
 
     runs: float
     with_images: float
@@ -107,7 +112,7 @@ class Spread:
 
 
 def spread(values: np.ndarray, resampled: np.ndarray) -> Spread:
-    """Of runs (S,), at least two, and their resamples (S, B)."""
+    """Measure how much at least two runs vary, from their values (S,) and resamples (S, B)."""
     degrees = len(values) - 1
     own = resampled - resampled.mean(axis=0)
     with_images = float(np.nanvar(own, axis=1).sum()) / degrees
@@ -115,7 +120,10 @@ def spread(values: np.ndarray, resampled: np.ndarray) -> Spread:
 
 
 def pooled(arms: Iterable[Arm]) -> Spread | None:
-    """What an arm of one run is taken to have: that of all arms of more."""
+    """Pool the variances of all arms that have at least two runs, weighted by degrees of freedom.
+
+    Arms with a single run are assumed to vary by this much. Returns None if no arm has two runs.
+    """
     spreads = [spread(arm.values, arm.resampled) for arm in arms if len(arm.values) > 1]
     degrees = sum(one.degrees for one in spreads)
     if not degrees:
@@ -130,11 +138,12 @@ def pooled(arms: Iterable[Arm]) -> Spread | None:
 def noise(
     arm: Arm, baseline: Arm, num_images: int, *, others: Spread | None, is_paired: bool
 ) -> Noise:
-    """What varies of the difference of two arms.
+    """Estimate the variances of the difference of an arm from the baseline.
 
     Args:
-        others: `pooled` over all arms.
-        is_paired: what `seeds_matter` says of all arms.
+        num_images: the number of validation images.
+        others: what `pooled` returns for all arms, which stands in for an arm with a single run.
+        is_paired: what `are_paired` returns for all arms.
     """
     images = float(np.nanvar(arm.resampled.mean(axis=0) - baseline.resampled.mean(axis=0)))
     if is_paired:
@@ -161,12 +170,12 @@ def noise(
 
 
 def difference(arm: Arm, baseline: Arm, noise: Noise) -> Difference:
-    """The arm's mean less the baseline's, and how sure that is."""
+    """Return the arm's mean minus the baseline's, with its confidence interval and p value."""
     return from_noise(float(arm.values.mean() - baseline.values.mean()), noise)
 
 
 def from_noise(value: float, noise: Noise) -> Difference:
-    """The interval about a difference."""
+    """Return a difference of this value with its confidence interval and p value."""
     error, degrees = error_of(noise)
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
     p = 2 * float(stats.t.sf(abs(value) / error, degrees)) if error else float(value == 0)
@@ -176,7 +185,7 @@ def from_noise(value: float, noise: Noise) -> Difference:
 
 
 def error_of(noise: Noise) -> tuple[float, float]:
-    """Standard error and its degrees of freedom."""
+    """Return the standard error of a difference and its degrees of freedom."""
     variance = noise.seeds + noise.images
     most = float(max(noise.num_images - 1, 1))
     uncertainty = noise.images**2 / most
@@ -187,7 +196,7 @@ def error_of(noise: Noise) -> tuple[float, float]:
 
 
 def are_paired(arms: Iterable[Arm]) -> bool:
-    """Whether all arms have the same seeds, and these matter to all alike."""
+    """Return whether all arms have the same seeds, and `seeds_matter` finds that these matter."""
     arms = list(arms)
     if len({arm.seeds for arm in arms}) > 1:
         return False
@@ -195,8 +204,10 @@ def are_paired(arms: Iterable[Arm]) -> bool:
 
 
 def seeds_matter(values: np.ndarray) -> bool:
-    """Whether seeds matter to all arms alike: an F test at 5 % of values (A, S), whose means over
-    the seeds are 0.
+    """Test whether seeds shift the metric of all arms alike: an F test at 5 %.
+
+    Args:
+        values: (A, S), with the mean of each arm subtracted.
     """
     num_arms, num_seeds = values.shape
     if num_arms < 2 or num_seeds < 3:
@@ -209,8 +220,10 @@ def seeds_matter(values: np.ndarray) -> bool:
 
 
 def holm(ps: list[float]) -> list[float]:
-    """Adjusted for several arms against one baseline: Holm, "A Simple Sequentially Rejective
-    Multiple Test Procedure", Scandinavian Journal of Statistics 1979.
+    """Adjust p values for the comparison of several arms with one baseline.
+
+    Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of
+    Statistics 1979.
     """
     adjusted = [1.0] * len(ps)
     highest = 0.0
@@ -221,11 +234,12 @@ def holm(ps: list[float]) -> list[float]:
 
 
 def detectable(noise: Noise, num_arms: int) -> float:
-    """The smallest difference of an arm from the baseline that a study would find, with Holm's
-    correction at its strictest, four times of five.
+    """Return the smallest true difference that a study finds with a power of 80 %.
+
+    The test has the level of the first, strictest step of Holm's correction.
 
     Args:
-        num_arms: that are compared with the baseline.
+        num_arms: the number of arms that are compared with the baseline.
     """
     error, degrees = error_of(noise)
     alpha = (1 - LEVEL) / num_arms
@@ -233,7 +247,12 @@ def detectable(noise: Noise, num_arms: int) -> float:
 
 
 def with_seeds(noise: Noise, times: float, num_seeds: int) -> Noise:
-    """What it would be with so many times the seeds an arm, of which there are `num_seeds`."""
+    """Predict the noise that a study with more seeds would have.
+
+    Args:
+        times: the factor by which the number of seeds of each arm grows.
+        num_seeds: the present number of seeds of each arm.
+    """
     if noise.runs is None:
         return noise
     shared = max(noise.images - noise.runs_with_images, 0.0)
@@ -247,8 +266,14 @@ def with_seeds(noise: Noise, times: float, num_seeds: int) -> Noise:
 
 
 def seeds_to_halve(noise: Noise, num_seeds: int, num_arms: int, most: int = 1000) -> int | None:
-    """Seeds an arm at which `detectable` is half of what it is; None where the images, which stay
-    the same, do not let it.
+    """Return the number of seeds of each arm that would halve `detectable`.
+
+    Returns None if not even `most` seeds would, because the variance due to the images remains, or
+    if there are fewer than two seeds to predict it from.
+
+    Args:
+        num_seeds: the present number of seeds of each arm.
+        num_arms: the number of arms that are compared with the baseline.
     """
     if noise.runs is None or num_seeds < 2:
         return None

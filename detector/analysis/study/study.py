@@ -1,7 +1,7 @@
-"""From runs to what they say: the content of study.json, in plain containers.
+"""Computes the content of study.json from the runs of a study.
 
-An arm is its seeds. Each number of an arm is the mean over them, and is compared with the
-baseline's as `statistics.py` says. Numbers are in 0..1, differences too.
+A number of an arm is the mean over the arm's seeds, and is compared with the same number of the
+baseline as `statistics.py` explains. Numbers are in 0..1, and so are the sizes of differences.
 """
 
 import math
@@ -18,7 +18,7 @@ from detector.evaluation.paired import draw_images
 
 FORMAT = 1
 BETTER, WORSE, NOTHING_SHOWN = "better", "worse", "no difference shown"
-COSTS = (  # of summary.json
+COSTS = (  # keys of summary.json
     "num_parameters",
     "gflops",
     "seconds_per_step",
@@ -37,15 +37,19 @@ def study(
     seed: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Compare all arms with one.
+    """Compare all arms with the baseline.
 
     Args:
-        baseline: the name of an arm; None: `none` if there is one, else the first.
-        seed: of the choice of images.
-        progress: is told of each run.
+        baseline: the name of an arm; None for the arm `none` or, if there is none, the first arm.
+        num_resamples: how many times the validation images are resampled.
+        seed: the random seed of the resamples.
+        progress: is called with the name of each run before its numbers are computed.
+
+    Returns:
+        The content of study.json, in dictionaries and lists that json.dumps accepts.
 
     Raises:
-        StudyError: there is no such arm.
+        StudyError: no arm has the name of the baseline.
     """
     baseline = _baseline(runs, baseline)
     num_images = len(runs.ground_truth.image_ids)
@@ -106,8 +110,10 @@ def _arm(runs: list[Run], found: list[np.ndarray]) -> Arm:
 def _comparisons(
     quantities: dict[str, dict[str, Arm]], num_images: int, baseline: str, primary: str
 ) -> tuple[list[dict[str, Any]], list[Noise]]:
-    """Each arm beside the baseline, with the verdict on the primary number; and what varies of
-    that.
+    """Compare each arm with the baseline in all numbers, and judge it by the primary one.
+
+    Returns:
+        The comparison of each arm, and the noise of the difference in its primary number.
     """
     others = [name for name in quantities[primary] if name != baseline]
     differences: dict[str, dict[str, Difference]] = {arm: {} for arm in others}
@@ -136,7 +142,10 @@ def _comparisons(
 
 
 def verdict(difference: Difference, p_holm: float) -> str:
-    """Nothing is shown by single runs: another seed might say the opposite."""
+    """Judge a difference by its p value after Holm's correction.
+
+    Single runs show no difference, since runs with another seed might show the opposite.
+    """
     if not difference.covers_seeds or p_holm >= 1 - statistics.LEVEL:
         return NOTHING_SHOWN
     return BETTER if difference.value > 0 else WORSE
@@ -179,7 +188,7 @@ def _described(name: str, runs: list[Run], quantities: dict[str, Arm]) -> dict[s
 
 
 def _noise_described(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any] | None:
-    """Standard deviations of a run, over all arms; None where each has one."""
+    """Describe how much runs vary, as standard deviations; None if each arm has a single run."""
     spread = statistics.pooled(arms.values())
     if spread is None:
         return None
@@ -194,8 +203,10 @@ def _noise_described(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any
 
 
 def _could_have_seen(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any] | None:
-    """The smallest difference that would have been found four times of five, of the arm that is
-    known least; None where single runs cannot show anything.
+    """Describe the smallest true difference that would have been found four times of five.
+
+    It is that of the arm whose difference is known least precisely. None if there is no other arm
+    than the baseline, or if each arm has a single run, which cannot show a difference.
     """
     if not noises or any(noise.runs is None for noise in noises):
         return None
@@ -210,15 +221,15 @@ def _could_have_seen(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any
 
 
 def headline(content: dict[str, Any]) -> str:
-    """What the study says, in one line, beginning with what it cannot say."""
+    """Summarise the study in one line, beginning with what it cannot show."""
     seen, primary = content["could_have_seen"], content["primary"]
     parts = []
     if not content["comparisons"]:
         return f"One arm, {content['baseline']}: there is nothing to compare it with."
     if found_nothing(content):
         return (
-            f"No arm has found anything to speak of: none reaches one point of {primary}. Train "
-            "longer; networks that have learned nothing say nothing about the arms."
+            f"No arm detects anything yet: none reaches one point of {primary}. Train longer; "
+            "networks that have learned nothing cannot show a difference between arms."
         )
     if seen is None:
         parts.append("One seed an arm: this cannot tell a better arm from a lucky seed.")
@@ -240,13 +251,13 @@ def headline(content: dict[str, Any]) -> str:
 
 
 def found_nothing(content: dict[str, Any]) -> bool:
-    """Whether no arm reaches one point, so that differences between them mean nothing."""
+    """Return whether no arm reaches one point, in which case differences mean nothing."""
     primary = content["primary"]
     return all(arm["numbers"][primary]["mean"] < ONE_POINT for arm in content["arms"])
 
 
 def notes(content: dict[str, Any]) -> list[str]:
-    """What a reader must know beside the numbers."""
+    """List what a reader must know to interpret the numbers."""
     arms, said = content["arms"], []
     seeds = {one["arm"]: list(one["runs"]) for one in arms}
     counts = {len(of_arm) for of_arm in seeds.values()}
@@ -255,15 +266,15 @@ def notes(content: dict[str, Any]) -> list[str]:
         said.append(f"The arms have different seeds ({listed}).")
     if counts == {1}:
         said.append(
-            "One seed an arm: intervals cover the choice of images alone. Another seed may move "
-            "each arm by more than that, so that no difference is ever shown."
+            "One seed an arm: intervals cover the choice of images only. Another seed may change "
+            "each arm by more than that, so the study never says that an arm is better or worse."
         )
     elif min(counts) == 1:
-        said.append("An arm of one seed is taken to vary between seeds as the others do.")
+        said.append("An arm with one seed is assumed to vary between seeds as much as the others.")
     if min(counts) == 2:
         said.append(
-            "Two seeds an arm: what varies between seeds is known from few pairs alone, so that "
-            "intervals are wide, and too narrow where one arm varies much more than another."
+            "Two seeds an arm: the variance between seeds is estimated from very few runs, so the "
+            "intervals are wide, and too narrow if one arm varies much more than another."
         )
     for run, why in content["left_out"].items():
         said.append(f"Left out: {run}: {why}.")
@@ -271,10 +282,10 @@ def notes(content: dict[str, Any]) -> list[str]:
 
 
 def classes_of(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Class name -> its entry."""
+    """Select the numbers of single classes: class name -> its entry."""
     return {k.removeprefix(CLASS): v for k, v in numbers.items() if k.startswith(CLASS)}
 
 
 def errors_of(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Kind of error -> its entry."""
+    """Select the numbers of kinds of errors: kind -> its entry."""
     return {k.removeprefix(ERROR): v for k, v in numbers.items() if k.startswith(ERROR)}
