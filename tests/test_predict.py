@@ -200,7 +200,7 @@ def test_kinds_of_files(
     arguments = [f"checkpoint={checkpoint}", f"images={folder}", "min_score=1", "recursive=false"]
     assert command(monkeypatch, tmp_path / "run", *arguments) == 1
     assert "1 of 4 images" in one_line(capsys)
-    assert "the package pillow-heif reads it" in (tmp_path / "run" / "predict.log").read_text()
+    assert "HEIC or AVIF: convert it" in (tmp_path / "run" / "predict.log").read_text()
     with Image.open(tmp_path / "run" / "drawn" / "b.tif.png") as picture:
         assert picture.tobytes() == frames[0].tobytes()
     with Image.open(tmp_path / "run" / "drawn" / "a.gif.png") as picture:

@@ -1,1 +1,1 @@
-"""Data sets of one contract, their transforms and their batches."""
+"""Data sets with one sample format, the training transform, and the data loaders."""

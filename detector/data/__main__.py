@@ -1,11 +1,11 @@
-"""Looks at data before a training does, and makes public data sets ready.
+"""Checks and shows training data, times its loading, and downloads public data sets.
 
-    python -m detector.data check     what there is, and every problem with its file
-    python -m detector.data sheet     a picture: images with boxes, before and after augmentation
-    python -m detector.data benchmark images/s of our loading and of a plain torchvision loader
-    python -m detector.data prepare   voc07, voc12, voc07+12 or coco below a folder
+    python -m detector.data check     report counts, and every problem with the file it is in
+    python -m detector.data sheet     draw images with boxes, before and after augmentation
+    python -m detector.data benchmark measure images/s of this loader and of a plain torchvision one
+    python -m detector.data prepare   put voc07, voc12, voc07+12 or coco into a folder
 
-The first three take what train.py takes; each command has a --help of its own.
+The first three take the same arguments as train.py. Each command has its own --help.
 """
 
 import argparse
@@ -21,54 +21,54 @@ from detector.config import ConfigError, check_root, typed, typed_train
 from detector.schema import DataCommandConfig, DataConfig
 
 HELP = {
-    "check": """Reports what is in a training and a validation set, and every problem with its file.
+    "check": """Reports what the training and validation sets contain, and every problem in them.
 
     python -m detector.data check data=voc data.root=VOCdevkit/VOC2007
     python -m detector.data check data=coco data.root=my data.train.images=train \\
         data.train.annotations=train.json data.val.images=val data.val.annotations=val.json
     python -m detector.data check +experiment=coco_r50_1x data.root=COCO decode=true json=check.json
 
-Takes what train.py takes, and
-    decode=true   decode every image, not only where its header leaves a doubt
-    fix=FILE      write a mended copy of the annotations, COCO-format and without masks, and beside
-                  it what was changed; those of validation go into a second file
-    json=FILE     write the report to a file as well
-    --json        print JSON in place of tables
-The exit code is 1 where there are errors.""",
+Takes the arguments of train.py, and
+    decode=true   decode every image, not only those whose first or last bytes leave a doubt
+    fix=FILE      write a corrected copy of the annotations, in COCO format and without masks, and
+                  next to it a list of the changes; the validation set goes into a second file
+    json=FILE     also write the report to a file
+    --json        print JSON instead of tables
+The exit code is 1 if there are errors.""",
     "sheet": """Draws training images with their boxes, before and after augmentation.
 
     python -m detector.data sheet data=voc data.root=VOCdevkit/VOC2007
     python -m detector.data sheet augment=strong num_images=8 out=shapes.png
     python -m detector.data sheet +experiment=aquarium data.root=aquarium augment=strong
 
-Takes what train.py takes, and
-    out=FILE      the picture, sheet.png unless given
-    num_images=N  how many images are on it, 16 unless given""",
-    "benchmark": """Measures images/s a core: our loading, beside a plain torchvision loader.
+Takes the arguments of train.py, and
+    out=FILE      the picture to write (default: sheet.png)
+    num_images=N  the number of images to draw (default: 16)""",
+    "benchmark": """Measures images/s per core of this loader and of a plain torchvision loader.
 
     python -m detector.data benchmark
     python -m detector.data benchmark data=voc data.root=VOCdevkit/VOC2007
     python -m detector.data benchmark +experiment=aquarium data.root=aquarium num_images=64 rounds=9
 
-Takes what train.py takes, and
-    num_images=N  at most as many images, the same for every loader
-    rounds=N      of which medians are taken
-    json=FILE     write all of it to a file as well""",
-    "prepare": """Puts a public data set below a folder, from archives that it finds or fetches.
+Takes the arguments of train.py, and
+    num_images=N  load at most N images, the same ones with every loader (default: 16)
+    rounds=N      the number of rounds that the median is taken over (default: 5)
+    json=FILE     also write all measurements to a file""",
+    "prepare": """Unpacks a public data set into a folder, downloading its archives if needed.
 
     python -m detector.data prepare voc07 --root DIR
     python -m detector.data prepare voc07+12 --root DIR
-    python -m detector.data prepare coco --root DIR      prints the commands that fetch it
+    python -m detector.data prepare coco --root DIR      prints the commands that download it
 
-The exit code is 1 where something is left to fetch.""",
+The exit code is 1 if something still has to be downloaded or unpacked.""",
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; return the exit code.
+    """Run one command and return its exit code.
 
     Raises:
-        ConfigError: a value is out of its range, or unknown.
+        ConfigError: the command or a key is unknown, or a value is out of its range.
         DatasetError: the data cannot be used.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     if command == "prepare":
         return prepare(rest)
     data, seed, config = configuration([word for word in rest if word != "--json"])
-    from detector.commands import data as commands  # torch, which takes seconds to import
+    from detector.commands import data as commands  # imports torch, which takes seconds
 
     match command:
         case "check":
@@ -94,10 +94,10 @@ def main(arguments: list[str]) -> int:
 
 
 def prepare(arguments: list[str]) -> int:
-    """Put a public data set below a folder; 1 where commands to fetch it are left to run."""
+    """Prepare a public data set; return 1 if the user still has to run the printed commands."""
     parser = argparse.ArgumentParser(prog="python -m detector.data prepare")
     parser.add_argument("name", help="voc07, voc12, voc07+12 or coco")
-    parser.add_argument("--root", type=Path, required=True, help="the folder it is put below")
+    parser.add_argument("--root", type=Path, required=True, help="the folder to put it into")
     parsed = parser.parse_args(arguments)
     from detector.data import prepare as preparing
 
@@ -105,10 +105,10 @@ def prepare(arguments: list[str]) -> int:
 
 
 def configuration(overrides: list[str]) -> tuple[DataConfig, int, DataCommandConfig]:
-    """The training's data and seed, and the command's own values.
+    """Return the training's data configuration and seed, and the values of the command itself.
 
     Raises:
-        ConfigError: a key is unknown or missing, a value of a wrong type or out of its range.
+        ConfigError: a key is unknown or missing, or a value has a wrong type or is out of range.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         composed = compose("data_command", overrides)

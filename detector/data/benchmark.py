@@ -1,12 +1,13 @@
-"""Times the loading of training images beside a plain loader, on one core.
+"""Compares the speed of the training loader with that of a plain loader, on one core.
 
-    ours            decoding and the training transform, as the run is configured
-    plain           in the manner of torchvision's detection reference: Pillow's decoding, then
-                    `transforms.v2`'s flip and resize to the same sizes, then a tensor
-    ... decoding    the decoding of either alone
+    ours             decoding and the training transform, as the run is configured
+    plain            a loader like torchvision's detection reference: Pillow decodes, and
+                     `transforms.v2` flips, resizes to the same sizes and makes a tensor
+    ours, decoding   the decoding of `ours` alone
+    plain, decoding  the decoding of `plain` alone
 
-All load the same images with one thread. Rounds are interleaved: each runs every loader once, in an
-order of its own; a first round warms up and is left out.
+All loaders load the same images with one thread. Rounds are interleaved: each round runs every
+loader once, in a random order. The first round is a warm-up and is not counted.
 """
 
 import random
@@ -41,12 +42,15 @@ def benchmark(
     num_images: int,
     rounds: int,
 ) -> dict[str, list[float]]:
-    """Images a second and core of each loader, a value a round.
+    """Return the images per second on one core of each loader, one value per round.
 
     Args:
-        transform: ours; what it does beyond flip and resize, the plain loader leaves out.
-        min_sizes, max_size, flip_probability: of the plain loader's transform.
-        num_images: the first so many are loaded, or as many as there are.
+        transform: the transform of `ours`; of its steps, `plain` has the flip and the resize only.
+        min_sizes: sizes in pixels that `plain` draws the shorter side from.
+        max_size: upper limit of the longer side in pixels, for `plain`.
+        flip_probability: probability of the horizontal flip in `plain`.
+        num_images: only the first `num_images` images are loaded; fewer if there are fewer.
+        rounds: the number of rounds that are counted.
 
     Raises:
         DatasetError: an image cannot be loaded.
@@ -65,7 +69,7 @@ def benchmark(
         try:
             with Image.open(path) as file:
                 return file.convert("RGB")
-        except Exception as error:  # of any kind: the file's bytes decide which
+        except Exception as error:  # a damaged file can raise any exception
             raise file_error(path, f"cannot be decoded ({error})") from error
 
     def load_plainly(index: int) -> object:
@@ -95,7 +99,11 @@ def benchmark(
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Median, least and most images a second by loader, and ours over the plain, round by round."""
+    """Return the median, minimum and maximum over the rounds, for each loader and "ours / plain".
+
+    The values of a loader are images per second; those of "ours / plain" are the ratios of the two
+    loaders in the same round.
+    """
     ratio = [ours / plain for ours, plain in zip(rates["ours"], rates["plain"], strict=True)]
     values = {**rates, "ours / plain": ratio}
     return {
@@ -105,7 +113,7 @@ def summary(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def to_markdown(rates: dict[str, list[float]]) -> str:
-    """The summary as a table."""
+    """Return the summary as a Markdown table, with the ratio below it."""
     *loaders, (_, ratio) = summary(rates).items()
     rows = [
         [
@@ -126,7 +134,7 @@ def to_markdown(rates: dict[str, list[float]]) -> str:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """As in a worker of the training's loader."""
+    """Limit torch and OpenCV to one thread, as in a worker of the training loader."""
     threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

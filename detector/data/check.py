@@ -1,9 +1,9 @@
-"""What is in a data set and what is wrong with it, before hours of training on it.
+"""Checks data sets before a training: counts what they contain and lists what is wrong.
 
-An error is what training or evaluation would stop at, a warning what it would go on with. What is
-wrong with single images and objects their reader says (`DetectionDataset.faults`); here is what can
-be said of records that were read (`annotation_problems`) and of their image files
-(`file_problems`).
+An error is a problem that training or evaluation would stop at; a warning is one that it would
+continue with. Problems come from three sources: the reader reports images and objects that it
+could not use (`DetectionDataset.faults`), `annotation_problems` examines the records that were
+read, and `file_problems` examines their image files.
 """
 
 from dataclasses import dataclass
@@ -19,35 +19,35 @@ from detector.data.problems import Problem, Splits, annotation_problems, objects
 from detector.tables import table
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels: COCO's bounds of small, medium and large
-LISTED = 10  # problems of a kind in a table; the JSON has all
+LISTED = 10  # the most problems of one kind that a table lists; the JSON report has all of them
 
 
 @dataclass(frozen=True)
 class Report:
-    """The data sets that could be read, by split, and all that is wrong."""
+    """The data sets that could be read, by split, and all problems of all splits."""
 
     splits: Splits
     problems: list[Problem]
 
     def count(self, severity: str) -> int:
-        """Problems of a severity."""
+        """Return the number of problems with this severity, "error" or "warning"."""
         return sum(problem.severity == severity for problem in self.problems)
 
     def lines(self) -> list[str]:
-        """A line for each kind of problem, errors first: how often, and the first of them."""
+        """Return one line for each kind of problem, errors first: its count and an example."""
         return [
             f"{severity}: {len(group)} x {kind} in {split}, such as {_example(group[0])}"
             for (severity, split, kind), group in _by_kind(self.problems)
         ]
 
     def usable(self, on_error: str) -> dict[str, DetectionDataset]:
-        """The data sets without the images that have an error.
+        """Return the data sets without the images that have an error.
 
         Args:
-            on_error: "stop" or "warn".
+            on_error: "stop" raises the first error, "warn" leaves out the images with errors.
 
         Raises:
-            DatasetError: there is an error, and it is to stop; or no image is left.
+            DatasetError: there is an error and `on_error` is "stop"; or a split has no image left.
         """
         errors = [problem for problem in self.problems if problem.severity == "error"]
         if errors and on_error == "stop":
@@ -55,7 +55,7 @@ class Report:
             raise DatasetError(f"{_named(errors[0])}{others}")
         usable = {}
         for split, dataset in self.splits.items():
-            # An error without a file is the reader's, which has left out what it is about.
+            # The reader's errors have no file: it has left out these images and objects already.
             broken = [e for e in errors if e.split == split and e.file is not None]
             usable[split] = dataset.without(error.image_id for error in broken)
             if not len(usable[split]):
@@ -63,7 +63,7 @@ class Report:
         return usable
 
     def to_json(self) -> dict[str, Any]:
-        """Counts by split, every problem, and how many of them are errors and warnings."""
+        """Return the counts of each split, all problems, and the numbers of errors and warnings."""
         return {
             "splits": {split: counts(dataset) for split, dataset in self.splits.items()},
             "problems": [problem._asdict() for problem in self.problems],
@@ -72,7 +72,7 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """Tables of the counts and of the problems, errors first, and a line that sums up."""
+        """Return tables of the counts and of the problems, errors first, and a summary line."""
         parts = [*_count_tables(self.splits), *_problem_tables(self.problems)]
         sum_up = f"{self.count('error')} errors, {self.count('warning')} warnings"
         return "\n\n".join([*parts, sum_up])
@@ -87,10 +87,15 @@ def check(
     num_workers: int,
     watched: Watch = iter,
 ) -> Report:
-    """Everything that is looked at; the arguments are those of the two parts.
+    """Examine the annotations and the image files of each split.
+
+    Args:
+        splits: the data sets by the name of their split.
+        min_size, max_size: see `annotation_problems`.
+        decode, num_workers, watched: see `file_problems`.
 
     Raises:
-        LoadingError: a process that looks at files died.
+        LoadingError: a worker process died or is stuck.
     """
     return Report(
         splits,
@@ -102,12 +107,17 @@ def check(
 
 
 def refusal(split: str, error: DatasetError) -> Problem:
-    """A split that its reader refuses; the message names the file and the object."""
+    """Return the problem of a split that its reader refused with this error."""
     return Problem("error", split, "cannot be read", str(error))
 
 
 def counts(dataset: DetectionDataset) -> dict[str, Any]:
-    """Images, objects and classes by number, sizes in pixels as [min, median, max], or None."""
+    """Count the images, the objects, and the objects of each class; summarise their sizes.
+
+    Returns:
+        Counts as integers, and widths and heights in pixels as [minimum, median, maximum], or None
+        where there is nothing to measure.
+    """
     records = dataset.records
     boxes = np.concatenate([np.zeros((0, 4)), *(record.boxes for record in records)])
     area = np.concatenate([np.zeros(0), *(record.area for record in records)])
@@ -147,7 +157,7 @@ def _count_tables(splits: Splits) -> list[str]:
 
 
 def _problem_tables(problems: list[Problem]) -> list[str]:
-    """All problems summed up by kind, then the first of each kind one by one."""
+    """Return a table with the count of each kind, and one with the first problems of each kind."""
     if not problems:
         return []
     groups = _by_kind(problems)
@@ -166,7 +176,7 @@ def _problem_tables(problems: list[Problem]) -> list[str]:
 
 
 def _by_kind(problems: list[Problem]) -> list[tuple[tuple[str, str, str], list[Problem]]]:
-    """The problems of each (severity, split, kind), errors first."""
+    """Group the problems by (severity, split, kind), errors first."""
     groups: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault(problem[:3], []).append(problem)
@@ -174,12 +184,15 @@ def _by_kind(problems: list[Problem]) -> list[tuple[tuple[str, str, str], list[P
 
 
 def _example(problem: Problem) -> str:
-    """The file's name, short enough for a line; who wants the folder has the report."""
+    """Return the name of the problem's file without its folder, to keep the line short.
+
+    A problem without a file is represented by its detail.
+    """
     return problem.detail if problem.file is None else shown(Path(problem.file).name)
 
 
 def _named(problem: Problem) -> str:
-    """A problem in one line, after the file that it is about."""
+    """Return a problem in one line that begins with its file."""
     if problem.file is None:
         return problem.detail
     return f"{shown(problem.file)}: {problem.detail}; image id {problem.image_id}"

@@ -1,12 +1,20 @@
-"""COCO-format annotations: one JSON file with `images`, `annotations` and `categories`.
+"""Reads COCO-format annotations: one JSON file with `images`, `annotations` and `categories`.
 
-Labels are 1..K in the order of ascending category id, whatever the ids are. A box in the file is
-(x, y, w, h) in pixels from the image's corner; the edges of pixel 0 are at 0 and 1.
+Labels are 1..K in the order of ascending category id; the ids themselves may be any integers. A box
+in the file is (x, y, w, h) in pixels from the image's upper left corner; pixel 0 has its edges at 0
+and 1.
 
 Deviations that have only one possible meaning are accepted, with one warning for each kind:
-numbers as text, ids such as 1.0, backslashes, file names that repeat the images' folder, images
-without a size (theirs is read), masks without a box (the box around them), a category for all that
-Roboflow adds, gzip.
+
+- ids and boxes written as text, and ids written as 1.0;
+- file names with backslashes, or that repeat the name of the image folder;
+- images without a size: it is read from the image file;
+- masks without a box: the bounding box of the mask is used; rotated boxes: the upright box around;
+- two categories with one name, if one of them has no object;
+- the category that Roboflow adds as the parent of all others;
+- class names that differ from those of the training in upper and lower case or blanks only.
+
+A gzip'd file, and other numbers written as text, are read without a warning.
 """
 
 import gzip
@@ -30,7 +38,7 @@ from detector.data.values import integer, is_number, number, numbers
 Json = dict[str, Any]
 T = TypeVar("T", int, str, list[Any])
 
-# Keys of what other tools write, and what it is.
+# Keys by which the formats of other tools are recognised, and the name of the format.
 OTHERS = {
     frozenset({"shapes", "imagePath"}): "a file of labelme",
     frozenset({"_via_settings"}): "a project of VIA",
@@ -50,23 +58,25 @@ def read_coco(
     classes: tuple[str, ...] | None = None,
     on_error: str = "stop",
 ) -> DetectionDataset:
-    """The images of a COCO-format file, in its order; none is decoded yet.
+    """Read a COCO-format file into a dataset of its images, in the order of the file.
 
-    `area` is the file's, or the box's where it has none; an object with `iscrowd` or `ignore`
-    set is a crowd. Boxes are clipped and left out by the rules of `records.py`.
+    No image is decoded yet. An object without an `area` gets the area of its box; an object with
+    `iscrowd` or `ignore` set is a crowd. The rules in `records.py` say which boxes are clipped or
+    left out.
 
     Args:
-        images: the folder that the `file_name`s are relative to.
-        annotations: the JSON file, perhaps gzip'd.
-        classes: the class names by label, whether the file has them all or not; None: those of
-            the file. An object of another class is an error.
-        on_error: "stop" raises, "warn" leaves out and lists the image or object concerned, where
-            it is one.
+        images: the folder that each `file_name` is relative to.
+        annotations: the JSON file, which may be compressed with gzip.
+        classes: the names of the classes with the labels 1..K, which the file need not all have;
+            an object of another class is an error. None takes the classes of the file.
+        on_error: what happens if a single image or object cannot be used. "stop" raises an error;
+            "warn" leaves it out and adds an error to the dataset's `faults`. An error of the
+            whole file is always raised.
 
     Raises:
-        DatasetError: the file cannot be read; a key is missing or of a wrong type; an id or a
-            class name is there twice or, where referred to, not at all; an image file is missing
-            or outside the folder; a box is not finite or outside its image.
+        DatasetError: the file cannot be read; a key is missing or has a wrong type; an id or a
+            class name occurs twice; an object refers to an unknown image or category; an image
+            file is missing or outside the folder; a box is not finite or outside its image.
     """
     faults = Faults(on_error)
     content = _load(annotations, faults)
@@ -125,7 +135,11 @@ def _load(file: Path, faults: Faults) -> Json:
 def _categories(
     content: Json, file: Path, faults: Faults, wanted: tuple[str, ...] | None
 ) -> dict[int, str]:
-    """The class names by category id, ids ascending; without what is no class."""
+    """Return the class names by category id, in the order of ascending ids.
+
+    A category without objects is left out if another one has the same name, or if another one has
+    it as its `supercategory` (as Roboflow writes) and `wanted` does not list it.
+    """
     objects = content.get("annotations")
     used = {
         integer(entry.get("category_id"))
@@ -141,7 +155,7 @@ def _categories(
         if type(parent) is str and parent != name:
             parents.add(parent)
         if any("\ud800" <= character <= "\udfff" for character in name):
-            raise DatasetError(f"{place}: 'name' is {name!r}, which is no text")
+            raise DatasetError(f"{place}: 'name' is {name!r}, which is not valid Unicode text")
         if category_id in names:
             raise DatasetError(f"{place}: an earlier category has the same id")
         twin = next((other for other, known in names.items() if known == name), None)
@@ -150,9 +164,10 @@ def _categories(
             if idle is None:
                 raise DatasetError(
                     f"{place}: an earlier category has the same name {shown(repr(name))}, and both "
-                    f"have objects: rename one, or give its objects the id {twin}"
+                    f"have objects: rename one, or give the objects of this one the id {twin}"
                 )
-            faults.taken("category twice", f"{place}: so is {shown(repr(name))}; one has no object")
+            detail = f"{place}: an earlier category has the same name {shown(repr(name))}"
+            faults.taken("category twice", f"{detail}; the one without objects is left out")
             names.pop(idle, None)
             if idle == category_id:
                 continue
@@ -162,20 +177,21 @@ def _categories(
         is_placeholder = name in parents and category_id not in used and len(names) > 1
         if is_placeholder and name not in (wanted or ()):
             del names[category_id]
-            detail = f"{file}: category {shown(repr(name))} stands for all others and has no object"
-            faults.warning("no class", f"{detail}; with data.classes it can be one")
+            detail = f"{file}: category {shown(repr(name))} has no object and is a supercategory"
+            faults.warning("no class", f"{detail}: it is left out unless data.classes lists it")
     return dict(sorted(names.items()))
 
 
 def _of_classes(
     classes: tuple[str, ...], categories: dict[int, str], faults: Faults
 ) -> dict[int, str]:
-    """The classes by category id, in their own order: by the file's id where it has them, by a new
-    one where it does not. What the file has besides is left out, and so refused where an object
-    has it.
+    """Return the given classes by category id, in the given order.
+
+    A class that the file has keeps the file's category id; any other class gets a new id. The
+    file's other categories are left out, so that an object of one of them is an error.
     """
     if len(set(classes)) != len(classes):
-        raise DatasetError(f"classes {', '.join(classes)}: a name is there twice")
+        raise DatasetError(f"classes {', '.join(classes)}: a name is listed twice")
     ids = {name: category_id for category_id, name in categories.items()}
     exact = {name: ids.pop(name) for name in classes if name in ids}
     new = max(categories, default=0)
@@ -185,7 +201,7 @@ def _of_classes(
         if name in exact:
             category_id = exact[name]
         elif theirs is not None:
-            faults.taken("class in other capitals", f"{shown(theirs)} for {shown(name)}")
+            faults.taken("class in other capitals", f"{shown(theirs)} is read as {shown(name)}")
             category_id = ids.pop(theirs)
         else:
             category_id = new = new + 1
@@ -194,7 +210,10 @@ def _of_classes(
 
 
 def _images(content: Json, file: Path, folder: Folder, faults: Faults) -> dict[int, ImageEntry]:
-    """The images by id. Of two with one id neither is used: nothing tells whose an object is."""
+    """Return the images by id.
+
+    If two images have the same id, neither is used, because their objects cannot be told apart.
+    """
     listed = list(_entries(content, "images", file))
     times = Counter(integer(entry.get("id")) for _, entry in listed)
     entries: dict[int, ImageEntry] = {}
@@ -217,14 +236,14 @@ def _image(entry: Json, place: str, folder: Folder, faults: Faults) -> ImageEntr
     path = _image_path(_field(entry, "file_name", str, place), place, folder, faults)
     if entry.get("height") or entry.get("width"):
         height, width = (_length(entry, key, place) for key in ("height", "width"))
-    else:  # missing, null or 0, both of them
-        faults.taken("image without a size", f"{place}: its file is read for it")
+    else:  # both are missing, null or 0
+        faults.taken("image without a size", f"{place}: its size is read from the image file")
         height, width = image_size(path)
     return ImageEntry(image_id, path, height, width)
 
 
 def _image_path(name: str, place: str, folder: Folder, faults: Faults) -> Path:
-    """The file that `file_name` names."""
+    """Return the path of the image file that `file_name` means."""
     given = name
     if "\\" in name and not folder.holds(folder.locate(name, where=place), where=place):
         name = name.replace("\\", "/")
@@ -250,7 +269,7 @@ def _objects(
     label: dict[int, int],
     faults: Faults,
 ) -> tuple[list[ObjectEntry], list[int]]:
-    """The objects, and where each stands in the file's list."""
+    """Return the objects that can be used, and the index of each in the file's `annotations`."""
     image_index = {image_id: index for index, image_id in enumerate(images)}
     left_out = {integer(entry.get("id")) for entry in content["images"]} - image_index.keys()
     names = {integer(entry.get("id")): entry.get("name") for entry in content["categories"]}
@@ -263,7 +282,7 @@ def _objects(
     ):
         image_id = integer(entry.get("image_id"))
         if image_id is not None and image_id in left_out:
-            continue  # with its image, which is a fault already
+            continue  # its image is left out, which is reported already
         try:
             objects.append(
                 _object(
@@ -279,32 +298,33 @@ def _objects(
             faults.error("object left out", error, image_id)
             continue
         indices.append(index)
-        # Unused here. pycocotools takes 0 for no match, and mixes up two of one id.
+        # The id is not used here, but pycocotools reads 0 as "no match" and confuses equal ids.
         annotation_id = integer(entry.get("id"))
         if annotation_id is None:
             nameless.append(place)
             continue
         if annotation_id == 0 or annotation_id in ids:
-            what = "is 0" if annotation_id == 0 else "is there twice"
+            what = "is 0" if annotation_id == 0 else "is used twice"
             faults.warning("annotation id", f"{place}: its id {what}", image_id)
         ids.add(annotation_id)
     if nameless:
-        detail = f"{nameless[0]}: it has no id, as {len(nameless)} objects"
+        detail = f"{nameless[0]}: has no integer id; {len(nameless)} objects in all have none"
         faults.warning("annotation id", detail)
     return objects, indices
 
 
 def _check_boxes_are_xywh(content: Json, file: Path) -> None:
-    """Refuse a file whose areas say that its boxes are two corners.
+    """Refuse a file whose boxes are written as two corners, which the `area` of objects reveals.
 
     Raises:
-        DatasetError: so it is for nearly all objects: an area may be that of an outline, which some
-            box or other fits by chance.
+        DatasetError: the area fits two corners and not (x, y, w, h) for at least two objects and
+            90% of those that have an area and no mask. A single object proves nothing: an area
+            that is measured inside an outline may fit two corners by chance.
     """
     corners = total = 0
     objects = content.get("annotations")
     for entry in objects if type(objects) is list else ():
-        if type(entry) is not dict or entry.get("segmentation"):  # then the area is the mask's
+        if type(entry) is not dict or entry.get("segmentation"):  # the area is the mask's
             continue
         box, area = numbers(entry.get("bbox")), number(entry.get("area"))
         if box is None or area is None:
@@ -315,8 +335,8 @@ def _check_boxes_are_xywh(content: Json, file: Path) -> None:
         corners += fits and abs(area - w * h) > 0.01 * area
     if corners > 1 and corners >= 0.9 * total:
         raise DatasetError(
-            f"{file}: the 'area' of {corners} objects is that of a 'bbox' of two corners "
-            "(x1, y1, x2, y2); COCO's is x, y, width, height: convert the boxes"
+            f"{file}: the 'area' of {corners} objects shows that their 'bbox' holds two corners "
+            "(x1, y1, x2, y2), expected x, y, width, height: convert the boxes"
         )
 
 
@@ -355,7 +375,7 @@ def _object(
 def _entries(
     content: Json, key: str, file: Path, *, may_be_empty: bool = False
 ) -> Iterator[tuple[str, Json]]:
-    """Each entry of a list, after the words that say where it stands."""
+    """Yield each entry of a list, preceded by its place in the file for error messages."""
     entries = _field(content, key, list, str(file))
     if not entries and not may_be_empty:
         raise DatasetError(f"{file}: {key!r} is empty")
@@ -383,7 +403,7 @@ def _field(entry: Json, key: str, kind: type[T], place: str) -> T:
 def _id_field(entry: Json, key: str, place: str, faults: Faults) -> int:
     value = integer(entry.get(key))
     if value is None:
-        return _field(entry, key, int, place)  # which says why not
+        return _field(entry, key, int, place)  # raises the error that says why
     if type(entry[key]) is not int:
         faults.taken("id that is no integer", f"{place}: {key!r} is {entry[key]!r}")
     return value
@@ -392,7 +412,7 @@ def _id_field(entry: Json, key: str, place: str, faults: Faults) -> int:
 def _length(entry: Json, key: str, place: str) -> int:
     length = integer(entry.get(key))
     if length is None:
-        length = _field(entry, key, int, place)  # which says why not
+        length = _field(entry, key, int, place)  # raises the error that says why
     if not 1 <= length <= MAX_LENGTH:
         raise DatasetError(f"{place}: {key!r} is {length}, expected 1 to {MAX_LENGTH} pixels")
     return length
@@ -409,14 +429,14 @@ def _box(
     entry: Json, place: str, size: tuple[int, int], faults: Faults
 ) -> tuple[float, float, float, float]:
     given = entry.get("bbox")
-    is_missing = not given or numbers(given) == [0, 0, 0, 0]  # or null, or empty
+    is_missing = not given or numbers(given) == [0, 0, 0, 0]  # also null or empty
     if is_missing and entry.get("segmentation"):
         box = box_of_mask(entry["segmentation"], size)
         if box is None:
             raise DatasetError(
-                f"{place}: there is no 'bbox', and 'segmentation' is no mask of its image"
+                f"{place}: has no 'bbox', and its 'segmentation' is not a valid mask of its image"
             )
-        faults.taken("mask without a box", f"{place}: its box is the one around the mask")
+        faults.taken("mask without a box", f"{place}: its mask's bounding box is used")
         return box
     bbox = numbers(given)
     if bbox is None:
@@ -429,8 +449,8 @@ def _box(
     x, y, w, h = bbox
     attributes = entry.get("attributes")
     rotation = number(attributes.get("rotation")) if type(attributes) is dict else None
-    if rotation:  # CVAT's, in degrees; its box is the one before the turn
-        faults.taken("rotated box", f"{place}: its box is the upright one around it")
+    if rotation:  # CVAT writes the box before its rotation, and the angle in degrees
+        faults.taken("rotated box", f"{place}: the upright box around it is used")
         centre = (x + w / 2, y + h / 2)
         return box_around_rotated(*centre, w, h, math.radians(rotation), size)
     return x, y, x + w, y + h
@@ -442,5 +462,7 @@ def _area(entry: Json, place: str) -> float | None:
         return None
     value = number(area)
     if value is None or not 0 <= value < 2**63:
-        raise DatasetError(f"{place}: 'area' is {reprlib.repr(area)}, expected square pixels")
+        raise DatasetError(
+            f"{place}: 'area' is {reprlib.repr(area)}, expected square pixels, 0 or more"
+        )
     return value

@@ -1,17 +1,19 @@
-"""One contract for every data set: what a sample is, and the dataset that yields it.
+"""Defines the sample format that all data sets share, and the dataset that yields samples.
 
-A reader (`coco.py`, `voc.py`) makes entries of images and objects, `build_dataset` in `records.py`
-makes these into `Record`s, and `DetectionDataset` decodes the image of a record into a sample:
+A reader (`coco.py`, `voc.py`) parses annotations into image and object entries, `build_dataset` in
+`records.py` turns these into one `Record` per image, and `DetectionDataset` decodes the image of a
+record into a sample:
 
     image     uint8    (3, H, W)   RGB
     boxes     float32  (M, 4)      xyxy in pixels, 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H
-    labels    int64    (M,)        1..K, an index into `classes` plus one; 0 is background
-    area      float32  (M,)        of the object (its mask where known), in square pixels
-    iscrowd   bool     (M,)        crowd (COCO) or difficult (VOC): no target, ignored when scored
+    labels    int64    (M,)        1..K, the index into `classes` plus one; 0 is the background
+    area      float32  (M,)        area of the mask, or of the box if there is none, in pixels^2
+    iscrowd   bool     (M,)        crowd (COCO) or difficult (VOC): not a training target, and
+                                   ignored in evaluation
     image_id  int
-    seed      int                  of this sample in this epoch; in training only
+    seed      int                  random seed of this sample in this epoch; in training only
 
-M: objects of the image (may be 0), K: classes.
+M: number of objects in the image (may be 0), K: number of classes.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ from detector.data.images import read_image
 
 
 class Sample(TypedDict):
-    """What every dataset yields; shapes and units stand in the module's docstring."""
+    """One image with its objects. The module's docstring gives shapes and units."""
 
     image: Tensor
     boxes: Tensor
@@ -43,7 +45,10 @@ class Sample(TypedDict):
 
 @dataclass(frozen=True)
 class Record:
-    """The annotations of one image, before it is decoded: exact, as the metrics need them."""
+    """The annotations of one image that is not decoded yet.
+
+    Boxes and areas have float64 precision, which the metrics need.
+    """
 
     image_id: int
     path: Path
@@ -56,13 +61,13 @@ class Record:
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Images and boxes, in the order of their records.
+    """The images of a data set with their boxes, in the order of the records.
 
     Attributes:
-        records: one `Record` an image.
+        records: one `Record` per image.
         classes: the K class names; label `l` means `classes[l - 1]`.
         category_ids: the K ids that these classes have in COCO-format files.
-        faults: what its reader left out, clipped or wondered at.
+        faults: what the reader left out, clipped or found unusual.
     """
 
     def __init__(
@@ -82,16 +87,16 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.records)
 
     def first(self, number: int) -> "DetectionDataset":
-        """The data set of the first images alone."""
+        """Return the data set of the first `number` images."""
         return self._of(self.records[:number])
 
     def without(self, image_ids: Iterable[int | None]) -> "DetectionDataset":
-        """The data set without these images."""
+        """Return the data set without the images that have these ids."""
         unwanted = set(image_ids)
         return self._of([record for record in self.records if record.image_id not in unwanted])
 
     def _of(self, records: list[Record]) -> "DetectionDataset":
-        """Some of its images; the faults are still of all."""
+        """Return a data set of some of the records, with the faults of all of them."""
         return DetectionDataset(
             records=records,
             classes=self.classes,
@@ -115,7 +120,7 @@ class DetectionDataset(Dataset[Sample]):
         )
 
     def describe(self) -> str:
-        """One line: how much there is."""
+        """Return one line with the numbers of images, objects and classes and the image sizes."""
         num_objects = sum(len(record.boxes) for record in self.records)
         num_crowds = sum(int(record.iscrowd.sum()) for record in self.records)
         sides = [side for record in self.records for side in (record.width, record.height)]
@@ -126,8 +131,9 @@ class DetectionDataset(Dataset[Sample]):
         )
 
     def fingerprint(self) -> str:
-        """64 hexadecimal digits of the annotations and the images they are of; not of the pixels,
-        nor of where they are kept.
+        """Return the SHA-256 of the classes, image ids, image sizes and objects, in hexadecimal.
+
+        Pixels and file paths do not enter it.
         """
         digest = hashlib.sha256(repr((self.classes, self.category_ids)).encode())
         for record in self.records:
@@ -137,7 +143,7 @@ class DetectionDataset(Dataset[Sample]):
         return digest.hexdigest()
 
     def ground_truth(self) -> dict[str, Any]:
-        """The annotations as a COCO-format dictionary, annotation ids counted from 1."""
+        """Return the annotations as a COCO-format dictionary, with annotation ids 1, 2, ..."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for record in self.records:

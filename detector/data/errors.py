@@ -1,6 +1,4 @@
-"""What is wrong with data: the error of every reader, the list of faults that it can go on with,
-and how a name from outside is put into one line.
-"""
+"""The error that every reader of data raises, the faults that it collects, and safe messages."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,19 +15,23 @@ class DatasetError(ValueError):
 
 
 class Fault(NamedTuple):
-    """Something wrong with one image or object."""
+    """A problem of one image or object that its reader can continue with."""
 
-    severity: str  # "error": it is left out; "warning": it is used, or nothing is lost without it
+    severity: str  # "error": it was left out; "warning": it is used, or had nothing worth using
     kind: str
     detail: str  # one line that names the file and the object
     image_id: int | None = None
 
 
 class Faults:
-    """The faults of a data set, as its reader comes upon them.
+    """Collects the faults of a data set while it is read.
 
     Args:
-        on_error: "stop": an error is raised. "warn": what it is about is left out.
+        on_error: "stop" raises the first error; "warn" collects errors, and the reader leaves out
+            the images and objects that they concern.
+
+    Attributes:
+        found: the faults so far, in the order in which they were found.
     """
 
     def __init__(self, on_error: str) -> None:
@@ -39,22 +41,23 @@ class Faults:
         self._taken: set[str] = set()
 
     def error(self, kind: str, error: DatasetError, image_id: int | None = None) -> None:
-        """Something cannot be used.
+        """Report an image or object that cannot be used.
 
         Raises:
-            DatasetError: this error, if it is to stop the reader.
+            DatasetError: the given error, if `on_error` is "stop".
         """
         if self.on_error == "stop":
             raise error
         self.found.append(Fault("error", kind, str(error), image_id))
 
     def warning(self, kind: str, detail: str, image_id: int | None = None) -> None:
-        """Something is odd."""
+        """Report something unusual that can be continued with."""
         self.found.append(Fault("warning", kind, detail, image_id))
 
     def taken(self, kind: str, detail: str) -> None:
-        """Something is not as it should be and can be read in one way only: so it is taken. The
-        first of a kind is listed.
+        """Report a deviation that was accepted, as it has only one possible meaning.
+
+        Only the first deviation of each kind is added to the faults.
         """
         if kind not in self._taken:
             self._taken.add(kind)
@@ -62,7 +65,10 @@ class Faults:
 
 
 def shown(text: object) -> str:
-    """A name, or a value, as it is; but escaped if it would break the line, cut if it is long."""
+    """Return the text of a name or value for use in a one-line message.
+
+    Text with unprintable characters is escaped; text over `MAX_SHOWN` characters loses its middle.
+    """
     words = str(text)
     if len(words) > MAX_SHOWN:
         words = words[: MAX_SHOWN // 2] + "..." + words[-MAX_SHOWN // 2 :]
@@ -70,5 +76,5 @@ def shown(text: object) -> str:
 
 
 def file_error(path: Path, reason: object) -> DatasetError:
-    """The error of a whole file; the reason, often another library's, on one line."""
+    """Return the error for a file, with the reason (often another library's) put on one line."""
     return DatasetError(f"{shown(path)}: {shown(' '.join(str(reason).split()))}")

@@ -1,4 +1,4 @@
-"""What is wrong with the image files of a data set, looked at by several processes."""
+"""Examines the image files of data sets for problems, in several processes."""
 
 import hashlib
 import os
@@ -18,24 +18,28 @@ from detector.data.images import JPEG_END, KINDS, MAX_BYTES, ORIENTATION, PNG_EN
 from detector.data.loading import START, TIME_LIMIT, worker_errors_named, worker_init
 from detector.data.problems import Problem, Splits, problem_of_image
 
-CHUNK = 32  # files that a worker looks at before it reports
+CHUNK = 32  # files that a worker examines before it returns its results
 Watch = Callable[[Iterator["_Look"]], Iterator["_Look"]]
 
 
 class _Look(NamedTuple):
-    """What one image file gave away."""
+    """What was found out about one image file."""
 
-    size: tuple[int, int] | None  # (h, w) of its header, which says nothing of EXIF
-    orientation: int
-    refusal: str | None  # why the dataset would not load it
-    digest: bytes | None
+    size: tuple[int, int] | None  # (h, w) as stored, before any EXIF rotation; None if unreadable
+    orientation: int  # EXIF, 1 to 8; 1 is upright
+    refusal: str | None  # the dataset's error message, if it could not load the image
+    digest: bytes | None  # SHA-256 of the file, if it was asked for
 
 
 class _Files(Dataset[_Look]):
-    """The image files of a dataset, looked at one by one.
+    """Examines the image files of a dataset, one per index.
 
-    Whether a file can be used is for the dataset to say, by loading it. That is spared where the
-    header is that of an upright image of the annotated size, and the end is that of a whole file.
+    A file can be used if the dataset loads it. To save time, a file is assumed to load if its
+    header has the annotated size and no EXIF rotation, and its last bytes show that it is complete.
+
+    Args:
+        decode: load every image, without this assumption.
+        hashed: indices of the images whose files are hashed.
     """
 
     def __init__(self, dataset: DetectionDataset, *, decode: bool, hashed: frozenset[int]) -> None:
@@ -63,18 +67,20 @@ class _Files(Dataset[_Look]):
 def file_problems(
     splits: Splits, *, decode: bool, num_workers: int, watched: Watch = iter
 ) -> list[Problem]:
-    """What is wrong with the image files, and which are in more than one split.
+    """Find image files that cannot be used, have an EXIF rotation, or are in more than one split.
 
     Args:
-        decode: load every image; else only those of which the header leaves a doubt.
-        num_workers: processes that look; 0 for this one.
-        watched: around what is looked at, to end it early; the rest is then not reported.
+        splits: the data sets by the name of their split.
+        decode: load every image; otherwise only those whose first or last bytes leave a doubt.
+        num_workers: number of worker processes; 0 examines the files in this process.
+        watched: wraps the iterator over the files of a split and may end it early, for example
+            when the process is asked to stop; the remaining files are then not reported.
 
     Raises:
-        LoadingError: a process died or is stuck.
+        LoadingError: a worker process died or is stuck.
     """
     problems: list[Problem] = []
-    first: dict[bytes, tuple[str, Record]] = {}  # of each content: the split it is first in
+    first: dict[bytes, tuple[str, Record]] = {}  # digest -> first split and record that have it
     hashed = _same_length(splits)
     for split, dataset in splits.items():
         files = _Files(dataset, decode=decode, hashed=hashed[split])
@@ -95,7 +101,7 @@ def file_problems(
 
 
 def _findings(record: Record, look: _Look) -> Iterator[tuple[str, str, str]]:
-    """Severity, kind and detail of what one file gave away."""
+    """Yield the severity, kind and detail of each problem of one file."""
     if look.refusal is not None:
         differs = look.size not in (None, (record.height, record.width))
         kind = "size differs" if differs else "image unreadable"
@@ -121,22 +127,22 @@ def _looks(files: _Files, num_workers: int, split: str) -> Iterator[_Look]:
 
 
 def _header(path: Path) -> tuple[tuple[int, int] | None, int]:
-    """Size (h, w) and EXIF orientation, or None and 1 where Pillow cannot tell."""
+    """Return the stored size (h, w) and the EXIF orientation, or None and 1 if Pillow fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=tuple(KINDS.values())) as file:
-                # Asked of a PNG that has none before its pixels, Pillow would decode them.
+                # `getexif` decodes a PNG if there is no EXIF block before its pixels.
                 turned = file.getexif().get(ORIENTATION, 1) if "exif" in file.info else 1
-                # What a broken tag holds may be anything; 0 is used for unknown.
+                # A broken tag may hold any value, and some tools write 0 for "unknown".
                 orientation = turned if type(turned) is int and 1 <= turned <= 8 else 1
                 return (file.height, file.width), orientation
-    except Exception:  # of a broken file Pillow raises what it likes; the dataset will say more
+    except Exception:  # a damaged file can raise any; loading it will give the reason
         return None, 1
 
 
 def _ends_whole(path: Path) -> bool:
-    """Whether the end of an image file shows all of it to be there; False leaves that open."""
+    """Return True if an image file is certainly not cut off; False means that it may be."""
     try:
         with path.open("rb") as file:
             start, length = file.read(8), file.seek(0, os.SEEK_END)
@@ -150,7 +156,7 @@ def _ends_whole(path: Path) -> bool:
         case "PNG":
             whole = end == PNG_END
         case "WEBP":
-            whole = True  # Pillow reads all of it for its header
+            whole = True  # Pillow reads the whole file for the header
         case "BMP":
             whole = length >= int.from_bytes(start[2:6], "little")
         case _:
@@ -162,12 +168,15 @@ def _digest(path: Path) -> bytes | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
-    except OSError:  # reported as unreadable
+    except OSError:  # loading the image reports it
         return None
 
 
 def _same_length(splits: Splits) -> dict[str, frozenset[int]]:
-    """By split, the images whose file has the length of a file of another split."""
+    """Return, by split, the indices of images whose file is as long as one of another split.
+
+    Only these files can be in both splits, so only these are hashed.
+    """
     lengths = {
         split: [_length(record.path) for record in dataset.records]
         for split, dataset in splits.items()

@@ -1,4 +1,4 @@
-"""The files of one folder, found by the names that a data set's annotations give them."""
+"""Finds the files of a folder by the names in a data set's annotations, and reads files safely."""
 
 import os
 import stat
@@ -8,16 +8,16 @@ from urllib.parse import unquote
 
 from detector.data.errors import DatasetError, file_error, shown
 
-MAX_LISTED = 200_000  # files that are looked through for a hint
+MAX_LISTED = 200_000  # files that are searched for a hint
 
 
 class Folder:
-    """A folder that annotations name files in. Every directory below it is listed once.
+    """A folder in which annotations name files. Each directory in it is listed at most once.
 
-    No name leads out of the folder: names are resolved as they are written, `..` before any link
-    is followed. A symbolic link that lies in the folder counts as the regular file that it is in
-    place of, wherever that is. Names come from strangers, links from whoever laid out the disk:
-    DVC, git-annex and the Hugging Face cache make every image a link out of its folder.
+    No name can lead out of the folder: a name is resolved as text, including its `..`, before any
+    link is followed. A symbolic link inside the folder counts as a regular file if it points to
+    one, wherever that is. Names in annotations are not trusted, but links on the disk are: DVC,
+    git-annex and the Hugging Face cache make every image a link that points out of its folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -26,10 +26,13 @@ class Folder:
         self._files: tuple[dict[str, list[Path]], dict[str, list[Path]]] | None = None
 
     def locate(self, name: str, *, where: str) -> Path:
-        """The absolute path of `name`, which may not exist.
+        """Return the absolute path of `name`, whether or not it exists.
+
+        Args:
+            where: the place of the name in the annotations, with which an error message begins.
 
         Raises:
-            DatasetError: the name leads out of the folder. `where` opens the message.
+            DatasetError: the name leads out of the folder.
         """
         path = Path(os.path.abspath(self.root / name))
         if not path.is_relative_to(self.root):
@@ -39,10 +42,13 @@ class Folder:
         return path
 
     def holds(self, path: Path, *, where: str) -> bool:
-        """Whether this path, as `locate` gave it, is a regular file.
+        """Return True if `path`, as returned by `locate`, is a regular file.
+
+        Args:
+            where: the place of the name in the annotations, with which an error message begins.
 
         Raises:
-            DatasetError: its directory cannot be listed. `where` opens the message.
+            DatasetError: its directory cannot be listed.
         """
         if path.parent not in self._listings:
             try:
@@ -54,8 +60,10 @@ class Folder:
         return path.name in self._listings[path.parent]
 
     def without_own_name(self, name: str, *, where: str) -> str | None:
-        """The name without the folders that it repeats, as "train/1.jpg" does in .../train; None if
-        there is no such file.
+        """Return the name without leading folders that end this folder's path, if that file exists.
+
+        For example, "train/1.jpg" becomes "1.jpg" in the folder .../train. Return None if the name
+        does not begin with such folders, or if there is no file of the shorter name.
         """
         parts = PurePosixPath(name).parts
         for number in range(1, len(parts)):
@@ -66,10 +74,10 @@ class Folder:
         return None
 
     def hint(self, name: str) -> str:
-        """What a name that is not there may have been meant to be: "; did you mean ...?" or "".
+        """Return "; did you mean ...?" with a file that a missing name may stand for, or "".
 
-        The same with another extension or in other capitals, in a sub-folder, without its folder,
-        with its %20 decoded, or with accents written otherwise.
+        Such a file may differ from the name in its extension, in upper and lower case, in its
+        folder, in escapes such as %20, or in the Unicode form of its accents.
         """
         wanted = _alike(PurePosixPath(unquote(name.replace("\\", "/"))).name)
         stem = wanted.rpartition(".")[0] or wanted
@@ -81,7 +89,7 @@ class Folder:
         return f"; did you mean {shown(found[0])}{others}?"
 
     def _below(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-        """The files of the folder and of those in it, to a limit, by name and by stem."""
+        """Return up to about MAX_LISTED files in the folder and below, by name and by stem."""
         if self._files is None:
             self._files = ({}, {})
             number = 0
@@ -98,15 +106,15 @@ class Folder:
 
 
 def _alike(name: str) -> str:
-    """In lower case, and with accents in one of the two forms that Unicode has for them."""
+    """Return a name in a form that ignores case and how Unicode composes its accents."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_file(path: Path, *, max_bytes: int | None = None) -> bytes:
-    """The contents of a regular file: a pipe or a device is never opened.
+    """Return the contents of a regular file. A pipe or a device is never opened.
 
     Raises:
-        DatasetError: the file cannot be read, is no regular file or has more bytes than these.
+        DatasetError: the file cannot be read, is not a regular file, or is over `max_bytes`.
     """
     try:
         status = os.stat(path)
@@ -124,12 +132,12 @@ def _file_names(directory: Path) -> frozenset[str]:
     try:
         with os.scandir(directory) as entries:
             return frozenset(entry.name for entry in entries if _is_file(entry))
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: not a name at all
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: not a valid path
         return frozenset()
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link to itself, or into a folder that is closed to us
+    except OSError:  # a link to itself, or into a folder without permission
         return False

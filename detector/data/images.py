@@ -1,18 +1,19 @@
-"""From the bytes of an image file to its pixels, RGB, in training and evaluation alike.
+"""Decodes image files to RGB pixels, in the same way for training and evaluation.
 
-JPEG, PNG, WebP, BMP, TIFF and GIF, told by their first bytes and not by their name. torchvision
-decodes JPEG. Pillow decodes the others, and JPEG in CMYK: torchvision has no BMP, no TIFF and no
-animated WebP (of several frames or pages the first is taken), and a PNG with a flipped bit can end
-the process in it (0.29.2: a segmentation fault after "bad adaptive filter value").
+The formats are JPEG, PNG, WebP, BMP, TIFF and GIF, recognised by their first bytes and not by the
+file's name. torchvision decodes JPEG. Pillow decodes the other formats, and JPEG in CMYK:
+torchvision reads no BMP, no TIFF and no animated WebP, and a PNG with a flipped bit can crash the
+process in torchvision (0.29.2: a segmentation fault after "bad adaptive filter value"). Of several
+frames or pages, the first is read.
 
-Colours are those of Pillow's `convert("RGB")`: grey is repeated, a palette is looked up,
-transparency is left out and shows the colours that are stored under it. 16 bits become the upper 8
-of them (v // 256); Pillow does so with colour, but clips grey at 255.
+Colours are converted as by Pillow's `convert("RGB")`: grey values are repeated, palettes are
+applied, and the alpha channel is dropped without blending. Values of 16 bits are reduced to their
+upper 8 bits (v // 256); Pillow does so for colour, but clips grey values at 255.
 
-EXIF orientation. Of some data sets the annotations are of the pixels as they are stored, of others
-as a viewer shows them, turned. The size that the annotations give says which. Where both sizes
-agree with it (a half turn, a mirror image, a square), the image is turned, as browsers, OpenCV and
-the tools that boxes are drawn with do.
+EXIF orientation: some data sets annotate the pixels as stored, others as a viewer shows them, that
+is, rotated or mirrored as the EXIF orientation says. The annotated image size tells which of the
+two it is. If it fits both (a half turn, a mirror image, a square), the EXIF orientation is applied,
+as browsers, OpenCV and annotation tools do.
 
 Sizes are (h, w).
 """
@@ -33,10 +34,10 @@ from torchvision.io import decode_image
 from detector.data.errors import file_error
 from detector.data.folder import read_file
 
-MAX_BYTES = 512 * 2**20  # of a file
-MAX_PIXELS = 89_478_485  # of an image: a quarter of a gigabyte of RGB, Pillow's limit too
+MAX_BYTES = 512 * 2**20  # the largest file that is read
+MAX_PIXELS = 89_478_485  # the largest image: a quarter of a gigabyte as RGB; also Pillow's limit
 
-ORIENTATION = 0x0112  # EXIF tag; 1 to 8
+ORIENTATION = 0x0112  # the EXIF tag, whose values are 1 to 8
 KINDS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -46,45 +47,51 @@ KINDS = {
     b"MM\0*": "TIFF",
     b"GIF8": "GIF",
 }
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")  # of their names
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 DEEP = (
     "I",
     "F",
     "I;16S",
     "I;32",
-)  # Pillow's modes of values beyond 16 bits: nothing says their range
+)  # Pillow's modes whose values have an unknown range
 JPEG_END = b"\xff\xd9"
 HEIF = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
-MAX_SCANNED = 10**9  # scans of a JPEG times its pixels: seconds to decode; a normal one has ten
-PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum
+MAX_SCANNED = 10**9  # scans x pixels of a JPEG: takes seconds to decode; usual files have 10 scans
+PNG_END = b"IEND\xaeB`\x82"  # name and checksum of the last chunk
 
 Size = tuple[int, int]
 
 
 class Header(NamedTuple):
-    """What an image file says of itself before it is decoded."""
+    """The properties of an image file that are known before it is decoded."""
 
-    kind: str  # one of KINDS
-    mode: str  # Pillow's: "RGB", "L", "P", ...
+    kind: str  # one of the values of KINDS
+    mode: str  # Pillow's mode: "RGB", "L", "P", ...
     size: Size  # as stored
-    orientation: int  # EXIF: 1 (or none) as stored, 2 to 4 of the same size, 5 to 8 sides swapped
+    orientation: int  # EXIF: 1 upright (or no tag), 2 to 4 keep the size, 5 to 8 swap its sides
 
     @property
     def turned_size(self) -> Size:
-        """The size after the turn that EXIF asks for."""
+        """The size after the EXIF orientation is applied."""
         height, width = self.size
         return (width, height) if self.orientation > 4 else (height, width)
 
 
 def read_image(path: Path, *, size: Size | None = None) -> Tensor:
-    """The pixels uint8 (3, H, W), RGB, of an image that its annotations say has this size; of one
-    without annotations, turned as EXIF says.
+    """Read an image file.
 
-    In memory they lie as they were decoded, channels last: a copy would take a third of the time.
+    Args:
+        size: the annotated size, which decides whether the EXIF orientation is applied. None
+            applies it.
+
+    Returns:
+        RGB pixels, uint8 (3, H, W). Their memory layout is channels last, as they were decoded: a
+        copy to channels first would take a third of the time.
 
     Raises:
-        DatasetError: the file cannot be read, is too large, of another kind, broken as far as its
-            format shows (in a JPEG many a flipped bit does not), or of another size.
+        DatasetError: the file cannot be read, is too large, is of an unknown format, is damaged,
+            or does not have the annotated size. Damage is found as far as the format allows: many
+            flipped bits in a JPEG go unnoticed.
     """
     encoded = read_file(path, max_bytes=MAX_BYTES)
     header = read_header(encoded, path)
@@ -93,7 +100,7 @@ def read_image(path: Path, *, size: Size | None = None) -> Tensor:
         raise file_error(path, _other_size(header, size))
     try:
         pixels = _decode(encoded, header)
-    except Exception as error:  # of any kind: the file's bytes decide which
+    except Exception as error:  # a damaged file can raise any exception
         raise file_error(path, f"cannot be decoded ({error})") from error
     if pixels.shape[1:] != header.size:
         raise file_error(path, "cannot be decoded (its header gives another size)")
@@ -101,19 +108,20 @@ def read_image(path: Path, *, size: Size | None = None) -> Tensor:
 
 
 def image_size(path: Path) -> Size:
-    """(h, w) of an image that nothing else tells the size of, turned as EXIF says.
+    """Read the size (h, w) of an image file, after its EXIF orientation is applied.
 
     Raises:
-        DatasetError: as `read_header`.
+        DatasetError: the file cannot be read, or `read_header` refuses it.
     """
     return read_header(read_file(path, max_bytes=MAX_BYTES), path).turned_size
 
 
 def read_header(encoded: bytes, path: Path) -> Header:
-    """Kind, size and orientation of an encoded image; `path` is for the message.
+    """Read the header of an encoded image. `path` is only used in error messages.
 
     Raises:
-        DatasetError: no header of a known kind, or one of more than MAX_PIXELS.
+        DatasetError: the header is damaged or of an unknown format, or the image has more than
+            MAX_PIXELS pixels.
     """
     kind = _kind(encoded)
     if kind is None:
@@ -127,27 +135,30 @@ def read_header(encoded: bytes, path: Path) -> Header:
     except Image.DecompressionBombError as error:
         raise file_error(path, f"refused, over {MAX_PIXELS} pixels ({error})") from error
     except UnidentifiedImageError as error:
-        raise file_error(path, "cannot be decoded (its header is not whole)") from error
-    except Exception as error:  # of any kind: the file's bytes decide which
+        raise file_error(path, "cannot be decoded (its header is incomplete)") from error
+    except Exception as error:  # a damaged file can raise any exception
         raise file_error(path, f"cannot be decoded ({error})") from error
 
 
 def turn(pixels: Tensor, orientation: int) -> Tensor:
-    """An image (3, H, W) as a viewer shows it; orientations 5 to 8 give (3, W, H)."""
+    """Apply an EXIF orientation to an image (3, H, W), as a viewer does.
+
+    Orientations 5 to 8 swap the sides: the result is then (3, W, H).
+    """
     if orientation > 4:
         pixels = pixels.transpose(1, 2)
-    # Along which axes the stored image runs backwards: rows (1), columns (2).
+    # The axes to reverse: 1 for the order of rows, 2 for the order of columns.
     flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation, ())
-    return pixels.flip(flipped) if flipped else pixels  # flip copies in any case
+    return pixels.flip(flipped) if flipped else pixels  # flip always copies
 
 
 # ---- Decoding ------------------------------------------------------------------------------------
 
 
 def _decode(encoded: bytes, header: Header) -> Tensor:
-    """uint8 (3, H, W) as stored; raises errors of many kinds."""
+    """Decode to uint8 (3, H, W) as stored; a damaged file can raise any exception."""
     if header.kind == "JPEG":
-        scans = encoded.count(b"\xff\xda")  # within a scan, FF is followed by 00
+        scans = encoded.count(b"\xff\xda")  # within the data of a scan, FF is followed by 00
         if scans * header.size[0] * header.size[1] > MAX_SCANNED:
             raise ValueError(f"{scans} scans of {_text(header.size)} pixels would take too long")
     if header.kind == "JPEG" and header.mode != "CMYK":
@@ -155,12 +166,13 @@ def _decode(encoded: bytes, header: Header) -> Tensor:
         return decode_image(buffer, mode="RGB")
     if header.kind == "PNG":
         with _opened(encoded, header.kind) as image:
-            image.verify()  # the checksums, which decoding does not look at; it uses the image up
+            # Verify the checksums, which decoding ignores. The image cannot be used afterwards.
+            image.verify()
         if PNG_END not in encoded:
-            raise ValueError("truncated: its last chunk is not whole")
+            raise ValueError("truncated: its last chunk is incomplete")
     with _opened(encoded, header.kind) as image:
         if image.mode in DEEP:
-            raise ValueError(f"values of {image.mode}, expected 8 or 16 bits")
+            raise ValueError(f"pixels of Pillow's mode {image.mode}, expected 8 or 16 bits")
         if image.mode.startswith("I;16"):
             pixels = np.repeat((np.array(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
         else:
@@ -170,7 +182,7 @@ def _decode(encoded: bytes, header: Header) -> Tensor:
 
 @contextmanager
 def _opened(encoded: bytes, kind: str) -> Iterator[Image.Image]:
-    """Pillow's image, without its warnings: of what they are about, we take care here."""
+    """Open an image in Pillow without its warnings, whose causes are checked in this module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(encoded), formats=[kind]) as image:
@@ -188,14 +200,14 @@ def _kind(encoded: bytes) -> str | None:
 
 
 def _orientation(image: Image.Image, kind: str, encoded: bytes) -> int:
-    """1 to 8; 1 where the EXIF block is missing or cannot be read, as viewers take it."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or unreadable, as viewers assume."""
     if kind == "PNG" and b"eXIf" not in encoded:
-        return 1  # Pillow would decode the whole image to look for it
+        return 1  # Pillow would decode the whole image to look for the block
     if kind == "TIFF":
-        return 1  # Pillow turns it, and gives the size after that
+        return 1  # Pillow applies the orientation itself and gives the size after it
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # of any kind: the file's bytes decide which
+    except Exception:  # a damaged block can raise any exception
         return 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -209,7 +221,7 @@ def _text(size: Size) -> str:
 
 def _other_kind(encoded: bytes) -> str:
     if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF:
-        return "HEIC or AVIF: the package pillow-heif reads it, to save it as JPEG or PNG"
+        return "HEIC or AVIF: convert it to JPEG or PNG, for example with the package pillow-heif"
     start = f"it begins with {encoded[:12]!r}" if encoded else "it is empty"
     return f"not a JPEG, PNG, WebP, BMP, TIFF or GIF file: {start}"
 

@@ -1,7 +1,8 @@
-"""From a dataset to batches. What a batch holds is a function of (seed, epoch, position) alone.
+"""Samples, augments and batches a dataset, reproducibly.
 
-The order of an epoch is made in the main process and carries the epoch to the workers, so neither
-their number, nor their age, nor a resume changes a sample.
+The content of a batch depends only on the seed, the epoch and the position in the epoch. The
+sampler runs in the main process and sends (epoch, index) to the workers, so neither the number of
+workers, nor what they have loaded before, nor resuming a run changes a sample.
 """
 
 import multiprocessing
@@ -20,18 +21,25 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from detector.data.dataset import DatasetError, DetectionDataset, Sample
 from detector.data.transforms import TrainTransform, sample_seed
 
-TIME_LIMIT = 600.0  # seconds for a batch, beyond which its worker is stuck
-GRACE = 300  # seconds that a worker goes on when it is told to leave
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # by which a job is told to leave
+TIME_LIMIT = 600.0  # seconds to load a batch, after which the worker counts as stuck
+GRACE = 300  # seconds that a worker keeps running after a signal to terminate
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # signals that ask a job to terminate
 
-# The default of most systems; a process that was spawned would spawn, which takes seconds.
+# How workers start. It is set because in a process that was itself spawned, the default would be to
+# spawn, which takes seconds.
 START = "fork" if sys.platform == "linux" else None
 
 Key = tuple[int, int]  # (epoch, index)
 
 
 class Augmented(Dataset[Sample]):
-    """A dataset whose samples are transformed, anew in every epoch. Its keys: (epoch, index)."""
+    """A dataset whose samples are augmented differently in every epoch.
+
+    Its keys are (epoch, index).
+
+    Args:
+        seed: with the epoch and the index, it determines the random numbers of a sample.
+    """
 
     def __init__(self, dataset: DetectionDataset, *, transform: TrainTransform, seed: int) -> None:
         self.dataset = dataset
@@ -47,28 +55,33 @@ class Augmented(Dataset[Sample]):
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
-    """Batches of (epoch, index), the images in a new order every epoch.
+    """Yields this rank's batches of (epoch, index), in a new random order every epoch.
 
-    An epoch is cut into the batches of its steps; what is left over at the end is dropped, and
-    fewer images than a step takes are repeated until they fill one. The
-    batch of a step is cut in turn into `num_parts` that follow each other and, within each, into
-    one batch a rank. So a step trains on the same images however many ranks and parts there are.
+    The shuffled images of an epoch are divided into one batch per optimizer step. An incomplete
+    last batch is dropped; if there are fewer images than one step needs, they are repeated to fill
+    it. The batch of a step is divided into `num_parts` consecutive parts (for gradient
+    accumulation), and each part into one batch per rank. A step therefore trains on the same images
+    for any number of ranks and parts.
 
     Args:
-        dataset: only its records are looked at.
-        batch_size: of a step, over all ranks and parts: a multiple of both.
-        seed: of the order; at least 0.
-        keep_empty: whether images without an object, crowds aside, are used.
-        group_by_aspect: whether a batch has only wide or only tall images, but for one an epoch.
-        max_steps: of an epoch; None is as many as there are.
-        num_parts: of a step, whose gradients are accumulated.
-        rank, num_ranks: this process among those that train together.
+        dataset: its images are not loaded; only the records are used.
+        batch_size: images per optimizer step, over all ranks and parts; a multiple of
+            `num_parts * num_ranks`.
+        seed: seed of the random order, at least 0.
+        keep_empty: also use images without any object, or with crowds only.
+        group_by_aspect: make each batch of only wide or only tall images (square ones count as
+            wide); at most one batch per epoch mixes them.
+        max_steps: upper limit of the steps per epoch, or None for no limit.
+        num_parts: number of parts of a step, whose gradients are accumulated.
+        rank: rank of this process.
+        num_ranks: number of processes that train together.
 
     Attributes:
-        num_steps: of a whole epoch.
-        num_batches: of a step, over all ranks and parts.
+        num_steps: number of steps in a whole epoch.
+        num_batches: number of batches in a step, over all ranks and parts.
 
     Raises:
+        ValueError: `batch_size` is not a multiple of `num_parts * num_ranks`.
         DatasetError: there is no image to train on.
     """
 
@@ -116,12 +129,16 @@ class EpochBatchSampler(Sampler[list[Key]]):
             )
 
     def set_epoch(self, epoch: int, *, first_step: int = 0) -> None:
-        """Which epoch is next; to resume within it, how many of its steps are done."""
+        """Set the epoch that the next iteration yields, and the number of its steps to skip.
+
+        Args:
+            first_step: the steps that were already done when a run resumes within the epoch.
+        """
         self.epoch = epoch
         self.first_step = first_step
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, on this rank."""
+        """Return the number of batches of this rank in a whole epoch."""
         return self.num_steps * self.num_parts
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -131,7 +148,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
                 yield [(epoch, index) for index in part[self.rank].tolist()]
 
     def _steps(self) -> np.ndarray:
-        """Indices (steps, batch size) of the current epoch."""
+        """Return the image indices of the current epoch, (steps, batch_size)."""
         rng = np.random.default_rng((self.seed, self.epoch))
         order = rng.permutation(self.indices)
         if not self.group_by_aspect:
@@ -143,28 +160,29 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
 
 def _cut(order: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n, size) of an array, and what is left over."""
+    """Split an array into full rows (n, size) and the rest (fewer than `size` values)."""
     end = len(order) // size * size
     return order[:end].reshape(-1, size), order[end:]
 
 
 def num_cores() -> int:
-    """The processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def collate(samples: list[Sample]) -> list[Sample]:
-    """The samples as they are: images differ in size, and the detector takes lists."""
+    """Return the list of samples unchanged: images differ in size, and the detector takes lists."""
     return samples
 
 
 def worker_init(worker_id: int) -> None:
-    """One thread a worker, in OpenCV too (PyTorch sees to its own).
+    """Limit OpenCV to one thread (PyTorch limits its own), and delay the effect of signals.
 
-    Signals go to all processes of a job. A worker that died of one at once would stop the run in
-    the middle of a step: it gives the run time to finish that and to save.
+    A signal to terminate goes to all processes of a job. If a worker ended at once, the run would
+    fail in the middle of a step; instead, the worker ends GRACE seconds later, which gives the run
+    time to finish the step and to save a checkpoint.
     """
     cv2.setNumThreads(0)
     for number in SIGNALS:
@@ -172,19 +190,21 @@ def worker_init(worker_id: int) -> None:
 
 
 class LoadingError(DatasetError):
-    """A worker process died or is stuck."""
+    """A worker process that loads data died or is stuck."""
 
 
 @contextmanager
 def worker_errors_named() -> Iterator[None]:
-    """Around the use of batches: torch reports a dead worker by a signal, wherever the run is. One
-    that dies while its batch is being fetched breaks the connection first.
+    """Convert torch's errors about dead or stuck workers, in the code that uses the batches.
+
+    torch reports a dead worker from a signal handler, so the error can appear at any point of that
+    code. A worker that dies while its batch is fetched can also break the connection first.
 
     Raises:
-        LoadingError: in place of what torch says of a dead or stuck worker.
+        LoadingError: a worker died or is stuck; replaces torch's error.
     """
-    # Twice: after a broken connection the signal can come while that error is being named. It
-    # comes once for a worker.
+    # It is entered twice, because the signal can arrive while the error of a broken connection is
+    # being converted. There is one signal per worker.
     with _worker_errors_named(), _worker_errors_named():
         yield
 
@@ -199,14 +219,14 @@ def _worker_errors_named() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not is_of_torch:
             raise
         raise LoadingError(
-            f"a worker that loads images died or is stuck ({reason}): look for a full memory or "
-            "a slow disk, or try data.num_workers=0"
+            f"a worker that loads images died or is stuck ({reason}): check whether memory ran "
+            "out or the disk is slow, or try data.num_workers=0"
         ) from error
 
 
 def kill_workers() -> None:
-    """End what workers are left, at the end of a run: a stuck one obeys nothing else."""
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises
+    """Kill the remaining workers at the end of a run; a stuck worker reacts to nothing else."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error
     try:
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -223,11 +243,11 @@ def train_loader(
     pin_memory: bool = False,
     time_limit: float = TIME_LIMIT,
 ) -> DataLoader[Sample]:
-    """Transformed batches; before each epoch, tell the sampler which one it is.
+    """Return the loader of training batches. Call `sampler.set_epoch` before each epoch.
 
     Args:
-        pin_memory: for copies to a GPU that nothing waits for.
-        time_limit: seconds for a batch; a worker that takes longer is an error.
+        pin_memory: load into pinned memory, for asynchronous copies to a GPU.
+        time_limit: seconds that a worker may take for a batch before it is an error.
     """
     return DataLoader(
         dataset,
@@ -239,18 +259,20 @@ def train_loader(
         persistent_workers=num_workers > 0,
         timeout=time_limit if num_workers else 0,
         pin_memory=pin_memory,
-        generator=torch.Generator(),  # else an iterator draws from the global one
+        generator=torch.Generator(),  # else the iterator would draw from the global generator
     )
 
 
 def eval_loader(
     dataset: Dataset[Sample], *, num_workers: int, time_limit: float = TIME_LIMIT
 ) -> DataLoader[Sample]:
-    """Every sample once, as it is, in order, and alone: beside a larger image it would be padded
-    further, and its detections would be slightly others.
+    """Return a loader of all samples, in order and unchanged, in batches of one.
+
+    In a batch with a larger image, an image would be padded further, which changes its detections
+    slightly.
 
     Args:
-        time_limit: seconds for a sample; a worker that takes longer is an error.
+        time_limit: seconds that a worker may take for a sample before it is an error.
     """
     return DataLoader(
         dataset,

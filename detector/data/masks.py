@@ -1,4 +1,4 @@
-"""The upright box around a mask, in the forms that COCO-format files have, or a rotated box."""
+"""Computes the upright box around a COCO-format mask or around a rotated box."""
 
 import math
 from typing import Any
@@ -10,12 +10,15 @@ Box = tuple[float, float, float, float]
 
 
 def box_of_mask(segmentation: Any, size: tuple[int, int]) -> Box | None:
-    """xyxy in pixels around a COCO `segmentation`; None if it is empty or not a mask of the image.
+    """Return the box (xyxy, in pixels) around a COCO `segmentation`.
 
     Args:
-        segmentation: polygons, a list of [x1, y1, x2, y2, ...]; or {counts, size} with run lengths
-            as a list or compressed to text.
+        segmentation: a list of polygons [x1, y1, x2, y2, ...], or one such polygon; or a mask
+            {counts, size} whose run lengths are a list or compressed to a string.
         size: (h, w) of the image.
+
+    Returns:
+        The box, or None if the segmentation is empty, malformed or not of the image's size.
     """
     try:
         if type(segmentation) is dict:
@@ -28,10 +31,12 @@ def box_of_mask(segmentation: Any, size: tuple[int, int]) -> Box | None:
 def box_around_rotated(
     cx: float, cy: float, width: float, height: float, angle: float, size: tuple[int, int]
 ) -> Box:
-    """xyxy in pixels around a box that is turned about its centre, as far as it is in the image.
+    """Return the upright box (xyxy, in pixels) around a rotated box, clipped to the image.
 
     Args:
-        angle: in radians.
+        cx, cy: centre of the box in pixels.
+        width, height: sides of the box before its rotation, in pixels.
+        angle: rotation about the centre, in radians.
         size: (h, w) of the image.
     """
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
@@ -40,7 +45,7 @@ def box_around_rotated(
 
 
 def within(box: Box, size: tuple[int, int]) -> Box:
-    """The part of a box xyxy that is in an image of this size (h, w)."""
+    """Clip a box (xyxy) to an image of this size (h, w)."""
     x1, y1, x2, y2 = box
     height, width = size
     return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
@@ -48,7 +53,7 @@ def within(box: Box, size: tuple[int, int]) -> Box:
 
 def _of_polygons(polygons: Any) -> Box | None:
     if polygons and not isinstance(polygons[0], list):
-        polygons = [polygons]  # one alone
+        polygons = [polygons]  # a single polygon without the outer list
     points = np.concatenate([np.asarray(one, dtype=np.float64).reshape(-1, 2) for one in polygons])
     if len(points) < 2 or not np.isfinite(points).all():
         return None

@@ -1,8 +1,8 @@
-"""The outlines of the classes of `shapes`, and what bends them.
+"""Draws the outlines of the classes of the `shapes` data set, and deforms them.
 
-    points  float64 (P, 2)  (x, y), of one closed contour or of several
+    points  float64 (P, 2)  (x, y) of one closed contour, or of several concatenated ones
 
-Contours lie around the origin; their edges are sampled so that they can bend.
+Contours are centred near the origin. Their edges are sampled densely enough to be bent.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,10 @@ def _cross(rng: np.random.Generator) -> list[Floats]:
 
 
 def _crescent(rng: np.random.Generator) -> list[Floats]:
-    """A disc without another one whose centre is at (x, 0) and whose rim crosses at `tip`."""
+    """Return a unit disc minus another disc.
+
+    The other disc has its centre at (x, 0), and the two circles cross at the angles +-`tip`.
+    """
     tip, x = rng.uniform(0.6, 0.85), rng.uniform(0.35, 0.5)
     radius, angle = np.hypot(cos(tip) - x, sin(tip)), np.arctan2(sin(tip), cos(tip) - x)
     bite = radius * _arc(2 * pi - angle, angle) + (x, 0)
@@ -58,20 +61,24 @@ SHAPE_CLASSES: tuple[str, ...] = tuple(OUTLINES)
 
 
 def _arc(start: float, stop: float, num_points: int = 48) -> Floats:
-    """Points of the unit circle from `start` to short of `stop`."""
+    """Return points of the unit circle at angles from `start` (inclusive) to `stop` (exclusive)."""
     angles = start + (stop - start) * np.arange(num_points) / num_points
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _edges(corners: Floats, num_points: int = 12) -> Floats:
-    """The closed polygon with `num_points` to each edge."""
+    """Return the closed polygon with these corners, sampled at `num_points` points per edge."""
     fraction = np.arange(num_points)[:, None] / num_points
     points = corners[:, None] * (1 - fraction) + np.roll(corners, -1, axis=0)[:, None] * fraction
     return points.reshape(-1, 2)
 
 
 def deformed(rng: np.random.Generator, contours: list[Floats]) -> list[Floats]:
-    """The outline bent, rippled, stretched and turned; the longer side of its box is (-.5, .5)."""
+    """Bend, ripple, stretch, shear and rotate an outline at random.
+
+    The result is scaled and shifted so that its bounding box has its centre at the origin and a
+    longer side of 1.
+    """
     points = np.concatenate(contours)
     points = _bent(_turned(rng, points), rng.uniform(0.1, 0.5) * rng.choice([-1, 1]))
     points = _rippled(rng, _turned(rng, points))
@@ -93,7 +100,7 @@ def _rotated(points: Floats, angle: float) -> Floats:
 
 
 def _bent(points: Floats, curvature: float) -> Floats:
-    """The x axis laid along an arc of this curvature, y across it."""
+    """Bend the points so that the x axis becomes an arc of this curvature."""
     x, y = points.T
     radius = 1 / curvature + y
     return np.stack(
@@ -102,7 +109,7 @@ def _bent(points: Floats, curvature: float) -> Floats:
 
 
 def _rippled(rng: np.random.Generator, points: Floats) -> Floats:
-    """Moved along y by a wave in x, too flat to fold the outline."""
+    """Move the points along y by a random sine wave in x, too flat to fold the outline."""
     x, y = points.T
     wave = rng.uniform(0.0, 0.13) * np.sin(rng.uniform(2, 3.5) * x + rng.uniform(0, 2 * pi))
     return np.stack([x, y + wave], axis=1)

@@ -1,7 +1,7 @@
-"""Puts a public data set where training looks for it.
+"""Downloads and unpacks public data sets.
 
-VOC is fetched and unpacked by torchvision, which knows its checksums; COCO, of 20 GB, is left to
-curl and unzip. What is there already is neither fetched nor unpacked again.
+torchvision downloads and unpacks VOC, and verifies its checksums. For the 20 GB of COCO, the
+commands for curl and unzip are printed. Files that exist are not downloaded or unpacked again.
 """
 
 import os
@@ -13,16 +13,16 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from detector.data.dataset import DatasetError
 
-# name -> the (year, image set)s that it takes
+# name -> the (year, image set) pairs that it consists of
 VOC = {
     "voc07": [("2007", "trainval"), ("2007", "test")],
-    "voc12": [("2012", "trainval")],  # whose test set's annotations are not public
+    "voc12": [("2012", "trainval")],  # the annotations of its test set are not public
     "voc07+12": [("2007", "trainval"), ("2007", "test"), ("2012", "trainval")],
 }
 VOC_IMAGES = {("2007", "trainval"): 5011, ("2007", "test"): 4952, ("2012", "trainval"): 11540}
 
 COCO_URL = "http://images.cocodataset.org"
-# archive -> its bytes, and what it unpacks to with the number of images, 1 for a file
+# archive -> its size in bytes, and the folders (with their number of images) and files (1) in it
 COCO = {
     "zips/train2017.zip": (19_336_861_798, {"train2017": 118_287}),
     "zips/val2017.zip": (815_585_330, {"val2017": 5_000}),
@@ -36,13 +36,16 @@ NAMES = (*VOC, "coco")
 
 
 def prepare(name: str, root: Path) -> bool:
-    """See to it that the data set is below `root`, and print the command that trains on it.
+    """Prepare a data set in the folder `root`, and print the command that trains on it.
+
+    Args:
+        name: one of NAMES.
 
     Returns:
-        Whether it is there; if not, commands that fetch it were printed.
+        True if the data set is complete; False if commands that download it were printed.
 
     Raises:
-        DatasetError: the name is unknown, or a download failed.
+        DatasetError: the name is unknown, a download failed, or an archive lacks images.
     """
     if name not in NAMES:
         raise DatasetError(f"{name} is none of {', '.join(NAMES)}")
@@ -52,7 +55,7 @@ def prepare(name: str, root: Path) -> bool:
 
 
 def train_command(name: str, root: Path) -> str:
-    """The command line that trains on a prepared data set."""
+    """Return the command line that trains on a prepared data set."""
     voc07, voc12 = (root / "VOCdevkit" / f"VOC{year}" for year in ("2007", "2012"))
     match name:
         case "coco":
@@ -79,7 +82,7 @@ def _prepare_voc(name: str, root: Path) -> bool:
             found = _num_voc_images(folder, image_set)
             if found != expected:
                 raise DatasetError(
-                    f"{folder}: {image_set} has {found} whole images after unpacking, "
+                    f"{folder}: {image_set} has {found} images with annotations after unpacking, "
                     f"expected {expected}"
                 )
         print(f"{folder}: {image_set} is there, {expected} images")
@@ -87,20 +90,20 @@ def _prepare_voc(name: str, root: Path) -> bool:
 
 
 def _fetch_voc(root: Path, year: str, image_set: str) -> None:
-    """Unpack the archive, after fetching it where there is none with the right checksum."""
+    """Unpack an archive; download it first unless it exists with the right checksum."""
     archive = DATASET_YEAR_DICT["2007-test" if image_set == "test" else year]
-    print(f"{root / archive['filename']}: unpacking, and fetching before if it is not there")
+    print(f"{root / archive['filename']}: unpacking, after a download if it is missing")
     try:
         VOCDetection(root, year=year, image_set=image_set, download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         raise DatasetError(
-            f"VOC{year} {image_set} cannot be had from {archive['url']} ({error}): "
+            f"VOC{year} {image_set} cannot be downloaded from {archive['url']} ({error}): "
             f"put the archive into {root} by hand and run this again"
         ) from error
 
 
 def _num_voc_images(folder: Path, image_set: str) -> int:
-    """Images of an image set that are there with their annotation."""
+    """Count the images of an image set that exist together with their annotation."""
     try:
         lines = (folder / "ImageSets" / "Main" / f"{image_set}.txt").read_text().splitlines()
         images = set(os.listdir(folder / "JPEGImages"))
@@ -130,16 +133,16 @@ def _prepare_coco(root: Path) -> bool:
                 f"curl --fail --location --continue-at - --create-dirs --output {at} {url}"
                 f"  # {left:.2f} GB"
             )
-        # -o: over what an unpacking that was broken off has left
+        # -o overwrites the files that an interrupted unpacking left behind.
         commands.append(f"unzip -q -o {shlex.quote(str(archive))} -d {shlex.quote(str(root))}")
     if commands:
-        print("Fetch and unpack what is missing:\n")
+        print("Download and unpack what is missing:\n")
         print("\n".join(f"    {command}" for command in commands) + "\n")
     return not commands
 
 
 def _num_files(path: Path) -> int:
-    """1 for a file, the number of its .jpg files for a folder, 0 for neither."""
+    """Return 1 for a file, the number of .jpg files for a folder, and 0 if neither exists."""
     if path.is_dir():
         return sum(name.endswith(".jpg") for name in os.listdir(path))
     return int(path.is_file())

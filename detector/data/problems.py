@@ -1,4 +1,4 @@
-"""What is wrong with a data set as its annotations say: no image file is opened."""
+"""Finds problems in the annotations of data sets, without opening image files."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,12 +9,12 @@ import numpy as np
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.errors import shown
 
-TINY = 4.0  # pixels after the resize: the step of the finest features
+TINY = 4.0  # pixels after the resize; the stride of the finest feature map
 Splits = Mapping[str, DetectionDataset]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong, and where."""
+    """One problem of a data set, with its place."""
 
     severity: str  # "error" or "warning"
     split: str
@@ -25,17 +25,18 @@ class Problem(NamedTuple):
 
 
 def objects_by_class(dataset: DetectionDataset) -> np.ndarray:
-    """Objects (K,) of each class, crowds included."""
+    """Return the number of objects of each class, (K,), including crowds."""
     labels = [np.zeros(0, dtype=np.int64), *(record.labels for record in dataset.records)]
     return np.bincount(np.concatenate(labels) - 1, minlength=len(dataset.classes))
 
 
 def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list[Problem]:
-    """What the reader found, and what is odd about what it read; no image file is opened.
+    """Return the faults that the readers found, and unusual images and objects.
 
     Args:
-        min_size, max_size: pixels of the shorter side after the resize, unless the longer side
-            would exceed the latter.
+        splits: the data sets by the name of their split.
+        min_size: length in pixels of an image's shorter side after the resize.
+        max_size: upper limit in pixels of the longer side, which takes precedence.
     """
     problems = []
     for split, dataset in splits.items():
@@ -61,14 +62,17 @@ def _listed_twice(split: str, records: list[Record]) -> Iterator[Problem]:
     for record in records:
         twin = first.setdefault(record.path, record)
         if twin is not record:
-            detail = f"the same file as of image id {twin.image_id}"
+            detail = f"the same file as that of image id {twin.image_id}"
             yield problem_of_image("warning", split, "image listed twice", detail, record)
 
 
 def _oddities(
     records: list[Record], min_size: int, max_size: int
 ) -> Iterator[tuple[int, str, str]]:
-    """Image, kind and detail of what is odd about the objects; of all N at once, for speed."""
+    """Yield the image index, kind and detail of each warning about objects.
+
+    For speed, the N objects of all images are processed as arrays.
+    """
     numbers = np.array([len(record.boxes) for record in records])
     for index in np.flatnonzero(numbers == 0).tolist():
         yield index, "image without objects", "no object"
@@ -84,7 +88,7 @@ def _oddities(
     times = np.diff(np.r_[starts, len(rows)])
     for start, number in zip(starts[times > 1].tolist(), times[times > 1].tolist(), strict=True):
         box = rows[start, 2:].tolist()
-        detail = f"box {box} (xyxy) is there {number} times with one class"
+        detail = f"box {box} (xyxy) is annotated {number} times with the same class"
         yield int(rows[start, 0]), "duplicate box", detail
 
     sizes = np.array([(record.height, record.width) for record in records])
@@ -93,7 +97,7 @@ def _oddities(
     is_target = ~np.concatenate([record.iscrowd for record in records])
     tiny = np.bincount(image[(shorter < TINY) & is_target], minlength=len(records))
     for index in np.flatnonzero(tiny).tolist():
-        detail = f"{tiny[index]} less than {TINY:g} pixels wide or high once resized"
+        detail = f"objects less than {TINY:g} pixels wide or high after the resize: {tiny[index]}"
         yield index, "tiny object", detail
 
 

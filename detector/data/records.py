@@ -1,10 +1,11 @@
-"""From objects as a file lists them to one `Record` an image: the rules for every box.
+"""Groups the objects of an annotation file into one `Record` per image, and checks every box.
 
-A box may stick out of its image by one pixel, as rounding and 0-based VOC files make it: it is
-clipped. A box further out belongs to another image or another resolution: an error. A box without
-area is left out. Each of these is a fault of the data set.
+A box that reaches outside its image by at most one pixel is clipped, because rounding and 0-based
+VOC files cause this. A box that reaches further out is an error, because it probably belongs to
+another image or another resolution. A box without area is left out. Each case is added to the
+faults of the data set.
 
-N: objects of the whole data set. Sizes are (h, w), boxes xyxy in pixels.
+N is the number of objects in the whole data set. Sizes are (h, w); boxes are xyxy in pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,8 @@ import numpy as np
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.errors import DatasetError, Faults
 
-TOLERANCE = 1.0  # pixels
-MAX_LENGTH = 2**31 - 1  # pixels of a side of an image, as PNG has it
+TOLERANCE = 1.0  # pixels by which a box may reach outside its image
+MAX_LENGTH = 2**31 - 1  # the longest side of an image in pixels, which is PNG's limit
 
 
 class ImageEntry(NamedTuple):
@@ -35,7 +36,7 @@ class ObjectEntry(NamedTuple):
     image_index: int
     box: tuple[float, float, float, float]  # xyxy, not yet checked
     label: int
-    area: float | None  # None: that of the box
+    area: float | None  # square pixels; None takes the area of the box
     iscrowd: bool
 
 
@@ -48,14 +49,16 @@ def build_dataset(
     name: Callable[[int], str],
     faults: Faults,
 ) -> DetectionDataset:
-    """The dataset of these images, each with its objects in their order.
+    """Build the dataset of these images, whose objects keep their order.
 
     Args:
-        name: file and object of an index into `objects`; opens the message of a fault.
-        faults: those found before; what is found here is added.
+        name: returns the place (file and object) of an index into `objects`, with which the
+            message of a fault begins.
+        faults: the faults found so far, to which those of the boxes are added.
 
     Raises:
-        DatasetError: a box is not finite, or reaches outside its image, and that is to stop us.
+        DatasetError: `faults` stops at errors, and a box is not finite or reaches outside its
+            image; or all boxes look normalised to [0, 1].
     """
     image_index = np.array([entry.image_index for entry in objects], dtype=np.int64)
     boxes = np.array([entry.box for entry in objects], dtype=np.float64).reshape(-1, 4)
@@ -64,7 +67,7 @@ def build_dataset(
     _refuse_normalised(boxes, sizes, name)
     fitted = _clip(boxes, of_object)
     finite = np.isfinite(boxes).all(axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):  # of infinities, and of what is almost
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite and huge boxes
         inside = ~_reaches_outside(boxes, fitted)
         moved = (fitted.astype(np.float32) != boxes.astype(np.float32)).any(axis=1)
     has_area = _has_area(fitted.astype(np.float32))
@@ -95,15 +98,15 @@ def build_dataset(
 
 
 def _refuse_normalised(boxes: np.ndarray, sizes: np.ndarray, name: Callable[[int], str]) -> None:
-    """Boxes that all lie within the first pixel are parts of the image's sides, not pixels.
+    """Refuse boxes that are normalised to the image's size instead of being in pixels.
 
     Raises:
-        DatasetError: so it is.
+        DatasetError: all boxes lie within the first pixel of their image.
     """
     if len(boxes) and sizes.min() > 2 and (boxes <= 1).all() and (boxes[:, 2:] > 0).any():
         raise DatasetError(
             f"{name(0)}: box {boxes[0].tolist()} (xyxy), like all {len(boxes)} boxes, lies within "
-            "one pixel: expected pixels, not parts of the image's width and height"
+            "one pixel: expected pixels, not fractions of the image's width and height"
         )
 
 
@@ -117,7 +120,10 @@ def _has_area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _reaches_outside(boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
-    """Which (N,) stick out by more than the tolerance, or have an area, none of it in the image."""
+    """Return a mask (N,) of the boxes that lie outside their image.
+
+    These exceed the tolerance, or have an area of which no part is inside the image.
+    """
     sticks_out = (np.abs(boxes - clipped) > TOLERANCE).any(axis=1)
     outside: np.ndarray = sticks_out | (_has_area(boxes) & ~_has_area(clipped))
     return outside
@@ -129,13 +135,13 @@ def _group(
     fitted: np.ndarray,
     kept: np.ndarray,
 ) -> list[Record]:
-    """One record an image, its objects being slices of arrays over the whole data set."""
+    """Return one record per image, whose arrays are slices of arrays over the whole data set."""
     image_index = np.array([objects[i].image_index for i in kept], dtype=np.int64)
     by_image = np.argsort(image_index, kind="stable")
     kept, boxes = kept[by_image], fitted[kept[by_image]]
     labels = np.array([objects[i].label for i in kept], dtype=np.int64)
     iscrowd = np.array([objects[i].iscrowd for i in kept], dtype=bool)
-    given = np.array([objects[i].area for i in kept], dtype=np.float64)  # None becomes nan
+    given = np.array([objects[i].area for i in kept], dtype=np.float64)  # None becomes NaN
     area = np.where(np.isnan(given), np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), given)
 
     ends = np.cumsum(np.bincount(image_index, minlength=len(images)))

@@ -113,8 +113,8 @@ def test_annotation_problems(dataset: DetectionDataset) -> None:
     assert found["class without objects", None].detail == "emu"
     assert "annotations[4] (id 5): box" in found["box without area", 7].detail
     assert "annotations[3] (id 4): box" in found["box clipped", 7].detail
-    assert "[0.0, 0.0, 20.0, 10.0] (xyxy) is there 2 times" in found["duplicate box", 7].detail
-    assert found["tiny object", 7].detail.startswith("1 less")
+    assert "[0.0, 0.0, 20.0, 10.0] (xyxy) is annotated 2 times" in found["duplicate box", 7].detail
+    assert found["tiny object", 7].detail.endswith("after the resize: 1")
     assert found["tiny object", 7].file == str(dataset.records[0].path)
 
     # 200 / 50 makes 1 pixel 4: no longer tiny.

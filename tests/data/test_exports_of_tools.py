@@ -139,7 +139,7 @@ def test_masks_without_a_box(tmp_path: Path) -> None:
         runs | {"size": [2 * HEIGHT, WIDTH]},
     ):
         content["annotations"][0]["segmentation"] = odd
-        with pytest.raises(DatasetError, match="'segmentation' is no mask of its image"):
+        with pytest.raises(DatasetError, match="'segmentation' is not a valid mask of its image"):
             read(tmp_path, content)
 
 
@@ -188,7 +188,7 @@ def test_classes_that_differ_in_capitals(tmp_path: Path) -> None:
     content = coco(tmp_path, categories=[{"id": 1, "name": "fish"}, {"id": 2, "name": "star"}])
     dataset = read(tmp_path, content, classes=("Fish", "star", "fish"))
     assert dataset.classes == ("Fish", "star", "fish") and dataset.category_ids == (3, 2, 1)
-    with pytest.raises(DatasetError, match="a name is there twice"):
+    with pytest.raises(DatasetError, match="a name is listed twice"):
         read(tmp_path, content, classes=("star", "star"))
 
 

@@ -144,7 +144,7 @@ def test_a_wrong_checksum_is_refused(
     tmp_path: Path, served: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(DATASET_YEAR_DICT[VOC2012], "md5", "0" * 32)
-    with pytest.raises(DatasetError, match="VOC2012 trainval cannot be had .*corrupted"):
+    with pytest.raises(DatasetError, match="VOC2012 trainval cannot be downloaded .*corrupted"):
         prepare("voc12", tmp_path / "data")
     assert not (tmp_path / "data" / "VOCdevkit").exists()
 
@@ -153,7 +153,7 @@ def test_an_archive_with_too_few_images_is_refused(
     archives: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "VOC_IMAGES", dict.fromkeys(module.VOC_IMAGES, 3))
-    with pytest.raises(DatasetError, match="trainval has 2 whole images .* expected 3"):
+    with pytest.raises(DatasetError, match="trainval has 2 images with annotations .* expected 3"):
         prepare("voc12", archives)
 
 
