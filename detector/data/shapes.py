@@ -1,11 +1,12 @@
-"""The embedded data set `shapes`: outlines of a few classes, bent and sheared, to be told apart.
+"""Generates the embedded data set `shapes`: deformed outlines of a few classes.
 
-Only the outline tells the class: its size, pose, bend, colour and texture are random, and so are
-the background, the clutter and what covers what. The images are written as a COCO-format folder
-on first use. An image is a function of (seed, split, index) and its size alone: neither the number
-of images nor the machine changes it (uniform draws, IEEE arithmetic, integer drawing).
+Only the outline of an object shows its class. Its size, pose, bend, colour and texture are random,
+and so are the background, the clutter and the occlusions. The images are generated on first use
+and written to a folder in COCO format. An image depends only on the seed, the split, the index and
+the image size; it depends neither on the number of images nor on the machine, because only uniform
+draws, IEEE arithmetic and integer drawing are used.
 
-    coverage  uint8   (H, W)     0..4, a layer's share of each pixel in quarters
+    coverage  uint8   (H, W)     the quarters of each pixel that a layer covers, 0..4
     image     uint8   (H, W, 3)  BGR, as OpenCV writes it
 """
 
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 
 from detector.data.outlines import OUTLINES, SHAPE_CLASSES, Floats, deformed
 
-VERSION = 1  # part of the folder's name: whatever changes an image or an annotation raises it
+VERSION = 1  # part of the folder's name; raise it with any change to an image or an annotation
 SPLITS = ("train", "val")
-MIN_VISIBLE = 0.35  # an object of which no more than this share is seen is not drawn at all
+MIN_VISIBLE = 0.35  # an object is not drawn if at most this fraction of it would be visible
 
 Bytes = NDArray[np.uint8]
 
@@ -33,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 class Layer(NamedTuple):
-    """What is drawn in one go: an object, or clutter (label 0)."""
+    """One object, or one piece of clutter (label 0), that is painted over the layers below it."""
 
     coverage: Bytes
     label: int
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """The pixels that are at least half inside: bool (H, W)."""
+        """The pixels of which at least half is covered, bool (H, W)."""
         return self.coverage >= 2
 
 
@@ -50,10 +51,19 @@ class Layer(NamedTuple):
 def shapes_folder(
     *, num_train: int, num_val: int, image_size: int, seed: int, cache: Path | None = None
 ) -> Path:
-    """The folder of this set, generated unless it is there.
+    """Return the folder of the data set with these parameters; generate it if it does not exist.
 
-    It holds `train/*.png`, `val/*.png` and `annotations/instances_{train,val}.json`. Without
-    `cache` it lies in the user's cache folder.
+    The folder contains `train/*.png`, `val/*.png` and `annotations/instances_{train,val}.json`.
+
+    Args:
+        num_train, num_val: number of images in each split, at least 1.
+        image_size: height and width in pixels, at least 32.
+        seed: in [0, 2**32).
+        cache: the folder to put it into; None takes the user's cache folder.
+
+    Raises:
+        ValueError: a parameter is out of its range.
+        OSError: the folder cannot be written.
     """
     _check(num_train=num_train, num_val=num_val, image_size=image_size, seed=seed)
     cache = _user_cache() if cache is None else cache
@@ -70,14 +80,14 @@ def shapes_folder(
         try:
             os.rename(unfinished, folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first: theirs is the same
+            if not folder.is_dir():  # else another process was faster and wrote the same images
                 raise
     return folder
 
 
 def _check(*, num_train: int, num_val: int, image_size: int, seed: int) -> None:
     if num_train < 1 or num_val < 1:
-        raise ValueError(f"shapes needs at least 1 image a split, got {num_train} and {num_val}")
+        raise ValueError(f"shapes needs at least 1 image per split, got {num_train} and {num_val}")
     if image_size < 32:
         raise ValueError(f"shapes needs image_size >= 32, got {image_size}")
     if not 0 <= seed < 2**32:
@@ -126,9 +136,9 @@ def _annotation(layer: Layer) -> dict[str, Any]:
 
 
 def draw_image(*, seed: int, split: str, index: int, image_size: int) -> tuple[Bytes, list[Layer]]:
-    """One image and the objects in it, the lowest first."""
+    """Draw one image; return it with its visible objects, ordered from bottom to top."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    unit = image_size / 160  # lengths below are in pixels of an image of 160
+    unit = image_size / 160  # lengths below are in pixels of a 160x160 image
     behind = _clutter(rng, image_size, unit)
     objects = _objects(rng, image_size, unit) if rng.random() > 0.02 else []
     layers = _visible(behind + objects + _occluders(rng, image_size, unit), image_size)
@@ -141,7 +151,7 @@ def draw_image(*, seed: int, split: str, index: int, image_size: int) -> tuple[B
 
 
 def _objects(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
-    """Up to 8 objects; one that would fall on the middle of an earlier one is left out."""
+    """Draw up to 8 objects; leave out an object whose centre is too close to an earlier one's."""
     layers: list[Layer] = []
     placed: list[tuple[float, float, float]] = []
     for _ in range(rng.integers(1, 9)):
@@ -157,7 +167,7 @@ def _objects(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
 
 
 def _visible(layers: list[Layer], size: int) -> list[Layer]:
-    """The layers without the objects that those above them hide."""
+    """Return the layers without the objects that the layers above them hide too much of."""
     kept: list[Layer] = []
     covered = np.zeros((size, size), dtype=bool)
     for layer in reversed(layers):
@@ -170,7 +180,7 @@ def _visible(layers: list[Layer], size: int) -> list[Layer]:
 
 
 def _clutter(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
-    """Scribbles and specks of no class."""
+    """Draw scribbles and specks, which belong to no class."""
     scribbles = [
         _stroke(rng, size, length=rng.uniform(10, 50) * unit, width=rng.uniform(1, 3) * unit)
         for _ in range(rng.integers(0, 4))
@@ -183,7 +193,7 @@ def _clutter(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
 
 
 def _occluders(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
-    """A bar across, a scribble, both or neither, on top of all objects."""
+    """Draw up to two occluders that lie on top of all objects: a straight bar and a scribble."""
     layers = []
     if rng.random() < 0.35:
         layers.append(_stroke(rng, size, length=4 * size, width=rng.uniform(3, 7) * unit, turn=0))
@@ -195,7 +205,12 @@ def _occluders(rng: np.random.Generator, size: int, unit: float) -> list[Layer]:
 def _stroke(
     rng: np.random.Generator, size: int, *, length: float, width: float, turn: float = 0.6
 ) -> Layer:
-    """A wandering line around a random point; `turn` is the most that a step turns it."""
+    """Draw a random walk that passes through a random point of the image.
+
+    Args:
+        length, width: in pixels.
+        turn: the largest angle between two steps, in radians.
+    """
     num_steps = 12
     headings = rng.uniform(0, 2 * pi) + np.cumsum(rng.uniform(-turn, turn, num_steps))
     steps = np.stack([np.cos(headings), np.sin(headings)], axis=1) * length / num_steps
@@ -216,7 +231,7 @@ def _background(rng: np.random.Generator, size: int, unit: float) -> Bytes:
 
 
 def _paint(rng: np.random.Generator, image: Bytes, layer: Layer, unit: float) -> None:
-    """Blend a layer into the image, in a texture that differs from what it covers."""
+    """Blend a layer into the image with a texture whose colour differs from what it covers."""
     ys, xs = np.nonzero(layer.coverage)
     if not len(xs):
         return
@@ -238,13 +253,16 @@ def _texture(
     contrast: float,
     unit: float,
 ) -> Floats:
-    """`color` shading into another one that is up to `contrast` away: float64 (H, W, 3)."""
+    """Return a pattern that varies between `color` and another colour, float64 (H, W, 3).
+
+    The two colours differ by at most `contrast` in each channel.
+    """
     shift = rng.uniform(-contrast, contrast, 3)
     return np.clip(color + _pattern(rng, size, unit)[..., None] * shift, 0, 255)
 
 
 def _pattern(rng: np.random.Generator, size: tuple[int, ...], unit: float) -> Floats:
-    """Noise, blobs, stripes, checks or a gradient: float64 (H, W) in [0, 1]."""
+    """Return random noise, blobs, stripes, checks or a gradient, float64 (H, W) in [0, 1]."""
     kind = rng.integers(5)
     angle = rng.uniform(0, 2 * pi)
     period = rng.uniform(8, 40) * unit
@@ -264,7 +282,7 @@ def _pattern(rng: np.random.Generator, size: tuple[int, ...], unit: float) -> Fl
 
 
 def _smooth_noise(rng: np.random.Generator, size: tuple[int, ...], period: float) -> Floats:
-    """Values at random on a grid of `period` pixels, smoothly interpolated."""
+    """Return random values on a grid with a spacing of `period` pixels, smoothly interpolated."""
     (top, dy), (left, dx) = (_cells(length, period) for length in size)
     values = rng.random((top[-1] + 2, left[-1] + 2))
     rows = values[top] * (1 - dy[:, None]) + values[top + 1] * dy[:, None]
@@ -272,20 +290,20 @@ def _smooth_noise(rng: np.random.Generator, size: tuple[int, ...], period: float
 
 
 def _cells(length: int, period: float) -> tuple[NDArray[np.int64], Floats]:
-    """For each pixel its cell of the grid and how far it is between that one and the next."""
+    """Return the grid cell of each pixel, and its smoothed position in the cell, in [0, 1)."""
     position = np.arange(length) / period
     cell = np.floor(position).astype(np.int64)
     fraction = position - cell
     return cell, fraction * fraction * (3 - 2 * fraction)
 
 
-# ---- Rasters: drawn at twice the size, in sixteenths of its pixels ----------------------------
+# ---- Rasters: drawn at twice the size, with coordinates in sixteenths of a pixel --------------
 
 _SHIFT = 4
 
 
 def _filled(contours: list[Floats], size: int) -> Bytes:
-    """The coverage of what lies inside an odd number of the contours."""
+    """Return the coverage of the area inside the contours, by the even-odd rule."""
     canvas = np.zeros((2 * size, 2 * size), dtype=np.uint8)
     cv2.fillPoly(canvas, [_fixed_point(contour) for contour in contours], 1, cv2.LINE_8, _SHIFT)
     return _quarters(canvas)

@@ -1,4 +1,4 @@
-"""A picture sheet: images with their boxes, each before and after augmentation."""
+"""Draws a picture sheet: images with their boxes, each before and after augmentation."""
 
 import colorsys
 
@@ -11,17 +11,25 @@ from torchvision.utils import draw_bounding_boxes
 from detector.data.dataset import Sample
 from detector.data.loading import Augmented
 
-CELL = 320  # pixels of a picture's longer side
-GAP = 8
-BACKGROUND = 40  # grey
-GOLDEN = 0.618  # of the circle: hues that follow each other differ
+CELL = 320  # length of a picture's longer side in pixels
+GAP = 8  # pixels between pictures
+BACKGROUND = 40  # grey value
+GOLDEN = 0.618  # step between the hues of consecutive labels, as a fraction of the colour circle
 
 
 def picture_sheet(samples: Augmented, *, num_images: int, epoch: int, columns: int = 2) -> Tensor:
-    """uint8 (3, H, W): images spread evenly over the data set, as loaded on the left and as the
-    training sees them in this epoch on the right; `columns` such pairs a row.
+    """Draw pairs of pictures: an image as loaded on the left, and as augmented on the right.
 
-    A class has one colour; crowd and difficult objects, which are no targets, are white.
+    The boxes of a class have one colour. The boxes of crowd and difficult objects, which are not
+    training targets, are white.
+
+    Args:
+        num_images: the number of images, which are spread evenly over the data set.
+        epoch: the epoch whose augmentation is shown.
+        columns: the number of pairs in a row.
+
+    Returns:
+        The sheet, RGB uint8 (3, H, W).
 
     Raises:
         DatasetError: an image cannot be loaded.
@@ -39,7 +47,7 @@ def picture_sheet(samples: Augmented, *, num_images: int, epoch: int, columns: i
 
 
 def _picture(sample: Sample, classes: tuple[str, ...]) -> Tensor:
-    """uint8 (3, CELL + GAP, CELL + GAP): the image in the upper left corner, with its boxes."""
+    """Return uint8 (3, CELL + GAP, CELL + GAP) with the image and its boxes at the upper left."""
     height, width = sample["image"].shape[-2:]
     scale = CELL / max(height, width)
     size = [max(1, round(height * scale)), max(1, round(width * scale))]

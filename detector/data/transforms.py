@@ -1,10 +1,10 @@
-"""The training transform: random crop; flip, multi-scale resize, colour jitter by Albumentations.
+"""The training transform: a random crop, and Albumentations' flip, resize and colour jitter.
 
-The crop is our own: A.BBoxSafeRandomCrop rounds the edges of its window down, which cuts up to a
-pixel off the objects and fails on one that is thinner.
+The crop is implemented here, because A.BBoxSafeRandomCrop rounds the edges of its window down,
+which cuts up to a pixel off the objects and fails on objects thinner than that.
 
-All randomness of a sample comes from one seed, which `sample_seed` makes of (seed, epoch, index):
-neither the workers nor what was loaded before has a part in it.
+All random numbers of a sample come from one seed, which `sample_seed` computes from (seed, epoch,
+index). They depend neither on the worker nor on what was loaded before.
 """
 
 import math
@@ -16,33 +16,36 @@ import torch
 
 from detector.data.dataset import Sample
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks the network
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import accesses the network
 
 import albumentations as A  # noqa: E402, N812
 
-MIN_SIDE = 0.5  # of a side is left by a crop: less would blow a few pixels up to the whole image
+MIN_SIDE = 0.5  # a crop keeps at least this fraction of each side, or it would be enlarged too much
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed in [0, 2**64) of one sample in one epoch. All three are at least 0."""
+    """Return the seed, in [0, 2**64), of one sample in one epoch. All arguments are at least 0."""
     return int(np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint64)[0])
 
 
 class TrainTransform:
-    """Crops, flips, resizes and recolours a sample; resizing keeps the aspect ratio.
+    """Crops, flips, resizes and recolours a sample. The resize keeps the aspect ratio.
 
     Args:
-        min_sizes: in pixels; the shorter side becomes one of these, drawn for every sample...
-        max_size: ... unless the longer side would exceed this, which it then becomes.
-        flip_probability: of a horizontal flip.
-        crop_probability: of a crop to a part that holds all objects whole, at least `MIN_SIDE` of
-            either side.
-        brightness, contrast, saturation: factors are drawn from [1 - s, 1 + s]; 0 for none.
-        hue: turn drawn from [-s, s] of the full circle; 0 for none.
+        min_sizes: lengths in pixels, one of which is drawn for each sample; the shorter side is
+            resized to it.
+        max_size: upper limit of the longer side in pixels. If it would be exceeded, the longer
+            side is resized to `max_size` instead.
+        flip_probability: probability of a horizontal flip.
+        crop_probability: probability of a random crop that contains every object completely, and
+            at least `MIN_SIDE` of each side of the image.
+        brightness, contrast, saturation: strengths s; the factor is drawn from [1 - s, 1 + s], so
+            that 0 changes nothing.
+        hue: strength s; the hue is shifted by a fraction of the colour circle from [-s, s].
 
     Raises:
-        ValueError: a size is below 1, a probability outside [0, 1], or a strength outside
-            [0, 1] (hue: [0, 0.5]).
+        ValueError: there is no size or one below 1, a probability is outside [0, 1], or a strength
+            is outside [0, 1] (of the hue: outside [0, 0.5]).
     """
 
     def __init__(
@@ -81,10 +84,10 @@ class TrainTransform:
         self._to_longer = _compose([flip, A.LongestMaxSize(max_size), jitter])
 
     def __call__(self, sample: Sample, *, seed: int) -> Sample:
-        """The transformed sample, a function of the sample and the seed alone.
+        """Transform a sample. The result depends only on the sample and the seed.
 
-        Boxes stay in their order; only one that has no area left in float32 is missing. `area`
-        grows as the objects do.
+        Boxes keep their order; a box is only dropped if its area becomes zero in float32. `area` is
+        scaled by the factor by which the resize changes the area of the image.
         """
         rng = random.Random(seed)
         min_size = rng.choice(self.min_sizes)
@@ -93,16 +96,16 @@ class TrainTransform:
             pixels, boxes = _crop(pixels, boxes, rng)
         height, width = pixels.shape[:2]
         pipeline = self._pipeline((height, width), min_size)
-        # One stream for all: by set_random_seed each transform would draw the same numbers, and
-        # whether an image is flipped would tell how bright it becomes.
+        # All transforms share one random stream. With `set_random_seed`, each of them would draw
+        # the same numbers, so that the flip would be correlated with the brightness.
         pipeline.set_random_state(np.random.default_rng(seed), rng)
         output = pipeline(
             image=pixels,
             bboxes=boxes,
-            rows=np.arange(len(boxes)),  # label fields pass through float32: no ids here
+            rows=np.arange(len(boxes)),  # not ids: label fields are converted to float32
         )
         new_pixels = output["image"]
-        if np.may_share_memory(new_pixels, pixels):  # nothing was done to them
+        if np.may_share_memory(new_pixels, pixels):  # no step changed them
             new_pixels = new_pixels.copy()
         image = torch.from_numpy(new_pixels).permute(2, 0, 1)
         rows = torch.as_tensor(np.asarray(output["rows"]), dtype=torch.int64)
@@ -130,7 +133,7 @@ class TrainTransform:
 def _crop(
     pixels: np.ndarray, boxes: np.ndarray, rng: random.Random
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random part of an image (H, W, 3), as a view, and the boxes (M, 4) in its pixels."""
+    """Crop an image (H, W, 3) at random; return the crop as a view, and the boxes (M, 4) in it."""
     left, right = _interval(pixels.shape[1], boxes[:, 0], boxes[:, 2], rng)
     top, bottom = _interval(pixels.shape[0], boxes[:, 1], boxes[:, 3], rng)
     corner = np.array([left, top, left, top], dtype=boxes.dtype)
@@ -140,7 +143,7 @@ def _crop(
 def _interval(
     length: int, lows: np.ndarray, highs: np.ndarray, rng: random.Random
 ) -> tuple[int, int]:
-    """Whole numbers [start, stop) within [0, length) that enclose each [low, high], if any."""
+    """Draw integers start < stop within [0, length] that enclose each interval [low, high]."""
     low = math.floor(lows.min(initial=length))
     high = math.ceil(highs.max(initial=0))
     size = rng.randint(max(high - low, math.ceil(MIN_SIDE * length)), length)

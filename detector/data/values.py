@@ -1,13 +1,13 @@
-"""Numbers as tools write them into JSON: as such, as 1.0 for 1, or as text."""
+"""Parses the numbers that tools write into JSON: as numbers, as 1.0 for 1, or as text."""
 
 import reprlib
 from typing import Any
 
-MAX_SHOWN = 80  # characters of what a message shows of a file's content
+MAX_SHOWN = 80  # the most characters that a message quotes from a file
 
 
 def integer(value: Any) -> int | None:
-    """A 64-bit integer; None of anything else."""
+    """Return the value as a 64-bit integer, or None if it is not one."""
     if type(value) is str and value.strip().removeprefix("-").isdecimal() and len(value) < 20:
         value = int(value)
     if type(value) is float and value.is_integer():
@@ -16,7 +16,7 @@ def integer(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """A number, finite or not; None of anything else."""
+    """Return the value as a float, which may be infinite or NaN, or None if it is not a number."""
     if type(value) is str:
         try:
             return float(value)
@@ -26,7 +26,10 @@ def number(value: Any) -> float | None:
 
 
 def numbers(value: Any) -> list[float] | None:
-    """Four numbers, also as one text such as "[1, 2, 3, 4]"; None of anything else."""
+    """Return a list of four numbers, or None if the value is not that.
+
+    The value may be a list, or a string such as "[1, 2, 3, 4]".
+    """
     if type(value) is str:
         value = value.strip().strip("[]()").replace(",", " ").split()
     if type(value) is not list or len(value) != 4:
@@ -36,11 +39,11 @@ def numbers(value: Any) -> list[float] | None:
 
 
 def is_number(value: object) -> bool:
-    """A number and no text, no bool; integers of 64 bits."""
+    """Return True for a float or a 64-bit integer; text and bool do not count as numbers."""
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def brief(value: object) -> str:
-    """A value for a message, in one line of at most MAX_SHOWN characters."""
+    """Return a value as text for a message, in at most MAX_SHOWN characters."""
     text = reprlib.repr(value)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

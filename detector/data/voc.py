@@ -1,12 +1,20 @@
-"""VOC-format annotations: one XML file an image.
+"""Reads VOC-format annotations: one XML file per image.
 
-Pixels are counted from 1 and the last one belongs to the box, so its edges are
-(xmin - 1, ymin - 1, xmax, ymax). Numbers may be fractions. Labels are 1..K in the order of the
-classes; `difficult` objects are crowds.
+Pixels are counted from 1, and the pixels at xmax and ymax belong to the box: its edges are
+(xmin - 1, ymin - 1, xmax, ymax). Coordinates may be fractions. Labels are 1..K in the order of the
+classes. `difficult` objects are treated as crowds.
 
-Deviations that have only one possible meaning are accepted, with one warning for each kind:
-images without a size (theirs is read), words for flags, polygons and rotated boxes (the upright box
-around them), corners in another order, other capitals than the training's, lists with file names.
+Deviations that have only one possible meaning are accepted, with a warning:
+
+- images without a size: it is read from the image file;
+- flags written as words;
+- polygons and rotated boxes: the upright box around them is used;
+- swapped corners of a box;
+- class names that differ from those of the training in upper and lower case or blanks only;
+- image lists with file names instead of ids, and names with blanks;
+- file names that repeat the name of the image folder.
+
+There is one such warning for each kind of deviation, but one for every box with swapped corners.
 """
 
 import codecs
@@ -27,22 +35,22 @@ from detector.data.masks import Box, box_around_rotated, within
 from detector.data.records import MAX_LENGTH, ImageEntry, ObjectEntry, build_dataset
 
 MULTIBYTE = ("gb2312", "gbk", "gb18030", "big5", "shift_jis", "cp932", "euc_jp", "euc_kr", "cp949")
-MAX_BYTES = 2**20  # of an XML file: one of an image with a thousand objects has a quarter of that
-MAX_ELEMENTS = 50_000  # of an XML file: of four thousand objects
-MAX_DEPTH = 32  # of elements within each other: the devkit has 4
+MAX_BYTES = 2**20  # of an XML file; a thousand objects take a quarter of that
+MAX_ELEMENTS = 50_000  # in an XML file; enough for four thousand objects
+MAX_DEPTH = 32  # of nested elements in an XML file; the devkit has 4
 FLAGS = dict.fromkeys(("", "0", "false", "no", "unspecified"), False)
 FLAGS |= dict.fromkeys(("1", "true", "yes"), True)
 
 
 class _Source(NamedTuple):
-    """An annotation file, and the folder that its image is in."""
+    """An annotation file, and the folder that contains its image."""
 
     xml: Path
     images: Folder
 
 
 class _Object(NamedTuple):
-    """An `<object>` before its class has a label, and the words that say where it stands."""
+    """An `<object>` whose class has no label yet; `place` names its file and its number there."""
 
     place: str
     image_index: int
@@ -58,23 +66,27 @@ def read_voc(
     classes: tuple[str, ...] | None,
     on_error: str = "stop",
 ) -> DetectionDataset:
-    """The images of VOC-format folders, one root after the other; none is decoded yet.
+    """Read VOC-format folders into a dataset of their images, one folder after the other.
 
-    A root is laid out as VOCdevkit/VOC2007 is (`Annotations`, `ImageSets/Main`, `JPEGImages`), or,
-    if it has no `ImageSets`, is a folder of XML files beside their images. Image ids are 1..N,
-    category ids 1..K. Boxes are clipped and left out by the rules of `records.py`.
+    No image is decoded yet. Image ids count from 1 in the order of the files, category ids are
+    1..K. The rules in `records.py` say which boxes are clipped or left out.
 
     Args:
-        roots: the folders.
-        image_set: "trainval" for `ImageSets/Main/trainval.txt`; unused where there is none.
-        classes: the class names, or None for those found, sorted.
-        on_error: "stop" raises, "warn" leaves out and lists the image or object concerned, where
-            it is one.
+        roots: the folders. Each has the layout of VOCdevkit/VOC2007 (`Annotations`,
+            `ImageSets/Main`, `JPEGImages`); or it has no `ImageSets` and contains XML files
+            together with their images.
+        image_set: the name of the image list, such as "trainval" for
+            `ImageSets/Main/trainval.txt`; not used for folders without `ImageSets`.
+        classes: the names of the classes with the labels 1..K, or None for the classes of the
+            objects, sorted.
+        on_error: what happens if a single image or object cannot be used. "stop" raises an error;
+            "warn" leaves it out and adds an error to the dataset's `faults`. An error of a whole
+            folder is always raised.
 
     Raises:
-        DatasetError: a file cannot be read or is missing; an element is missing or not what it
-            should be; a class is not among `classes`; a file name leads out of its folder; a box
-            is not finite or outside its image.
+        DatasetError: a file is missing or cannot be read; an element is missing or invalid; a class
+            is not among `classes`; a file name leads out of its folder; a box is not finite or
+            outside its image.
     """
     faults = Faults(on_error)
     images: list[ImageEntry] = []
@@ -136,9 +148,9 @@ def _sources(root: Path, image_set: str, faults: Faults) -> list[_Source]:
 def _no_sources(root: Path, image_set: str) -> str:
     if (root / "Annotations").is_dir():
         return (
-            "has Annotations and no ImageSets, so nothing says which of its images are for "
-            f"training. Write their names, one a line, into ImageSets/Main/{image_set}.txt; or put "
-            "XML files and images of each part into one folder of their own and give that"
+            "has Annotations but no ImageSets, which lists the images to read: write their names, "
+            f"one per line, into ImageSets/Main/{image_set}.txt; or put the XML files and images "
+            "of each split into a folder of their own and give that folder"
         )
     inside = next((path for path in sorted(root.glob("**/ImageSets")) if path.is_dir()), None)
     hint = "" if inside is None else f"; did you mean {shown(inside.parent)}?"
@@ -146,7 +158,7 @@ def _no_sources(root: Path, image_set: str) -> str:
 
 
 def _name_images_alone(folder: Path, annotated: set[str], faults: Faults) -> None:
-    """Images of a flat folder that no XML file is about."""
+    """Warn about images of a flat folder that have no XML file."""
     alone = [
         path.name
         for path in sorted(folder.iterdir())
@@ -159,7 +171,10 @@ def _name_images_alone(folder: Path, annotated: set[str], faults: Faults) -> Non
 
 
 def _devkit_sources(root: Path, list_file: Path, faults: Faults) -> list[_Source]:
-    """The images that a file of `ImageSets/Main` lists: an id a line, maybe with a flag behind."""
+    """Return the images that a file of `ImageSets/Main` lists.
+
+    Each line has the id of an image, optionally followed by the flag -1, 0 or 1.
+    """
     if not list_file.exists():
         others = sorted(path.stem for path in list_file.parent.glob("*.txt"))
         known = f"; there are {', '.join(others[:8])}" if others else ""
@@ -192,7 +207,12 @@ def _devkit_sources(root: Path, list_file: Path, faults: Faults) -> list[_Source
 
 
 def _listed_name(line: str, annotations: Folder, list_file: Path, faults: Faults) -> str:
-    """The name that a line means: as it is, before a flag, or without folders and extension."""
+    """Return the id of the image that a line means.
+
+    It is the first of these that has an annotation file: the whole line, the line without its
+    flag, or either of them without folders and extension. If none has one, it is the line without
+    its flag.
+    """
     words = line.split()
     first = words[0] if len(words) == 1 or words[1] in ("-1", "0", "1") else line
     with_blanks = "image name with blanks" if " " in line else None
@@ -209,20 +229,26 @@ def _listed_name(line: str, annotations: Folder, list_file: Path, faults: Faults
                 if how is not None:
                     faults.taken(how, f"{list_file}: {shown(line)}")
                 return name
-        except DatasetError:  # leads out of the folder
+        except DatasetError:  # the name leads out of the folder
             continue
     return first
 
 
 def _stem(name: str) -> str:
-    """Of the name of an image, alone or in a folder JPEGImages, its stem; of others themselves."""
+    """Return an image's file name without its extension and folder; return other names unchanged.
+
+    The folder must be absent or named JPEGImages.
+    """
     path = PurePosixPath(name.replace("\\", "/"))
     in_its_place = path.parent.name == "JPEGImages" or path.name == name
     return path.stem if in_its_place and path.suffix.lower() in SUFFIXES else name
 
 
 class _SmallTree(TreeBuilder):
-    """Elements to a limit in number and depth: a megabyte of nothing else would take seconds."""
+    """Builds the element tree with limits on the number of elements and on their nesting.
+
+    A megabyte of nothing but elements would take seconds to parse.
+    """
 
     number = 0
     depth = 0
@@ -233,7 +259,7 @@ class _SmallTree(TreeBuilder):
         if self.number > MAX_ELEMENTS:
             raise ValueError(f"over {MAX_ELEMENTS} elements")
         if self.depth > MAX_DEPTH:
-            raise ValueError(f"over {MAX_DEPTH} elements within each other")
+            raise ValueError(f"over {MAX_DEPTH} elements deep")
         return super().start(tag, attrs)
 
     def end(self, tag: str, /) -> Element:
@@ -253,8 +279,9 @@ def _parse(xml: Path) -> Element:
 
 
 def _readable(encoded: bytes) -> bytes:
-    """In UTF-8, where the file declares an encoding of several bytes a character that the parser
-    does not know, such as gb2312.
+    """Convert an XML file to UTF-8 if it declares a multi-byte encoding that the parser lacks.
+
+    An example of such an encoding is gb2312.
     """
     declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.-]+)[\"'][^>]*\?>", encoded)
     if declared is None:
@@ -262,7 +289,7 @@ def _readable(encoded: bytes) -> bytes:
     codec = codecs.lookup(declared[1].decode("ascii")).name
     if codec not in MULTIBYTE:
         return encoded
-    codec = "gb18030" if codec in ("gb2312", "gbk") else codec  # which holds both
+    codec = "gb18030" if codec in ("gb2312", "gbk") else codec  # a superset of both
     return encoded[declared.end() :].decode(codec).encode()
 
 
@@ -273,7 +300,7 @@ def _image(source: _Source, tree: Element, image_id: int, faults: Faults) -> Ima
     path, place = _image_path(source, tree, faults), shown(source.xml)
     sides = [(tree.findtext(f"size/{key}") or "0").strip() for key in ("height", "width")]
     if all(side in ("", "0", "0.0") for side in sides):
-        faults.taken("image without a size", f"{place}: its image is read for it")
+        faults.taken("image without a size", f"{place}: its size is read from the image file")
         height, width = image_size(path)
     else:
         height, width = (_length(tree, f"size/{key}", place) for key in ("height", "width"))
@@ -281,14 +308,14 @@ def _image(source: _Source, tree: Element, image_id: int, faults: Faults) -> Ima
 
 
 def _image_path(source: _Source, tree: Element, faults: Faults) -> Path:
-    """The file that `<filename>` names; if there is none, one named as the XML file is."""
+    """Return the path of the image: the file in `<filename>`, or else the XML file's namesake."""
     place, images = shown(source.xml), source.images
     given = (tree.findtext("filename") or "").strip() or f"{source.xml.stem}.jpg"
     suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
     namesakes = [images.root / (source.xml.stem + suffix) for suffix in suffixes]
     own = next((path for path in namesakes if images.holds(path, where=place)), None)
     if own is not None and own.name == PurePosixPath(given.replace("\\", "/")).name:
-        return own  # whatever folder it was in when it was labelled
+        return own  # regardless of the folder that it was in when it was annotated
     named = images.locate(given, where=place)
     if "\\" in given and not images.holds(named, where=place):
         given = given.replace("\\", "/")
@@ -296,8 +323,8 @@ def _image_path(source: _Source, tree: Element, faults: Faults) -> Path:
     if images.holds(named, where=place):
         if own is not None and own != named:
             raise DatasetError(
-                f"{place}: <filename> is {shown(given)}, and there is {shown(own.name)} as well: "
-                "make them one"
+                f"{place}: <filename> is {shown(given)}, but {shown(own.name)} has the XML file's "
+                "name and exists as well: remove one of the images, or correct <filename>"
             )
         return named
     if own is not None:
@@ -317,7 +344,7 @@ def _objects(
 ) -> list[_Object]:
     objects, size, image_id = [], (image.height, image.width), image.image_id
     for number, element in enumerate(tree.findall("object"), start=1):
-        if (element.findtext("deleted") or "").strip() == "1":  # LabelMe's: it is no more
+        if (element.findtext("deleted") or "").strip() == "1":  # LabelMe marks deleted objects
             continue
         try:
             objects.append(
@@ -336,25 +363,25 @@ def _object(
 
 
 def _box(element: Element, place: str, size: tuple[int, int], faults: Faults) -> Box:
-    """xyxy, from 0: of `<bndbox>`, or around a `<polygon>` or a rotated `<robndbox>`."""
+    """Return the box, xyxy counted from 0, of a `<bndbox>`, or around a rotated box or polygon."""
     if element.find("bndbox") is None:
         for shape, around in (("robndbox", _around_rotated), ("polygon", _around_polygon)):
             if element.find(shape) is not None:
-                faults.taken(f"<{shape}>", f"{place}: its box is the upright one around it")
+                faults.taken(f"<{shape}>", f"{place}: the upright box around it is used")
                 return around(element, place, size)
     if len(element.findall("bndbox")) > 1:
         raise DatasetError(f"{place}: has {len(element.findall('bndbox'))} <bndbox>, expected one")
     x1, y1, x2, y2 = (
         _number(element, f"bndbox/{key}", place) for key in ("xmin", "ymin", "xmax", "ymax")
     )
-    if x1 - 1 > x2 or y1 - 1 > y2:  # a box of less than a pixel ends before the next one begins
-        detail = f"{place}: box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] is swapped"
+    if x1 - 1 > x2 or y1 - 1 > y2:  # a box thinner than a pixel has x1 - 1 <= x2 < x1
+        detail = f"{place}: box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] has its corners swapped"
         faults.warning("corners in another order", detail)
         x1, x2 = sorted((x1, x2))
         y1, y2 = sorted((y1, y2))
     rotation = _rotation(element, place)
     if rotation:
-        faults.taken("rotated box", f"{place}: its box is the upright one around it")
+        faults.taken("rotated box", f"{place}: the upright box around it is used")
         sides = (x2 - x1 + 1, y2 - y1 + 1)
         centre = ((x1 - 1 + x2) / 2, (y1 - 1 + y2) / 2)
         return box_around_rotated(*centre, *sides, math.radians(rotation), size)
@@ -362,7 +389,7 @@ def _box(element: Element, place: str, size: tuple[int, int], faults: Faults) ->
 
 
 def _rotation(element: Element, place: str) -> float:
-    """CVAT's attribute, in degrees; its box is the one before the turn."""
+    """Return CVAT's attribute "rotation" in degrees; CVAT writes the box before its rotation."""
     for attribute in element.iterfind("attributes/attribute"):
         if (attribute.findtext("name") or "").strip() == "rotation":
             return _number(attribute, "value", place)
@@ -370,7 +397,7 @@ def _rotation(element: Element, place: str) -> float:
 
 
 def _around_rotated(element: Element, place: str, size: tuple[int, int]) -> Box:
-    """roLabelImg's: centre, sides and an angle in radians."""
+    """Return the box around roLabelImg's `<robndbox>`: centre, sides and an angle in radians."""
     cx, cy, width, height, angle = (
         _number(element, f"robndbox/{key}", place) for key in ("cx", "cy", "w", "h", "angle")
     )
@@ -382,7 +409,7 @@ def _around_rotated(element: Element, place: str, size: tuple[int, int]) -> Box:
 
 
 def _around_polygon(element: Element, place: str, size: tuple[int, int]) -> Box:
-    """Of <x1> <y1> <x2> ..., or of <pt> <x> <y>."""
+    """Return the box around a polygon of <x1> <y1> <x2> ... or of <pt> with <x> and <y>."""
     numbers: dict[str, list[float]] = {"x": [], "y": []}
     for node in element.iterfind("polygon//*"):
         axis = node.tag[:1]
@@ -406,9 +433,9 @@ def _collect(found: list[_Object], roots: list[Path], faults: Faults) -> tuple[s
 def _known(
     classes: tuple[str, ...], found: list[_Object], images: list[ImageEntry], faults: Faults
 ) -> list[_Object]:
-    """The objects of these classes."""
+    """Return the objects of these classes, with their class names in the spelling of `classes`."""
     if len(set(classes)) != len(classes):
-        raise DatasetError(f"classes {', '.join(classes)}: a name is there twice")
+        raise DatasetError(f"classes {', '.join(classes)}: a name is listed twice")
     known = []
     for thing in found:
         name = class_named(thing.class_name, classes)

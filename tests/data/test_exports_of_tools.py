@@ -540,7 +540,7 @@ def test_a_file_name_and_a_namesake_that_differ(tmp_path: Path) -> None:
     voc(tmp_path, filename="b.jpg")
     one_fish(read_root(tmp_path))  # b.jpg is not there
     image(tmp_path / "JPEGImages" / "b.jpg")
-    with pytest.raises(DatasetError, match="<filename> is b.jpg, and there is a.jpg as well"):
+    with pytest.raises(DatasetError, match="<filename> is b.jpg, but a.jpg has the XML file's"):
         read_root(tmp_path)
 
 
