@@ -52,14 +52,14 @@ class Report:
         errors = [problem for problem in self.problems if problem.severity == "error"]
         if errors and on_error == "stop":
             others = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-            raise DatasetError(f"{_named(errors[0])}{others}")
+            raise DatasetError(f"{_as_line(errors[0])}{others}")
         usable = {}
         for split, dataset in self.splits.items():
             # The reader's errors have no file: it has left out these images and objects already.
             broken = [e for e in errors if e.split == split and e.file is not None]
             usable[split] = dataset.without(error.image_id for error in broken)
             if not len(usable[split]):
-                raise DatasetError(f"{_named(broken[0])}; no image of {split} is left")
+                raise DatasetError(f"{_as_line(broken[0])}; no image of {split} is left")
         return usable
 
     def to_json(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _example(problem: Problem) -> str:
     return problem.detail if problem.file is None else shown(Path(problem.file).name)
 
 
-def _named(problem: Problem) -> str:
+def _as_line(problem: Problem) -> str:
     """Return a problem in one line that begins with its file."""
     if problem.file is None:
         return problem.detail

@@ -82,7 +82,7 @@ def read_coco(
     content = _load(annotations, faults)
     categories = _categories(content, annotations, faults, wanted=classes)
     if classes is not None:
-        categories = _of_classes(classes, categories, faults)
+        categories = _given_classes(classes, categories, faults)
     entries = _images(content, annotations, Folder(images), faults)
     _check_boxes_are_xywh(content, annotations)
     objects, indices = _objects(
@@ -160,16 +160,16 @@ def _categories(
             raise DatasetError(f"{place}: an earlier category has the same id")
         twin = next((other for other, known in names.items() if known == name), None)
         if twin is not None:
-            idle = next((one for one in (category_id, twin) if one not in used), None)
-            if idle is None:
+            unused = next((one for one in (category_id, twin) if one not in used), None)
+            if unused is None:
                 raise DatasetError(
                     f"{place}: an earlier category has the same name {shown(repr(name))}, and both "
                     f"have objects: rename one, or give the objects of this one the id {twin}"
                 )
             detail = f"{place}: an earlier category has the same name {shown(repr(name))}"
             faults.taken("category twice", f"{detail}; the one without objects is left out")
-            names.pop(idle, None)
-            if idle == category_id:
+            names.pop(unused, None)
+            if unused == category_id:
                 continue
         names[category_id] = name
     for category_id in list(names):
@@ -182,7 +182,7 @@ def _categories(
     return dict(sorted(names.items()))
 
 
-def _of_classes(
+def _given_classes(
     classes: tuple[str, ...], categories: dict[int, str], faults: Faults
 ) -> dict[int, str]:
     """Return the given classes by category id, in the given order.
@@ -276,7 +276,7 @@ def _objects(
     objects: list[ObjectEntry] = []
     indices: list[int] = []
     ids: set[int] = set()
-    nameless: list[str] = []
+    without_id: list[str] = []
     for index, (place, entry) in enumerate(
         _entries(content, "annotations", file, may_be_empty=True)
     ):
@@ -301,14 +301,14 @@ def _objects(
         # The id is not used here, but pycocotools reads 0 as "no match" and confuses equal ids.
         annotation_id = integer(entry.get("id"))
         if annotation_id is None:
-            nameless.append(place)
+            without_id.append(place)
             continue
         if annotation_id == 0 or annotation_id in ids:
             what = "is 0" if annotation_id == 0 else "is used twice"
             faults.warning("annotation id", f"{place}: its id {what}", image_id)
         ids.add(annotation_id)
-    if nameless:
-        detail = f"{nameless[0]}: has no integer id; {len(nameless)} objects in all have none"
+    if without_id:
+        detail = f"{without_id[0]}: has no integer id; {len(without_id)} objects in all have none"
         faults.warning("annotation id", detail)
     return objects, indices
 

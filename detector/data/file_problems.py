@@ -19,10 +19,10 @@ from detector.data.loading import START, TIME_LIMIT, worker_errors_named, worker
 from detector.data.problems import Problem, Splits, problem_of_image
 
 CHUNK = 32  # files that a worker examines before it returns its results
-Watch = Callable[[Iterator["_Look"]], Iterator["_Look"]]
+Watch = Callable[[Iterator["_Inspection"]], Iterator["_Inspection"]]
 
 
-class _Look(NamedTuple):
+class _Inspection(NamedTuple):
     """What was found out about one image file."""
 
     size: tuple[int, int] | None  # (h, w) as stored, before any EXIF rotation; None if unreadable
@@ -31,7 +31,7 @@ class _Look(NamedTuple):
     digest: bytes | None  # SHA-256 of the file, if it was asked for
 
 
-class _Files(Dataset[_Look]):
+class _Files(Dataset[_Inspection]):
     """Examines the image files of a dataset, one per index.
 
     A file can be used if the dataset loads it. To save time, a file is assumed to load if its
@@ -50,7 +50,7 @@ class _Files(Dataset[_Look]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> _Look:
+    def __getitem__(self, index: int) -> _Inspection:
         record, refusal, digest = self.dataset.records[index], None, None
         size, orientation = _header(record.path)
         is_as_annotated = size == (record.height, record.width) and orientation == 1
@@ -61,7 +61,7 @@ class _Files(Dataset[_Look]):
                 refusal = str(error)
         if index in self.hashed:
             digest = _digest(record.path)
-        return _Look(size, orientation, refusal, digest)
+        return _Inspection(size, orientation, refusal, digest)
 
 
 def file_problems(
@@ -84,14 +84,14 @@ def file_problems(
     hashed = _same_length(splits)
     for split, dataset in splits.items():
         files = _Files(dataset, decode=decode, hashed=hashed[split])
-        looks = watched(_looks(files, num_workers, split))
-        for record, look in zip(dataset.records, looks, strict=False):
+        inspections = watched(_inspect(files, num_workers, split))
+        for record, inspection in zip(dataset.records, inspections, strict=False):
             problems += [
                 problem_of_image(severity, split, kind, detail, record)
-                for severity, kind, detail in _findings(record, look)
+                for severity, kind, detail in _problems_of_file(record, inspection)
             ]
-            if look.digest is not None:
-                other, twin = first.setdefault(look.digest, (split, record))
+            if inspection.digest is not None:
+                other, twin = first.setdefault(inspection.digest, (split, record))
                 if other != split:
                     detail = f"the same file as {shown(twin.path)} (id {twin.image_id}) of {other}"
                     problems.append(
@@ -100,19 +100,19 @@ def file_problems(
     return problems
 
 
-def _findings(record: Record, look: _Look) -> Iterator[tuple[str, str, str]]:
+def _problems_of_file(record: Record, inspection: _Inspection) -> Iterator[tuple[str, str, str]]:
     """Yield the severity, kind and detail of each problem of one file."""
-    if look.refusal is not None:
-        differs = look.size not in (None, (record.height, record.width))
+    if inspection.refusal is not None:
+        differs = inspection.size not in (None, (record.height, record.width))
         kind = "size differs" if differs else "image unreadable"
-        reason = look.refusal.removesuffix(f"; image id {record.image_id}")
+        reason = inspection.refusal.removesuffix(f"; image id {record.image_id}")
         yield "error", kind, reason.removeprefix(f"{shown(record.path)}: ")
-    if look.orientation != 1:
-        yield "warning", "EXIF orientation", f"orientation {look.orientation}, not upright"
+    if inspection.orientation != 1:
+        yield "warning", "EXIF orientation", f"orientation {inspection.orientation}, not upright"
 
 
-def _looks(files: _Files, num_workers: int, split: str) -> Iterator[_Look]:
-    chunks: DataLoader[_Look] = DataLoader(
+def _inspect(files: _Files, num_workers: int, split: str) -> Iterator[_Inspection]:
+    chunks: DataLoader[_Inspection] = DataLoader(
         files,
         batch_size=CHUNK,
         collate_fn=list,

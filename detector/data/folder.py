@@ -79,16 +79,16 @@ class Folder:
         Such a file may differ from the name in its extension, in upper and lower case, in its
         folder, in escapes such as %20, or in the Unicode form of its accents.
         """
-        wanted = _alike(PurePosixPath(unquote(name.replace("\\", "/"))).name)
+        wanted = _normalised(PurePosixPath(unquote(name.replace("\\", "/"))).name)
         stem = wanted.rpartition(".")[0] or wanted
-        by_name, by_stem = self._below()
+        by_name, by_stem = self._list_files()
         found = by_name.get(wanted) or by_stem.get(stem)
         if not found:
             return ""
         others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         return f"; did you mean {shown(found[0])}{others}?"
 
-    def _below(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    def _list_files(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
         """Return up to about MAX_LISTED files in the folder and below, by name and by stem."""
         if self._files is None:
             self._files = ({}, {})
@@ -98,14 +98,14 @@ class Folder:
                 for file in sorted(files):
                     path = Path(folder, file).relative_to(self.root)
                     for names, key in zip(self._files, (path.name, path.stem), strict=True):
-                        names.setdefault(_alike(key), []).append(path)
+                        names.setdefault(_normalised(key), []).append(path)
                 number += len(files)
                 if number > MAX_LISTED:
                     break
         return self._files
 
 
-def _alike(name: str) -> str:
+def _normalised(name: str) -> str:
     """Return a name in a form that ignores case and how Unicode composes its accents."""
     return unicodedata.normalize("NFC", name).casefold()
 

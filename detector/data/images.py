@@ -97,7 +97,7 @@ def read_image(path: Path, *, size: Size | None = None) -> Tensor:
     header = read_header(encoded, path)
     size = size or header.turned_size
     if size not in (header.size, header.turned_size):
-        raise file_error(path, _other_size(header, size))
+        raise file_error(path, _wrong_size(header, size))
     try:
         pixels = _decode(encoded, header)
     except Exception as error:  # a damaged file can raise any exception
@@ -125,7 +125,7 @@ def read_header(encoded: bytes, path: Path) -> Header:
     """
     kind = _kind(encoded)
     if kind is None:
-        raise file_error(path, f"cannot be decoded ({_other_kind(encoded)})")
+        raise file_error(path, f"cannot be decoded ({_unknown_kind(encoded)})")
     try:
         with _opened(encoded, kind) as image:
             size = (image.height, image.width)
@@ -219,14 +219,14 @@ def _text(size: Size) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _other_kind(encoded: bytes) -> str:
+def _unknown_kind(encoded: bytes) -> str:
     if encoded[4:8] == b"ftyp" and encoded[8:12] in HEIF:
         return "HEIC or AVIF: convert it to JPEG or PNG, for example with the package pillow-heif"
     start = f"it begins with {encoded[:12]!r}" if encoded else "it is empty"
     return f"not a JPEG, PNG, WebP, BMP, TIFF or GIF file: {start}"
 
 
-def _other_size(header: Header, size: Size) -> str:
+def _wrong_size(header: Header, size: Size) -> str:
     turned = ""
     if header.turned_size != header.size:
         turned = f" ({_text(header.turned_size)} turned by its EXIF orientation)"

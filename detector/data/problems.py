@@ -50,7 +50,7 @@ def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list
         for name, number in zip(dataset.classes, objects_by_class(dataset), strict=True):
             if number == 0:
                 problems.append(Problem("warning", split, "class without objects", shown(name)))
-        for index, kind, detail in _oddities(dataset.records, min_size, max_size):
+        for index, kind, detail in _warnings_of_objects(dataset.records, min_size, max_size):
             problems.append(
                 problem_of_image("warning", split, kind, detail, dataset.records[index])
             )
@@ -66,7 +66,7 @@ def _listed_twice(split: str, records: list[Record]) -> Iterator[Problem]:
             yield problem_of_image("warning", split, "image listed twice", detail, record)
 
 
-def _oddities(
+def _warnings_of_objects(
     records: list[Record], min_size: int, max_size: int
 ) -> Iterator[tuple[int, str, str]]:
     """Yield the image index, kind and detail of each warning about objects.

@@ -72,21 +72,21 @@ def build_dataset(
         moved = (fitted.astype(np.float32) != boxes.astype(np.float32)).any(axis=1)
     has_area = _has_area(fitted.astype(np.float32))
 
-    def told(indices: np.ndarray) -> Iterator[tuple[int, str, int]]:
+    def described(indices: np.ndarray) -> Iterator[tuple[int, str, int]]:
         for index in indices.tolist():
             box = f"{name(index)}: box {boxes[index].tolist()} (xyxy)"
             yield index, box, images[image_index[index]].image_id
 
-    for _, box, image_id in told(np.flatnonzero(~finite)):
+    for _, box, image_id in described(np.flatnonzero(~finite)):
         faults.error("box not finite", DatasetError(f"{box} is not finite"), image_id)
-    for index, box, image_id in told(np.flatnonzero(finite & ~inside)):
+    for index, box, image_id in described(np.flatnonzero(finite & ~inside)):
         height, width = of_object[index].astype(int)
         message = f"{box} reaches outside its image, which is {width}x{height} pixels"
         faults.error("box outside its image", DatasetError(message), image_id)
     fit = finite & inside
-    for _, box, image_id in told(np.flatnonzero(fit & ~has_area)):
+    for _, box, image_id in described(np.flatnonzero(fit & ~has_area)):
         faults.warning("box without area", f"{box} has no area and is left out", image_id)
-    for _, box, image_id in told(np.flatnonzero(fit & has_area & moved)):
+    for _, box, image_id in described(np.flatnonzero(fit & has_area & moved)):
         faults.warning("box clipped", f"{box} is clipped to its image", image_id)
 
     return DetectionDataset(

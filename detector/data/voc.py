@@ -106,9 +106,9 @@ def read_voc(
     if not images:
         raise DatasetError(f"{faults.found[0].detail}; none of the images can be used")
     if classes is None:
-        classes = _collect(found, roots, faults)
+        classes = _collect_classes(found, roots, faults)
     else:
-        found = _known(classes, found, images, faults)
+        found = _of_known_classes(classes, found, images, faults)
     label = {name: index for index, name in enumerate(classes, start=1)}
     return build_dataset(
         images=images,
@@ -141,7 +141,7 @@ def _sources(root: Path, image_set: str, faults: Faults) -> list[_Source]:
     sources = [_Source(xml, images) for xml in sorted(images.root.glob("*.xml"))]
     if not sources:
         raise DatasetError(f"{root}: {_no_sources(root, image_set)}")
-    _name_images_alone(images.root, {source.xml.stem for source in sources}, faults)
+    _warn_of_unannotated_images(images.root, {source.xml.stem for source in sources}, faults)
     return sources
 
 
@@ -157,7 +157,7 @@ def _no_sources(root: Path, image_set: str) -> str:
     return f"holds neither a folder ImageSets nor XML files{hint}"
 
 
-def _name_images_alone(folder: Path, annotated: set[str], faults: Faults) -> None:
+def _warn_of_unannotated_images(folder: Path, annotated: set[str], faults: Faults) -> None:
     """Warn about images of a flat folder that have no XML file."""
     alone = [
         path.name
@@ -244,7 +244,7 @@ def _stem(name: str) -> str:
     return path.stem if in_its_place and path.suffix.lower() in SUFFIXES else name
 
 
-class _SmallTree(TreeBuilder):
+class _LimitedTree(TreeBuilder):
     """Builds the element tree with limits on the number of elements and on their nesting.
 
     A megabyte of nothing but elements would take seconds to parse.
@@ -270,7 +270,7 @@ class _SmallTree(TreeBuilder):
 def _parse(xml: Path) -> Element:
     encoded = read_file(xml, max_bytes=MAX_BYTES)
     try:
-        parser = XMLParser(target=_SmallTree())
+        parser = XMLParser(target=_LimitedTree())
         parser.feed(_readable(encoded))
         tree: Element = parser.close()
     except (ParseError, ValueError, LookupError) as error:
@@ -421,7 +421,7 @@ def _around_polygon(element: Element, place: str, size: tuple[int, int]) -> Box:
     return within((*low, max(numbers["x"]), max(numbers["y"])), size)
 
 
-def _collect(found: list[_Object], roots: list[Path], faults: Faults) -> tuple[str, ...]:
+def _collect_classes(found: list[_Object], roots: list[Path], faults: Faults) -> tuple[str, ...]:
     if not found:
         first = next((fault.detail for fault in faults.found if fault.severity == "error"), None)
         reason = "no XML file has an <object>" if first is None else f"the first: {first}"
@@ -430,7 +430,7 @@ def _collect(found: list[_Object], roots: list[Path], faults: Faults) -> tuple[s
     return tuple(sorted({thing.class_name for thing in found}))
 
 
-def _known(
+def _of_known_classes(
     classes: tuple[str, ...], found: list[_Object], images: list[ImageEntry], faults: Faults
 ) -> list[_Object]:
     """Return the objects of these classes, with their class names in the spelling of `classes`."""
