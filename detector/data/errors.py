@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from detector import exit_codes
 
-MAX_SHOWN = 400  # characters
+MAX_SHOWN = 400  # the most characters of a name or value in a message
 
 
 class DatasetError(ValueError):
@@ -17,7 +17,7 @@ class DatasetError(ValueError):
 class Fault(NamedTuple):
     """A problem of one image or object that its reader can continue with."""
 
-    severity: str  # "error": it was left out; "warning": it is used, or had nothing worth using
+    severity: str  # "error": unusable and left out; "warning": used, or left out without loss
     kind: str
     detail: str  # one line that names the file and the object
     image_id: int | None = None

@@ -19,6 +19,7 @@ from detector.data.loading import START, TIME_LIMIT, worker_errors_named, worker
 from detector.data.problems import Problem, Splits, problem_of_image
 
 CHUNK = 32  # files that a worker examines before it returns its results
+# Wraps the iterator over the results of a split, and may end it early.
 Watch = Callable[[Iterator["_Inspection"]], Iterator["_Inspection"]]
 
 

@@ -1,4 +1,4 @@
-"""The check: counts and problems of a small data set whose every fault was put there by hand."""
+"""Tests of the data check: counts and problems of a small data set with deliberate faults."""
 
 import hashlib
 import json
@@ -35,7 +35,12 @@ def turned(orientation: int) -> Image.Exif:
 
 
 def read(folder: Path, images: list[tuple], boxes: list[tuple]) -> DetectionDataset:
-    """Images (id, name, width, height), boxes (image id, category id, x, y, w, h, crowd)."""
+    """Write and read a COCO-format data set.
+
+    Args:
+        images: (id, name, width, height).
+        boxes: (image id, category id, x, y, w, h, crowd).
+    """
     content = {
         "images": [
             dict(zip(("id", "file_name", "width", "height"), image, strict=True))
@@ -53,21 +58,21 @@ def read(folder: Path, images: list[tuple], boxes: list[tuple]) -> DetectionData
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> DetectionDataset:
-    """Three images: of the second all is well, the third has nothing."""
+    """Three images: the first has several faults, the second none, the third has no objects."""
     sizes = {"a.jpg": (100, 50), "b.png": (200, 120), "c.jpg": (60, 80)}
     for seed, (name, size) in enumerate(sizes.items()):
         save(tmp_path / name, *size, seed)
     images = [(7 + i, name, *size) for i, (name, size) in enumerate(sizes.items())]
     boxes = [
         (7, 1, 0, 0, 20, 10, 0),  # 200 square pixels: small
-        (7, 1, 0, 0, 20, 10, 0),  # the same once more
-        (7, 2, 0, 0, 20, 10, 0),  # of another class
+        (7, 1, 0, 0, 20, 10, 0),  # a duplicate of it
+        (7, 2, 0, 0, 20, 10, 0),  # the same box with another class
         (7, 1, 90, 40, 10.5, 10, 0),  # half a pixel outside
         (7, 1, 5, 5, 0, 10, 0),  # without area
         (7, 1, 5, 5, 1, 10, 0),  # one pixel wide
-        (7, 1, 5, 5, 1, 20, 1),  # a crowd, which may be
-        (8, 2, 10, 10, 32, 32, 0),  # 1024: the least that is medium
-        (8, 2, 0, 0, 96, 96, 0),  # 9216: the least that is large
+        (7, 1, 5, 5, 1, 20, 1),  # a crowd, which may be tiny
+        (8, 2, 10, 10, 32, 32, 0),  # area 1024: the smallest medium object
+        (8, 2, 0, 0, 96, 96, 0),  # area 9216: the smallest large object
     ]
     return read(tmp_path, images, boxes)
 
@@ -97,7 +102,8 @@ def test_a_split_without_objects_is_counted(tmp_path: Path) -> None:
 
 
 def test_annotation_problems(dataset: DetectionDataset) -> None:
-    # Image 7 of 100x50 grows 2 times (200 / 50 would make its longer side 400): 1 pixel becomes 2.
+    # Image 7 is 100x50 and is enlarged by 2, since 200 / 50 = 4 would make its longer side 400.
+    # 1 pixel becomes 2.
     problems = annotation_problems({"train": dataset}, min_size=200, max_size=200)
     found = {(p.kind, p.image_id): p for p in problems}
     assert set(found) == {
@@ -117,7 +123,7 @@ def test_annotation_problems(dataset: DetectionDataset) -> None:
     assert found["tiny object", 7].detail.endswith("after the resize: 1")
     assert found["tiny object", 7].file == str(dataset.records[0].path)
 
-    # 200 / 50 makes 1 pixel 4: no longer tiny.
+    # Enlarged by 200 / 50 = 4, 1 pixel becomes 4 and is no longer tiny.
     larger = annotation_problems({"train": dataset}, min_size=200, max_size=400)
     assert "tiny object" not in {p.kind for p in larger}
 
@@ -128,11 +134,11 @@ def test_upright_files_of_the_right_size_are_not_decoded(
     loaded = []
     original = DetectionDataset.__getitem__
 
-    def noting(self: DetectionDataset, index: int) -> object:
+    def recording(self: DetectionDataset, index: int) -> object:
         loaded.append(index)
         return original(self, index)
 
-    monkeypatch.setattr(DetectionDataset, "__getitem__", noting)
+    monkeypatch.setattr(DetectionDataset, "__getitem__", recording)
     assert file_problems({"train": dataset}, decode=False, num_workers=0) == []
     assert loaded == []
     assert file_problems({"train": dataset}, decode=True, num_workers=0) == []
@@ -162,7 +168,7 @@ def test_file_problems(tmp_path: Path, num_workers: int) -> None:
     (folder / "html.jpg").write_text("<html>404</html>")
     (folder / "empty.png").write_bytes(b"")
     pixels = bytearray((folder / "bit.png").read_bytes())
-    pixels[len(pixels) // 2] ^= 1  # only decoding can tell
+    pixels[len(pixels) // 2] ^= 1  # damage that only decoding finds
     (folder / "bit.png").write_bytes(pixels)
     whole = (folder / "cut.jpg").read_bytes()
     (folder / "cut.jpg").write_bytes(whole[:-200])
@@ -247,17 +253,18 @@ def test_the_same_image_in_two_splits(tmp_path: Path, monkeypatch: pytest.Monkey
     hashed = []
     original = hashlib.file_digest
 
-    def noting(file: BinaryIO, digest: str) -> object:
+    def recording(file: BinaryIO, digest: str) -> object:
         hashed.append(Path(file.name).name)
         return original(file, digest)
 
-    monkeypatch.setattr(hashlib, "file_digest", noting)
+    monkeypatch.setattr(hashlib, "file_digest", recording)
     train, val = tmp_path / "train", tmp_path / "val"
     for seed in range(3):
         save(train / f"{seed}.png", 16, 16, seed)
     val.mkdir()
     shutil.copy(train / "1.png", val / "other name.png")
-    # Of a length of its own; the others as long as one of the other split, of which two differ.
+    # train/0.png has a length that no file of the other split has, so it is not hashed. The other
+    # files have such a length: 1.png and its copy are equal, 2.png and 3.png differ in one byte.
     (train / "0.png").write_bytes((train / "0.png").read_bytes() + bytes(999))
     (train / "2.png").write_bytes((train / "0.png").read_bytes() + b"x")
     (val / "3.png").write_bytes((train / "0.png").read_bytes() + b"y")
@@ -332,4 +339,4 @@ def test_a_check_that_is_told_to_leave(dataset: DetectionDataset) -> None:
 def test_hostile_names_stay_in_their_cell() -> None:
     lines = table(["a|b", "c"], [["x\ny", "\x1b[31m\udc80"]]).splitlines()
     assert lines == ["| a\\|b | c |", "| --- | --- |", "| x y | \\x1b[31m\\udc80 |"]
-    "\n".join(lines).encode()  # a lone surrogate would raise
+    "\n".join(lines).encode()  # raises if a lone surrogate is left

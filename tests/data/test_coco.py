@@ -1,4 +1,4 @@
-"""The COCO reader: hand-made boxes, and a culprit named for every fault."""
+"""Tests of the COCO reader: hand-made annotations, and the error message of every fault."""
 
 import copy
 import json
@@ -14,7 +14,8 @@ from torchvision.transforms.functional import to_pil_image
 from detector.data.coco import read_coco
 from detector.data.dataset import DatasetError, DetectionDataset
 
-# Category ids neither ordered nor dense; annotations not grouped by image; image 5 has none.
+# Category ids are neither ordered nor dense, annotations are not grouped by image, and image 5 has
+# no annotations.
 CONTENT = {
     "images": [
         {"id": 900100581187, "file_name": "sub/b.png", "width": 60, "height": 40},
@@ -69,7 +70,7 @@ def test_samples(folder: Path) -> None:
     assert first["image"].shape == (3, 40, 60) and first["image"].dtype == torch.uint8
     assert first["boxes"].tolist() == [[1.5, 2, 11.5, 22.25], [4, 5, 10, 12]]
     assert first["labels"].tolist() == [3, 2]
-    assert first["area"].tolist() == [202.5, 42]  # 10 * 20.25 and 6 * 7: the file gives none
+    assert first["area"].tolist() == [202.5, 42]  # 10 * 20.25 and 6 * 7, as the file has no area
     assert first["iscrowd"].tolist() == [False, True]
 
     assert empty["image_id"] == 5 and empty["boxes"].shape == (0, 4)
@@ -84,11 +85,11 @@ def test_samples(folder: Path) -> None:
 
 def test_boxes_are_clipped_and_dropped_and_counted(folder: Path) -> None:
     dataset = read(
-        folder,  # of a 30x50 image
+        folder,  # boxes of a 30x50 image
         with_boxes(
             [-1, 0, 5, 5],  # clipped
             [25, 45, 6, 6],  # clipped
-            [0, 0, 30.0000001, 50],  # the image, in float32
+            [0, 0, 30.0000001, 50],  # exactly the image in float32
             [3, 3, 0, 4],  # dropped: no width
             [3, 3, 4, -2],  # dropped: no height
             [3, 3, 1e-9, 4],  # dropped: no width in float32
@@ -116,7 +117,7 @@ def test_boxes_are_clipped_and_dropped_and_counted(folder: Path) -> None:
         [0, -1.01, 5, 5],
         [25, 0, 6.01, 5],
         [0, 45, 5, 6.01],
-        [30.25, 0, 0.5, 5],  # within the tolerance, but no part of it is inside
+        [30.25, 0, 0.5, 5],  # within the tolerance, but completely outside the image
         [500, 500, 0, 0],
     ],
 )
@@ -135,7 +136,7 @@ def test_box_that_is_not_finite(folder: Path, value: float) -> None:
 
 
 REMOVED = object()
-FAULTS = [  # (where, key, value; words of the message)
+FAULTS = [  # (path to the changed container, key, new value, words of the error message)
     ([], "images", REMOVED, ["'images'", "missing"]),
     ([], "annotations", REMOVED, ["'annotations'", "missing"]),
     ([], "categories", REMOVED, ["'categories'", "missing"]),
@@ -238,7 +239,7 @@ def test_relative_image_folder_cannot_be_left(
     (folder / "gt.json").write_text(json.dumps(content))
     dataset = read_coco(images=Path("."), annotations=folder / "gt.json")
     monkeypatch.chdir(folder)
-    assert dataset[0]["image"].shape == (3, 40, 60)  # found from elsewhere, too
+    assert dataset[0]["image"].shape == (3, 40, 60)  # also found from another working directory
     monkeypatch.chdir(folder / "images" / "sub")
     content["images"][0]["file_name"] = "../a.png"
     (folder / "gt.json").write_text(json.dumps(content))
@@ -276,7 +277,7 @@ def test_real_data_against_pycocotools(shared_data: Path, split: str) -> None:
 
 
 def test_links_to_nothing_and_pipes(folder: Path) -> None:
-    """Beside the images they trouble nobody; named, they are no files."""
+    """They are ignored in the image folder; if the annotations name one, it does not exist."""
     (folder / "images" / "loop.png").symlink_to("loop.png")
     os.mkfifo(folder / "images" / "pipe.png")
     assert len(read(folder, CONTENT)) == 3
@@ -307,9 +308,9 @@ def test_ground_truth_reads_back(folder: Path) -> None:
 def test_errors_can_be_left_out(folder: Path) -> None:
     content = copy.deepcopy(CONTENT)
     good = content["annotations"][1]
-    content["images"][0]["file_name"] = "lost.png"  # with two objects, which go with it
+    content["images"][0]["file_name"] = "lost.png"  # its two objects are left out with it
     content["images"] += [{**content["images"][1], "file_name": "c.png"}, {"id": "six"}]
-    content["annotations"].append({**good, "image_id": 5})  # of which of the two?
+    content["annotations"].append({**good, "image_id": 5})  # two images have the id 5
     content["annotations"] += [
         {**good, "id": 0},
         {**good, "id": 8},
@@ -351,7 +352,7 @@ def test_errors_can_be_left_out(folder: Path) -> None:
     order = ((9, 13), (14, 18), (10, 14), (11, 15), (12, 16))
     places = [f"annotations[{i}] (id {n})" for i, n in order]
     for fault, place in zip(dataset.faults[-5:], places, strict=True):
-        assert place in fault.detail  # indices of the file, not of what is left of it
+        assert place in fault.detail  # indices into the file's list, not into the usable objects
 
 
 def test_objects_without_ids_are_one_fault(folder: Path) -> None:

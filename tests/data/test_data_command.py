@@ -1,4 +1,4 @@
-"""python -m detector.data: what each command prints, writes and exits with."""
+"""Tests of `python -m detector.data`: the output, files and exit code of each command."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ CONTENT = {
 
 @pytest.fixture
 def overrides(tmp_path: Path) -> list[str]:
-    """A training's words for clean data."""
+    """The arguments of a training on data without faults."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
@@ -61,7 +61,7 @@ def test_broken_files_are_errors(
     broken = bytearray((tmp_path / "val" / "1.png").read_bytes())
     broken[len(broken) // 2] ^= 1
     (tmp_path / "val" / "1.png").write_bytes(broken)
-    assert main(["check", *overrides]) == 0  # its header and its end are whole
+    assert main(["check", *overrides]) == 0  # its first and last bytes are correct
     assert main(["check", "--json", "decode=true", *overrides]) == 1
     out = capsys.readouterr().out
     (problem,) = json.loads(out[out.index("{") :])["problems"]
@@ -72,11 +72,11 @@ def test_broken_files_are_errors(
 def test_a_mended_copy(
     tmp_path: Path, overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is wrong is clipped, renamed or left out in a new file; the given one stays."""
+    """A new file has faulty boxes clipped or left out, and the original does not change."""
     given = json.loads((tmp_path / "train.json").read_text())
     first, second, third = given["annotations"][:3]
-    first["bbox"] = [-0.5, 2, 10, 8]  # is clipped
-    second["category_id"] = 77  # is left out
+    first["bbox"] = [-0.5, 2, 10, 8]  # clipped
+    second["category_id"] = 77  # left out
     third["bbox"] = ["1", "2", "3", "4"]
     given["images"][2]["file_name"] = "lost.png"
     (tmp_path / "train.json").write_text(json.dumps(given))
@@ -96,7 +96,7 @@ def test_a_mended_copy(
         assert words in changes
     again = [word for word in overrides if not word.startswith("data.train.annotations")]
     assert main(["check", *again, f"data.train.annotations={mended}"]) == 0
-    assert main(["check", *overrides]) == 1  # the given one is as it was
+    assert main(["check", *overrides]) == 1  # the original still has its errors
     with pytest.raises(ConfigError, match="is there already"):
         main(["check", f"fix={mended}", *overrides])
 

@@ -1,5 +1,7 @@
-"""Annotations as labelling tools and converters write them: what can be read in one way only is
-taken, with one warning of its kind; the rest is refused with a hint.
+"""Tests of annotations as annotation tools and converters write them.
+
+Deviations with only one possible meaning are accepted with one warning per kind; all others are
+refused with a hint.
 """
 
 import gzip
@@ -33,7 +35,7 @@ def kinds(dataset: DetectionDataset) -> list[str]:
 
 
 def coco(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Two images, an object each, two categories."""
+    """Return content with two images, one object in each, and two categories."""
     for name in ("a.jpg", "b.jpg"):
         image(folder / "train" / name)
     content = {
@@ -56,7 +58,7 @@ def read(folder: Path, content: Any, **options: Any) -> DetectionDataset:
     return read_coco(images=folder / "train", annotations=file, **options)
 
 
-def as_usual(dataset: DetectionDataset) -> None:
+def assert_as_usual(dataset: DetectionDataset) -> None:
     assert [record.path.name for record in dataset.records] == ["a.jpg", "b.jpg"]
     assert [record.labels.tolist() for record in dataset.records] == [[1], [2]]
     assert dataset.records[0].boxes.tolist() == [[2, 3, 12, 11]]
@@ -75,9 +77,9 @@ def test_ids_as_text_and_as_fractions(tmp_path: Path, kind: Any) -> None:
             kind(entry["image_id"]),
             kind(entry["category_id"]),
         )
-    content["images"][0]["id"] = 1  # and not all of them
+    content["images"][0]["id"] = 1  # one of them stays an integer
     dataset = read(tmp_path, content)
-    as_usual(dataset)
+    assert_as_usual(dataset)
     assert kinds(dataset) == ["id that is no integer"]
 
 
@@ -86,7 +88,7 @@ def test_boxes_as_text(tmp_path: Path, bbox: Any) -> None:
     content = coco(tmp_path)
     content["annotations"][0]["bbox"] = bbox
     dataset = read(tmp_path, content)
-    as_usual(dataset)
+    assert_as_usual(dataset)
     assert kinds(dataset) == ["box as text"]
 
 
@@ -95,7 +97,7 @@ def test_images_without_a_size(tmp_path: Path, size: dict[str, Any]) -> None:
     content = coco(tmp_path)
     content["images"][0] = {"id": 1, "file_name": "a.jpg"} | size
     dataset = read(tmp_path, content)
-    as_usual(dataset)
+    assert_as_usual(dataset)
     assert kinds(dataset) == ["image without a size"]
 
 
@@ -111,7 +113,7 @@ def test_a_turned_image_without_a_size_is_as_a_viewer_shows_it(tmp_path: Path) -
 
 
 def test_masks_without_a_box(tmp_path: Path) -> None:
-    """Polygons and both forms of run lengths of one rectangle."""
+    """The same rectangle as polygons and as both forms of run lengths."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
     mask[3:11, 2:12] = 1
     runs = coco_mask.encode(mask)
@@ -129,11 +131,11 @@ def test_masks_without_a_box(tmp_path: Path) -> None:
         del content["annotations"][0]["bbox"]
         content["annotations"][0]["segmentation"] = segmentation
         dataset = read(tmp_path, content)
-        as_usual(dataset)
+        assert_as_usual(dataset)
         assert kinds(dataset) == ["mask without a box"]
     for odd in (
         [[1, 2, "x"]],
-        {"counts": [1, 2], "size": [0, 5]},  # would end the process in pycocotools
+        {"counts": [1, 2], "size": [0, 5]},  # would crash the process in pycocotools
         {"counts": [1, 2], "size": [HEIGHT, WIDTH]},
         {"counts": lengths, "size": [WIDTH, HEIGHT]},
         runs | {"size": [2 * HEIGHT, WIDTH]},
@@ -155,16 +157,16 @@ def test_file_names_with_folders(tmp_path: Path, name: str, kind: str) -> None:
     content = coco(tmp_path)
     content["images"][0]["file_name"] = name
     dataset = read(tmp_path, content)
-    as_usual(dataset)
+    assert_as_usual(dataset)
     assert kind in kinds(dataset)
 
 
 def test_a_category_that_stands_for_all(tmp_path: Path) -> None:
-    """Roboflow's: it has no object, and the others name it as what they are kinds of."""
+    """Roboflow adds a category without objects that all others have as their supercategory."""
     placeholder = {"id": 0, "name": "animals", "supercategory": "none"}
     named = [entry | {"supercategory": "animals"} for entry in coco(tmp_path)["categories"]]
     dataset = read(tmp_path, coco(tmp_path, categories=[placeholder, *named]))
-    as_usual(dataset)
+    assert_as_usual(dataset)
     assert kinds(dataset) == ["no class"]
     asked = read(
         *(tmp_path, coco(tmp_path, categories=[placeholder, *named])),
@@ -176,7 +178,7 @@ def test_a_category_that_stands_for_all(tmp_path: Path) -> None:
 
 
 def test_a_category_that_is_its_own_kind_is_a_class(tmp_path: Path) -> None:
-    """As COCO's person is, also where it has no object."""
+    """A category that is its own supercategory, as "person" in COCO, is one without objects too."""
     crab = {"id": 3, "name": "crab", "supercategory": "crab"}
     dataset = read(tmp_path, coco(tmp_path, categories=[*coco(tmp_path)["categories"], crab]))
     assert dataset.classes == ("fish", "star", "crab") and kinds(dataset) == []
@@ -195,7 +197,7 @@ def test_classes_that_differ_in_capitals(tmp_path: Path) -> None:
 def test_two_categories_of_one_name(tmp_path: Path) -> None:
     twins = [*coco(tmp_path)["categories"], {"id": 7, "name": "fish"}]
     dataset = read(tmp_path, coco(tmp_path, categories=twins))
-    as_usual(dataset)
+    assert_as_usual(dataset)
     assert kinds(dataset) == ["category twice"]
     content = coco(tmp_path, categories=twins)
     content["annotations"].append({"id": 3, "image_id": 1, "category_id": 7, "bbox": [1, 1, 2, 2]})
@@ -204,7 +206,7 @@ def test_two_categories_of_one_name(tmp_path: Path) -> None:
 
 
 def test_a_rotated_box_of_cvat(tmp_path: Path) -> None:
-    """The box is the one before the turn; ours is upright, and ends where the image does."""
+    """CVAT writes the box before its rotation; it is read as the upright box around, clipped."""
     content = coco(tmp_path)
     content["annotations"][0] |= {"bbox": [3, 2, 8, 10], "attributes": {"rotation": 90.0}}
     dataset = read(tmp_path, content)
@@ -217,7 +219,7 @@ def test_a_rotated_box_of_cvat(tmp_path: Path) -> None:
 def test_a_box_of_zeros_beside_a_mask(tmp_path: Path) -> None:
     content = coco(tmp_path)
     content["annotations"][0] |= {"bbox": [0, 0, 0, 0], "segmentation": [[2, 3, 12, 3, 12, 11]]}
-    as_usual(read(tmp_path, content))
+    assert_as_usual(read(tmp_path, content))
 
 
 def test_boxes_of_two_corners(tmp_path: Path) -> None:
@@ -229,7 +231,7 @@ def test_boxes_of_two_corners(tmp_path: Path) -> None:
         read(tmp_path, content)
     outline = {"id": 3, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 8], "area": 31.5}
     content["annotations"] += [outline | {"id": number} for number in (3, 4)]
-    read(tmp_path, content)  # of outlines two may fit by chance
+    read(tmp_path, content)  # areas of outlines may fit two corners by chance
 
 
 def test_boxes_in_parts_of_the_image(tmp_path: Path) -> None:
@@ -255,11 +257,11 @@ def test_other_formats_are_named(tmp_path: Path, content: Any, what: str) -> Non
 
 
 def test_gzip(tmp_path: Path) -> None:
-    as_usual(read(tmp_path, gzip.compress(json.dumps(coco(tmp_path)).encode())))
+    assert_as_usual(read(tmp_path, gzip.compress(json.dumps(coco(tmp_path)).encode())))
 
 
 def test_classes_of_another_order_number_and_case(tmp_path: Path) -> None:
-    """As a validation set has them: matched by name, ids of its own."""
+    """A validation set may have its own category ids: its classes are matched by name."""
     other = [{"id": 5, "name": "STAR "}, {"id": 9, "name": "fish"}]
     content = coco(tmp_path, categories=other)
     content["annotations"][0]["category_id"], content["annotations"][1]["category_id"] = 9, 5
@@ -327,7 +329,7 @@ def voc(
     difficult: str | None = "0",
     filename: str | None = None,
 ) -> None:
-    """A root with one image of one object at [2, 3, 12, 11]."""
+    """Write a root with one image that has one object at [2, 3, 12, 11]."""
     image(root / "JPEGImages" / f"{name}.jpg")
     flag = "" if difficult is None else f"<difficult>{difficult}</difficult>"
     xml = (
@@ -349,7 +351,7 @@ def read_root(root: Path, classes: tuple[str, ...] | None = None) -> DetectionDa
     return read_voc(roots=[root], image_set="train", classes=classes)
 
 
-def one_fish(dataset: DetectionDataset, *, crowd: bool = False) -> None:
+def assert_one_fish(dataset: DetectionDataset, *, crowd: bool = False) -> None:
     (record,) = dataset.records
     assert record.boxes.tolist() == [[2, 3, 12, 11]]
     assert record.labels.tolist() == [1]
@@ -361,7 +363,7 @@ def one_fish(dataset: DetectionDataset, *, crowd: bool = False) -> None:
 def test_no_size(tmp_path: Path, size: str) -> None:
     voc(tmp_path, size=size)
     dataset = read_root(tmp_path)
-    one_fish(dataset)
+    assert_one_fish(dataset)
     assert kinds(dataset) == ["image without a size"]
 
 
@@ -379,7 +381,7 @@ def test_no_size(tmp_path: Path, size: str) -> None:
 def test_words_for_difficult(tmp_path: Path, text: str | None, crowd: bool, odd: bool) -> None:
     voc(tmp_path, difficult=text)
     dataset = read_root(tmp_path)
-    one_fish(dataset, crowd=crowd)
+    assert_one_fish(dataset, crowd=crowd)
     assert kinds(dataset) == ["flag that is no number"] * odd
 
 
@@ -401,7 +403,7 @@ def test_encodings_of_several_bytes(tmp_path: Path, encoding: str, label: str) -
     )
     write(tmp_path, "a", xml.encode(encoding))
     dataset = read_root(tmp_path)
-    one_fish(dataset)
+    assert_one_fish(dataset)
     assert dataset.classes == (label,)
 
 
@@ -427,14 +429,14 @@ def test_image_lists(tmp_path: Path, line: str, kind: str | None) -> None:
     voc(tmp_path)
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(line + "\n")
     dataset = read_root(tmp_path)
-    one_fish(dataset)
+    assert_one_fish(dataset)
     assert kinds(dataset) == [kind] * (kind is not None)
 
 
 def test_names_with_blanks(tmp_path: Path) -> None:
     voc(tmp_path, name="my fish 1")
     dataset = read_root(tmp_path)
-    one_fish(dataset)
+    assert_one_fish(dataset)
     assert kinds(dataset) == ["image name with blanks"]
 
 
@@ -443,7 +445,7 @@ def test_a_name_that_begins_with_another(tmp_path: Path) -> None:
     voc(tmp_path, name="photo (1)")
     (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("photo (1)\n")
     assert read_root(tmp_path).classes == ("fish",)
-    (tmp_path / "Annotations" / "photo (1).xml").unlink()  # then it is not photo that was meant
+    (tmp_path / "Annotations" / "photo (1).xml").unlink()  # must not fall back to photo.xml
     with pytest.raises(DatasetError, match=r"photo \(1\).xml does not exist"):
         read_root(tmp_path)
 
@@ -521,7 +523,7 @@ def test_two_boxes_of_one_object(tmp_path: Path) -> None:
 def test_what_labelme_deleted(tmp_path: Path) -> None:
     voc(tmp_path, box=f"{BOX}</object><object><name>star</name><deleted>1</deleted>{BOX}")
     dataset = read_root(tmp_path)
-    one_fish(dataset)
+    assert_one_fish(dataset)
     assert dataset.classes == ("fish",)
 
 
@@ -533,12 +535,12 @@ def test_the_reason_is_told_where_no_object_can_be_read(tmp_path: Path) -> None:
 
 def test_a_file_name_from_another_place(tmp_path: Path) -> None:
     voc(tmp_path, filename="/home/me/labels/a.jpg")
-    one_fish(read_root(tmp_path))
+    assert_one_fish(read_root(tmp_path))
 
 
 def test_a_file_name_and_a_namesake_that_differ(tmp_path: Path) -> None:
     voc(tmp_path, filename="b.jpg")
-    one_fish(read_root(tmp_path))  # b.jpg is not there
+    assert_one_fish(read_root(tmp_path))  # b.jpg is not there
     image(tmp_path / "JPEGImages" / "b.jpg")
     with pytest.raises(DatasetError, match="<filename> is b.jpg, but a.jpg has the XML file's"):
         read_root(tmp_path)
@@ -547,7 +549,7 @@ def test_a_file_name_and_a_namesake_that_differ(tmp_path: Path) -> None:
 def test_other_capitals_than_in_training(tmp_path: Path) -> None:
     voc(tmp_path, label=" FISH ")
     dataset = read_root(tmp_path, classes=("fish", "star"))
-    one_fish(dataset)
+    assert_one_fish(dataset)
     assert kinds(dataset) == ["class in other capitals"]
     with pytest.raises(DatasetError, match="class 'FISH' is not among fish, Fish"):
         read_root(tmp_path, classes=("fish", "Fish"))
@@ -562,6 +564,6 @@ def test_images_of_a_flat_folder_without_xml(tmp_path: Path) -> None:
     for name in ("b.jpg", "c.png", "notes.txt"):
         image(flat / name) if name != "notes.txt" else (flat / name).write_text("")
     dataset = read_root(flat)
-    one_fish(dataset)
+    assert_one_fish(dataset)
     (fault,) = dataset.faults
     assert "2 images have no XML file and are not used: b.jpg, c.png" in fault.detail

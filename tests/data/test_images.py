@@ -1,4 +1,4 @@
-"""Decoding: every format and every EXIF turn against Pillow, and what is refused."""
+"""Tests of image decoding: every format and EXIF orientation against Pillow, and refusals."""
 
 import os
 import struct
@@ -54,7 +54,7 @@ EVERY_FORMAT = [
 
 
 def saved(tmp_path: Path, image: Image.Image, kind: str, **options: object) -> Path:
-    path = tmp_path / "x.jpg"  # the name says nothing
+    path = tmp_path / "x.jpg"  # the extension must not matter
     image.save(path, kind, **options)
     return path
 
@@ -78,7 +78,7 @@ def test_every_format_against_pillow(
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_sixteen_bits_become_their_upper_eight(tmp_path: Path, channels: int) -> None:
     values = RNG.integers(0, 2**16, (H, W, channels), dtype=np.uint16)
-    cv2.imwrite(str(tmp_path / "x.png"), values)  # BGR and BGRA
+    cv2.imwrite(str(tmp_path / "x.png"), values)  # OpenCV expects BGR and BGRA
     rgb = values[..., [2, 1, 0]] if channels > 1 else values[..., [0, 0, 0]]
     found = read_image(tmp_path / "x.png", size=(H, W)).permute(1, 2, 0)
     assert np.array_equal(found.numpy(), rgb // 256)
@@ -109,7 +109,7 @@ def test_a_turn_that_the_annotated_size_agrees_with(
     with Image.open(path) as stored:
         turned = pixels(ImageOps.exif_transpose(stored))
         assert torch.equal(read_image(path, size=tuple(turned.shape[1:])), turned)
-        if orientation > 4:  # the annotations are of the image as it is stored
+        if orientation > 4:  # annotations of the stored pixels
             assert torch.equal(read_image(path, size=(H, W)), pixels(stored))
 
 
@@ -150,7 +150,10 @@ def test_no_turn_by_an_exif_block_that_is_broken(tmp_path: Path, block: object) 
 
 
 def refused(path: Path, size: tuple[int, int] = (H, W)) -> str:
-    """The message, which is one line that names the file, after no more than half a second."""
+    """Return the error message, after checking its form.
+
+    The image is refused within half a second, and the message is one line that names the file.
+    """
     start = time.perf_counter()
     with pytest.raises(DatasetError) as error:
         read_image(path, size=size)
@@ -188,7 +191,7 @@ def test_truncated_anywhere(tmp_path: Path, kind: str) -> None:
 def test_every_flipped_bit_of_a_png_shows(tmp_path: Path) -> None:
     path = saved(tmp_path, RGB.crop((0, 0, 5, 4)), "PNG")
     whole = path.read_bytes()
-    for place in range(len(whole) - 12):  # but for the last chunk, which is empty
+    for place in range(len(whole) - 12):  # all but the last chunk, which is empty
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         path.write_bytes(flipped)
@@ -201,7 +204,7 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 
 
 def test_a_png_that_crashes_torchvision(tmp_path: Path) -> None:
-    """Whole by its checksums, but no row filter has the number 9."""
+    """A PNG with correct checksums, but with a row filter of the invalid number 9."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 8, 2, 0, 0, 0))
     rows = png_chunk(b"IDAT", zlib.compress((b"\x09" + bytes(3 * W)) * H))
     path = tmp_path / "x.png"
@@ -210,7 +213,7 @@ def test_a_png_that_crashes_torchvision(tmp_path: Path) -> None:
 
 
 def bomb(kind: str, height: int, width: int) -> bytes:
-    """A few bytes that say they are a huge image."""
+    """Return a few bytes whose header claims a huge image."""
     if kind == "PNG":
         head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
         return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(1000)))
@@ -225,14 +228,14 @@ def bomb(kind: str, height: int, width: int) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
 @pytest.mark.parametrize("size", [(9460, 9460), (14000, 14000), (65000, 65000)])
 def test_decompression_bombs(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
-    """Just over our limit, over twice Pillow's, and far above."""
+    """Sizes just over MAX_PIXELS, over twice Pillow's limit, and far above it."""
     assert size[0] * size[1] > MAX_PIXELS
     (tmp_path / "x.jpg").write_bytes(bomb(kind, *size))
     assert f"over {MAX_PIXELS} pixels" in refused(tmp_path / "x.jpg", size)
 
 
 def test_a_jpeg_of_many_scans(tmp_path: Path) -> None:
-    """Its last scan repeated: 400 times over 9 million pixels would take seconds."""
+    """The last scan is repeated 400 times; over 9 million pixels, decoding would take seconds."""
     path = saved(tmp_path, Image.new("RGB", (3000, 3000)), "JPEG", progressive=True)
     encoded = path.read_bytes()
     scan = encoded.rindex(b"\xff\xda")
@@ -249,9 +252,9 @@ def test_a_whole_image_over_the_limit(tmp_path: Path) -> None:
 
 def test_files_that_are_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "large.jpg", "wb") as file:
-        file.truncate(MAX_BYTES + 1)  # sparse
+        file.truncate(MAX_BYTES + 1)  # a sparse file
     assert f"{MAX_BYTES + 1} bytes" in refused(tmp_path / "large.jpg")
-    os.mkfifo(tmp_path / "pipe.jpg")  # would wait for a writer
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for a writer
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "folder.jpg", "device.jpg"):
@@ -261,7 +264,7 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_tiff_is_turned_once(tmp_path: Path, orientation: int) -> None:
-    """As the same image is in PNG."""
+    """It gives the same pixels as a PNG with the same orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))

@@ -1,4 +1,4 @@
-"""Loading: the stream of samples depends on (seed, epoch) and on nothing else."""
+"""Tests of the loaders: the stream of samples depends only on the seed and the epoch."""
 
 import gc
 import hashlib
@@ -39,7 +39,7 @@ HAS_OBJECT = [0, 3, 4, 5, 7]
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> DetectionDataset:
-    """Eight images of noise, two of them with crowds alone and one with nothing."""
+    """Eight images of noise, of which two have crowds only and one has no objects."""
     records = []
     for index, crowds in enumerate(CROWDS):
         height, width = 20 + index, 31 - index
@@ -202,7 +202,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(dataset: DetectionDataset, cha
 
 
 def test_wide_and_tall_images_are_grouped() -> None:
-    """11 wide, 7 square and 9 tall images, in batches of 4."""
+    """11 wide, 7 square and 9 tall images make batches of 4."""
     sizes = [(10, 20)] * 11 + [(10, 10)] * 7 + [(20, 10)] * 9
     empty = np.zeros(0)
     records = [
@@ -222,7 +222,7 @@ def test_wide_and_tall_images_are_grouped() -> None:
         assert sorted(tall)[:4] == [0] * 4 and sorted(tall)[4:] == [4, 4]
         orders.add(tuple(tall))
         assert batches == [[index for _, index in batch] for batch in sampler]
-    assert len(orders) > 5  # the groups take turns
+    assert len(orders) > 5  # the batches of tall images are at different positions
 
 
 def test_images_without_objects_are_left_out(dataset: DetectionDataset) -> None:
@@ -272,7 +272,7 @@ def test_collate_and_worker_init(dataset: DetectionDataset) -> None:
 
 
 class Faulty(Augmented):
-    """Something happens to the process that loads the second batch."""
+    """A dataset that calls `fault` in the process that loads the third image and later ones."""
 
     def __init__(self, dataset: DetectionDataset, fault) -> None:
         whole = augmented(dataset)
@@ -292,7 +292,7 @@ def wrong() -> None:
 
 
 class Nothing(nn.Module):
-    """Detects nothing."""
+    """A model that detects nothing."""
 
     def forward(self, images):
         empty = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0)}
@@ -327,15 +327,15 @@ def test_workers_that_fail(
             batches = eval_loader(faulty, num_workers=1, time_limit=2)
             detect(Nothing(), batches, device=torch.device("cpu"), precision=torch.float32)
     assert type(caught.value) is kind and time.monotonic() - start < 30
-    # The traceback keeps the loader. While there is one with a dead worker, torch raises whenever
-    # any process ends.
+    # The traceback keeps the loader alive. While a loader with a dead worker is alive, torch raises
+    # an error whenever any child process ends.
     del caught
     gc.collect()
     kill_workers()
 
 
 class ResetBeforeTheSignal(ConnectionResetError):
-    """While it is read, the signal of the same death arrives: torch's handler raises."""
+    """An error during whose conversion to text torch's signal handler reports the same worker."""
 
     def __str__(self) -> str:
         raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed.")
@@ -345,7 +345,7 @@ class ResetBeforeTheSignal(ConnectionResetError):
     "error", [ConnectionResetError(104, "reset by peer"), EOFError(), ResetBeforeTheSignal()]
 )
 def test_a_worker_that_dies_while_its_batch_is_fetched(error: Exception) -> None:
-    """Which of the two errors comes first is up to the system."""
+    """The system decides which of the two errors comes first."""
     with pytest.raises(LoadingError, match="a worker that loads images died"):
         with worker_errors_named():
             raise error

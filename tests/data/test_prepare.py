@@ -1,4 +1,4 @@
-"""Preparing public data: small archives in place of the large, and no network."""
+"""Tests of preparing public data, with small archives instead of the real ones, and offline."""
 
 import hashlib
 import shutil
@@ -27,7 +27,7 @@ VOC2007, TEST2007, VOC2012 = "2007", "2007-test", "2012"
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Whoever asks the network is noted, and has none but this machine."""
+    """Refuse all connections except to this machine; return the list of refused addresses."""
     asked: list[object] = []
     connect, getaddrinfo = socket.socket.connect, socket.getaddrinfo
 
@@ -51,7 +51,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def voc_archive(file: Path, year: str, image_set: str, names: list[str]) -> None:
-    """A tar as the official ones are laid out."""
+    """Write a tar file with the layout of the official ones."""
     content = file.parent / f"content_{file.stem}"
     folder = content / "VOCdevkit" / f"VOC{year}"
     for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
@@ -67,7 +67,7 @@ def voc_archive(file: Path, year: str, image_set: str, names: list[str]) -> None
 
 @pytest.fixture
 def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of VOC archives of two images each, whose checksums are known."""
+    """A folder of VOC archives with two images each; their checksums replace the official ones."""
     folder = tmp_path / "server"
     folder.mkdir()
     for key, year, image_set, names in (
@@ -85,7 +85,7 @@ def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def served(archives: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The archives have the URLs of a server on this machine."""
+    """Serve the archives from a local server, whose URLs replace the official ones."""
     handler = partial(SimpleHTTPRequestHandler, directory=archives)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever).start()
@@ -113,7 +113,7 @@ def test_archives_that_are_there_are_unpacked_once(
     command = train_command("voc07+12", root)
     assert capsys.readouterr().out.endswith(f"    {command}\n")
 
-    # Again, without the archives, and with a torchvision that must not be called.
+    # The second time there are no archives, and torchvision must not be called.
     for file in root.glob("*.tar"):
         file.unlink()
     monkeypatch.setattr(module, "VOCDetection", None)
@@ -162,7 +162,7 @@ def test_without_a_network_the_archive_is_named(tmp_path: Path, offline: list[ob
         prepare("voc07", tmp_path)
     assert DATASET_YEAR_DICT[VOC2007]["url"] in str(caught.value)
     assert f"put the archive into {tmp_path} by hand" in str(caught.value)
-    assert offline  # it was tried
+    assert offline  # a download was tried
 
 
 @pytest.mark.skipif(
@@ -192,8 +192,8 @@ def test_the_commands_for_coco_do_what_is_missing(
     monkeypatch.setattr(module, "COCO", shrunk)
     monkeypatch.setattr(module, "COCO_URL", server.as_uri())
 
-    # val2017 is there, annotations are fetched but not unpacked, train2017 is unpacked in part (one
-    # image of three) and fetched in part.
+    # val2017 exists; the annotations are downloaded but not unpacked; train2017 is partly unpacked
+    # (one image of three) and partly downloaded.
     for split in ("train2017", "val2017"):
         (root / split).mkdir(parents=True)
         (root / split / "0.jpg").touch()

@@ -1,7 +1,8 @@
-"""Hostile data, counted: each piece gives a valid data set or one line that names its file.
+"""Tests with damaged and hostile data, generated from fixed seeds.
 
-All are made of fixed seeds. Nothing but a `DatasetError` comes out, not even a warning, and nothing
-takes for ever.
+Every input gives either a valid data set or a `DatasetError` whose message is one line that names
+the file. There are no other exceptions and no warnings, and every input is processed in a limited
+time.
 """
 
 import copy
@@ -27,7 +28,7 @@ from detector.data.dataset import DatasetError, DetectionDataset
 from detector.data.images import read_image
 from detector.data.voc import read_voc
 
-TIME_LIMIT = 20.0  # seconds of the processor: what would never end does not
+TIME_LIMIT = 20.0  # seconds of processor time for one input
 NUM_IMAGES, NUM_COCO, NUM_XML, NUM_NAMES = 150, 300, 200, 100
 RNG = np.random.default_rng(0)
 PICTURE = Image.fromarray(RNG.integers(0, 256, (50, 30, 3), dtype=np.uint8))
@@ -35,7 +36,10 @@ HUGE = "9" * 5000
 
 
 def survives(act: Callable[[], object], *, names: str) -> bool:
-    """Whether `act` succeeds; if not, that it fails as it may: `names` is what its line names."""
+    """Call `act` and return True if it succeeds.
+
+    A failure must be a `DatasetError` whose message is one line that contains `names`.
+    """
     start = time.process_time()
     error = None
     with warnings.catch_warnings():
@@ -49,21 +53,21 @@ def survives(act: Callable[[], object], *, names: str) -> bool:
     if error is not None:
         message = str(error)
         assert names in message and message.isprintable() and len(message) < 2000
-        message.encode()  # can be printed
+        message.encode()  # raises if it cannot be printed
     return error is None
 
 
-def both_ways(read: Callable[..., DetectionDataset]) -> None:
-    """Read, leaving out what cannot be used, then without: the same if there is nothing.
+def read_in_both_modes(read: Callable[..., DetectionDataset]) -> None:
+    """Read with `on_error` "warn" and "stop"; without errors, both must give the same.
 
     Raises:
-        DatasetError: there is something.
+        DatasetError: the error of "stop", which "warn" must have listed as well.
     """
     mended = None
     try:
         mended = read(on_error="warn")
-        check(mended)
-    except DatasetError:  # of the whole file
+        assert_valid(mended)
+    except DatasetError:  # an error of the whole file
         pass
     errors = [fault for fault in mended.faults if fault.severity == "error"] if mended else []
     try:
@@ -71,13 +75,13 @@ def both_ways(read: Callable[..., DetectionDataset]) -> None:
     except DatasetError as error:
         assert mended is None or str(error) in [fault.detail for fault in errors]
         raise
-    check(strict)
+    assert_valid(strict)
     assert mended is not None and not errors
     assert json.dumps(strict.ground_truth()) == json.dumps(mended.ground_truth())
 
 
-def check(dataset: DetectionDataset) -> None:
-    """That a data set keeps its contract, in the precision that samples have."""
+def assert_valid(dataset: DetectionDataset) -> None:
+    """Assert that a data set has the documented sample format, in the precision of samples."""
     assert len({record.image_id for record in dataset.records}) == len(dataset) > 0
     for record in dataset.records:
         boxes = record.boxes.astype(np.float32)
@@ -93,7 +97,7 @@ def check(dataset: DetectionDataset) -> None:
 
 
 def damaged(rng: random.Random, number: int) -> bytes:
-    """An image of some format: whole, cut, flipped, mixed with another, or no image at all."""
+    """Return an image file: intact, cut off, with changed, inserted or repeated bytes, or junk."""
     kind = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")[number % 6]
     mode = rng.choice(["RGB", "L", "P", "CMYK" if kind in ("JPEG", "TIFF") else "1"])
     picture = PICTURE.convert("L" if mode == "P" and kind == "JPEG" else mode)
@@ -110,7 +114,7 @@ def damaged(rng: random.Random, number: int) -> bytes:
     elif damage == 1:
         for _ in range(rng.choice([1, 5, 50])):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    elif damage == 2:  # the header alone
+    elif damage == 2:  # damage in the header only
         for _ in range(5):
             content[rng.randrange(60)] = rng.randrange(256)
     elif damage == 3:
@@ -162,7 +166,7 @@ VALUES: list[Any] = [
 
 
 def places(tree: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) of a JSON tree."""
+    """Return every (container, key) of a JSON tree."""
     keys = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
     return [place for key in keys for place in [(tree, key), *places(tree[key])]]
 
@@ -202,7 +206,7 @@ def test_coco_files(tmp_path: Path) -> None:
     for number in range(NUM_COCO):
         file.write_bytes(mutated_coco(rng, number))
         good += survives(
-            lambda: both_ways(partial(read_coco, images=tmp_path, annotations=file)),
+            lambda: read_in_both_modes(partial(read_coco, images=tmp_path, annotations=file)),
             names="gt.json",
         )
     assert 10 <= good <= NUM_COCO - 100
@@ -273,7 +277,9 @@ def test_xml_files(tmp_path: Path) -> None:
     for number in range(NUM_XML):
         file.write_bytes(mutated_xml(rng, number))
         good += survives(
-            lambda: both_ways(partial(read_voc, roots=[tmp_path], image_set="-", classes=("cat",))),
+            lambda: read_in_both_modes(
+                partial(read_voc, roots=[tmp_path], image_set="-", classes=("cat",))
+            ),
             names="a.xml",
         )
     assert 20 <= good <= NUM_XML - 80
@@ -299,7 +305,7 @@ def test_xml_over_the_limit(tmp_path: Path) -> None:
 
 # ---- File names ---------------------------------------------------------------------------------
 
-# Each leads out of the folder, or to nothing, or to what is no regular file.
+# Each name leads out of the folder, or does not exist, or is not a regular file.
 NAMES = [
     *("/etc/passwd", "//etc/passwd", "/", "..", "../", ".", "./", "../..", "sub/..", "sub/../.."),
     *("../secret.png", "sub/../../secret.png", "sub/../../images/../secret.png"),
@@ -324,7 +330,7 @@ NAMES = [
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A folder `images` with odd neighbours and odd contents, and `a.png`."""
+    """A folder whose `images` has `a.png`, a pipe and links; secret files lie outside `images`."""
     images = tmp_path / "images"
     for folder in (images / "sub", tmp_path / "images2"):
         folder.mkdir(parents=True)
@@ -357,7 +363,7 @@ def test_file_names(hostile: Path) -> None:
 
 def test_file_names_in_xml(hostile: Path) -> None:
     for name in NAMES:
-        if name.strip() == "a.png":  # blanks around a text are not part of it
+        if name.strip() == "a.png":  # the reader strips blanks around a text
             continue
         text = XML.format(*FIELDS[:7], escape(name), "cat")
         (hostile / "images" / "z.xml").write_text(text, errors="surrogatepass")
@@ -375,7 +381,7 @@ def test_file_names_in_image_sets(hostile: Path) -> None:
     (hostile / "secret.xml").write_text(XML.format(*FIELDS))
     file = hostile / "ImageSets" / "Main" / "train.txt"
     for name in ["../secret", str(hostile / "secret"), *NAMES]:
-        if name.removeprefix("\ufeff").strip() == "a.png":  # an image's name in place of its id
+        if name.removeprefix("\ufeff").strip() == "a.png":  # accepted in place of the id "a"
             continue
         file.write_text(name, errors="surrogatepass")
         assert not survives(
@@ -388,7 +394,7 @@ def test_file_names_in_image_sets(hostile: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./a.png", "sub/../a.png", "a.png/", "link/secret.png"])
 def test_names_of_files_in_the_folder(hostile: Path, name: str) -> None:
-    """The last by a link, which whoever laid out the folder put there: see folder.py."""
+    """The last name follows a link in the folder, which is trusted (see folder.py)."""
     coco = {**COCO, "annotations": []}
     coco["images"] = [{"id": 1, "file_name": name, "width": 30, "height": 50}]
     (hostile / "gt.json").write_text(json.dumps(coco))

@@ -1,4 +1,4 @@
-"""The generated data set: the same images everywhere, and annotations that fit them."""
+"""Tests of the generated data set: reproducible images, and annotations that fit them."""
 
 import hashlib
 import json
@@ -15,8 +15,9 @@ from pycocotools.coco import COCO
 from detector.data import shapes
 from detector.data.shapes import SHAPE_CLASSES, draw_image, shapes_folder
 
-# Of the annotations and pixels of `TINY`, measured with opencv-python-headless 5.0 and numpy 2.4
-# on x86-64. A generator that draws other images raises `shapes.VERSION` and records theirs here.
+# The SHA-256 of the annotations and pixels of the data set `TINY`, measured with
+# opencv-python-headless 5.0 and numpy 2.4 on x86-64. If the generator changes its images, raise
+# `shapes.VERSION` and record the new digest here.
 TINY = {"num_train": 6, "num_val": 3, "image_size": 96, "seed": 5}
 TINY_SHA256 = "79be3320ce2415b4f01308799f0c9cd5f4a73e0222d9b79bd6d5f59855d9eb34"
 TINY_VERSION = 1
@@ -77,7 +78,7 @@ def test_an_image_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: 
 
 
 def test_annotations_are_those_of_the_masks(folder: Path) -> None:
-    """Boxes and areas against pycocotools' own, in pixels: exactly, masks being whole pixels."""
+    """Boxes and areas equal those of pycocotools exactly, as masks consist of whole pixels."""
     num_objects = 0
     for split in ("train", "val"):
         coco = _annotations(folder, split)
@@ -100,7 +101,11 @@ def test_annotations_are_those_of_the_masks(folder: Path) -> None:
 def test_boxes_lie_in_the_image_and_are_what_was_painted(
     image_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pixel of play a side: a box goes by pixels half inside, paint shows on less."""
+    """Each edge of a box may differ from the painted pixels by one pixel.
+
+    The box encloses the pixels that are covered by at least half, but pixels with less coverage
+    are painted too.
+    """
     painted: list[np.ndarray] = []
 
     def watched(
@@ -127,7 +132,7 @@ def test_boxes_lie_in_the_image_and_are_what_was_painted(
 
 
 def test_every_object_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted in paint, layer by layer: the generator looks from the top down instead."""
+    """Counts the visible pixels by painting from bottom to top; the generator works top down."""
     owners: list[int] = []
 
     def watched(
@@ -148,7 +153,7 @@ def test_every_object_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
             for number, layer in zip(numbers, objects, strict=True)
         ]
     assert min(shares) >= 0.35
-    assert sum(share < 0.9 for share in shares) > 10  # there is occlusion to speak of
+    assert sum(share < 0.9 for share in shares) > 10  # a fair number of objects is occluded
 
 
 def test_a_hidden_object_is_not_there_and_hides_nothing() -> None:
@@ -157,13 +162,15 @@ def test_a_hidden_object_is_not_there_and_hides_nothing() -> None:
         coverage[5:15, left:right] = 4
         return shapes.Layer(coverage, label)
 
-    lowest = layer(4, 10, 1)  # `hidden` would leave 1 of its 6 columns, `clutter` leaves 4
-    hidden = layer(5, 15, 2)  # 3 of its 10 columns are left by the next two
+    # Of the 6 columns of `lowest`, 4 are visible below `clutter`; `hidden` would leave only 1. Of
+    # the 10 columns of `hidden`, 3 are visible below `clutter` and `highest`.
+    lowest = layer(4, 10, 1)
+    hidden = layer(5, 15, 2)
     clutter = layer(8, 11, 0)
     highest = layer(11, 15, 3)
     kept = shapes._visible([lowest, hidden, clutter, highest], 20)
     assert [layer.label for layer in kept] == [1, 0, 3]
-    shown = layer(5, 14, 2)  # 4 of its 9 columns are left, by clutter and `other`
+    shown = layer(5, 14, 2)  # 4 of its 9 columns are visible below `clutter` and `other`
     other = layer(11, 13, 3)
     assert len(shapes._visible([shown, clutter, other], 20)) == 3
 

@@ -1,4 +1,4 @@
-"""The picture sheet: each image is where it belongs, with its boxes before and after."""
+"""Tests of the picture sheet: the place of each image, and its boxes in both pictures."""
 
 import torch
 
@@ -8,11 +8,11 @@ from detector.data.sheet import BACKGROUND, CELL, GAP, picture_sheet
 from detector.data.transforms import TrainTransform
 
 SIZE = CELL + GAP
-GREYS = [60, 120, 180]  # of the images, which tell them apart
+GREYS = [60, 120, 180]  # the grey value of each image
 
 
 class Plain(DetectionDataset):
-    """Three grey images of 40x80 with one box in the left half, but for the second."""
+    """Three grey images of 40x80. The first and third have one box in the left half."""
 
     def __init__(self) -> None:
         self.classes = ("cat", "dog")
@@ -51,8 +51,8 @@ def cell(sheet: torch.Tensor, row: int, column: int) -> torch.Tensor:
     return sheet[:, row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE]
 
 
-def drawn(picture: torch.Tensor, grey: int) -> tuple[list[int], list[int]]:
-    """Box (x1, y1, x2, y2) around what is not of the image's grey, and that box's colour."""
+def drawn_box(picture: torch.Tensor, grey: int) -> tuple[list[int], list[int]]:
+    """Return the drawn box (x1, y1, x2, y2), which is not of the image's grey, and its colour."""
     ys, xs = (picture[:, : CELL // 2, :CELL] != grey).any(dim=0).nonzero(as_tuple=True)
     corner = picture[:, ys.max(), xs.max()].tolist()
     return [xs.min().item(), ys.min().item(), xs.max().item(), ys.max().item()], corner
@@ -62,18 +62,18 @@ def test_each_image_before_and_after() -> None:
     sheet = sheet_of(num_images=9, columns=2)
     assert sheet.dtype == torch.uint8
     assert sheet.shape == (3, 2 * SIZE, 4 * SIZE)  # three pairs in two rows
-    # 40x80 is drawn as 160x320, four times as large: the box at 32, 40, 96, 120, and after a flip
-    # at 320 - 96 = 224, 40, 288, 120.
+    # An image of 40x80 is drawn as 160x320, enlarged by 4. Its box is at (32, 40, 96, 120), and
+    # after a flip at (320 - 96, 40, 320 - 32, 120) = (224, 40, 288, 120).
     first, flipped = cell(sheet, 0, 0), cell(sheet, 0, 1)
-    box, color = drawn(first, GREYS[0])
+    box, color = drawn_box(first, GREYS[0])
     assert box == [32, 40, 96, 120] and color != [255, 255, 255]
-    flipped_box, flipped_color = drawn(flipped, GREYS[0])
+    flipped_box, flipped_color = drawn_box(flipped, GREYS[0])
     assert flipped_box == [224, 40, 288, 120] and flipped_color == color
 
     assert (cell(sheet, 0, 2)[:, :160, :320] == GREYS[1]).all()  # no box
-    crowd, white = drawn(cell(sheet, 1, 0), GREYS[2])
+    crowd, white = drawn_box(cell(sheet, 1, 0), GREYS[2])
     assert crowd == [32, 40, 96, 120] and white == [255, 255, 255]
-    assert (cell(sheet, 1, 2) == BACKGROUND).all()  # nothing is left to show
+    assert (cell(sheet, 1, 2) == BACKGROUND).all()  # there is no fourth image
     assert (first[:, 160:] == BACKGROUND).all()
 
 

@@ -1,4 +1,4 @@
-"""The training transform, against the pixels of drawn rectangles."""
+"""Tests of the training transform: boxes must follow the pixels of drawn rectangles."""
 
 from itertools import combinations
 
@@ -22,7 +22,10 @@ def transform(**changes: object) -> TrainTransform:
 
 
 def sample_of(boxes: list[list[float]], *, height: int = 120, width: int = 200) -> Sample:
-    """Black, but for rectangles of whole pixels; box i has color, label and area of its own."""
+    """Return a black image with a rectangle of whole pixels for each box.
+
+    Each box has its own color, label and area.
+    """
     image = torch.zeros((3, height, width), dtype=torch.uint8)
     for color, box in zip(COLORS, boxes, strict=False):
         x1, y1, x2, y2 = map(int, box)
@@ -31,7 +34,7 @@ def sample_of(boxes: list[list[float]], *, height: int = 120, width: int = 200) 
     return Sample(
         image=image,
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        labels=900_100_581_187 + 2 * torch.arange(m),  # float32 would make these equal
+        labels=900_100_581_187 + 2 * torch.arange(m),  # these would be equal in float32
         area=100.0 * (torch.arange(m) + 1),
         iscrowd=torch.arange(m) % 2 == 1,
         image_id=900_100_581_187,
@@ -42,7 +45,7 @@ BOXES = [[3.0, 7.0, 60.0, 31.0], [100.0, 50.0, 199.0, 110.0], [20.0, 80.0, 45.0,
 
 
 def pixel_box(image: torch.Tensor, color: torch.Tensor) -> list[int]:
-    """The edges of what is mostly of this color."""
+    """Return the box around the pixels whose color is close to this one."""
     near = (image.int() - color[:, None, None].int()).abs().amax(dim=0) < 128
     ys, xs = torch.nonzero(near, as_tuple=True)
     return [int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1]
@@ -57,7 +60,8 @@ def test_boxes_follow_their_pixels(min_size: int, flip: float) -> None:
     assert min(output["image"].shape[1:]) == min_size
     found = [pixel_box(output["image"], color) for color in COLORS]
     scale = min_size / 120
-    # Half a pixel for the threshold between two pixels, and the rounding of the image's width.
+    # The tolerance is half a pixel for the threshold between two pixels, and half a pixel for the
+    # rounding of the image's width.
     torch.testing.assert_close(output["boxes"], torch.tensor(found).float(), atol=1.0, rtol=0)
     if flip:
         mirrored = [[200 - x2, y1, 200 - x1, y2] for x1, y1, x2, y2 in BOXES]
@@ -78,13 +82,14 @@ def test_the_rest_of_a_sample() -> None:
     assert output["iscrowd"].dtype == torch.bool
     assert torch.equal(output["area"], before["area"] / 4)
     assert output["boxes"].dtype == output["area"].dtype == torch.float32
-    for key, value in sample.items():  # the input is left as it was
+    for key, value in sample.items():  # the input is not changed
         assert torch.equal(torch.as_tensor(value), before[key])
 
 
 def test_nothing_to_do_changes_nothing_and_shares_nothing() -> None:
     sample = sample_of(BOXES)
-    sample["image"] = sample["image"].permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as decoded
+    # Use the memory layout of decoded images.
+    sample["image"] = sample["image"].permute(1, 2, 0).contiguous().permute(2, 0, 1)
     output = transform(min_sizes=[120])(sample, seed=3)
     assert torch.equal(output["image"], sample["image"])
     torch.testing.assert_close(output["boxes"], sample["boxes"], atol=1e-4, rtol=0)
@@ -96,7 +101,8 @@ def test_nothing_to_do_changes_nothing_and_shares_nothing() -> None:
 def test_no_step_writes_into_the_given_pixels(name: str) -> None:
     sample = sample_of(BOXES[:2])
     before = sample["image"].random_(generator=torch.Generator().manual_seed(0)).clone()
-    sample["image"] = before.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as decoded
+    # Use the memory layout of decoded images.
+    sample["image"] = before.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     for min_size in (60, 120):
         changes = {"min_sizes": [min_size], name: 0.5 if name == "hue" else 1.0}
         transform(**changes)(sample, seed=6)
@@ -106,10 +112,10 @@ def test_no_step_writes_into_the_given_pixels(name: str) -> None:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((120, 200), (90, 150)),  # the shorter side to 90
+        ((120, 200), (90, 150)),  # the shorter side becomes 90
         ((200, 120), (150, 90)),
-        ((120, 240), (90, 180)),  # just at the cap
-        ((120, 244), (89, 180)),  # 90 / 120 * 244 = 183: capped, and 180 / 244 * 120 = 88.5...
+        ((120, 240), (90, 180)),  # the longer side just reaches its limit
+        ((120, 244), (89, 180)),  # 90 / 120 * 244 = 183 > 180, so 180 / 244 * 120 = 88.5...
         ((300, 60), (180, 36)),
     ],
 )
@@ -135,7 +141,7 @@ def test_images_without_objects() -> None:
     seed=st.integers(0, 2**64 - 1),
 )
 def test_no_box_is_lost(data: st.DataObject, width: int, min_size: int, seed: int) -> None:
-    """Boxes of a hundredth of a pixel and boxes at the edges come out, valid and in order."""
+    """Boxes of a hundredth of a pixel, and boxes at the edges, stay valid and in order."""
     height = 40
     boxes = []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -147,7 +153,7 @@ def test_no_box_is_lost(data: st.DataObject, width: int, min_size: int, seed: in
     sample = sample_of(boxes, height=height, width=width)
     size_before = sample["boxes"][:, 2:] - sample["boxes"][:, :2]
     if (size_before < 0.009).any():
-        return  # float32 has no such box there
+        return  # the box cannot be represented in float32
     output = transform(min_sizes=[min_size], flip_probability=0.5)(sample, seed=seed)
     assert torch.equal(output["labels"], sample["labels"])
     new_height, new_width = output["image"].shape[1:]
@@ -159,7 +165,7 @@ def test_no_box_is_lost(data: st.DataObject, width: int, min_size: int, seed: in
 
 
 def test_a_box_that_vanishes_takes_its_row_along() -> None:
-    """300 boxes as thin as float32 has them: not all outlive the arithmetic."""
+    """Of 300 boxes that have the smallest width in float32, some vanish by rounding."""
     left = np.linspace(1000, 2990, 300, dtype=np.float32)
     right = np.nextafter(left, np.float32(np.inf))
     thin = [[float(x1), 1.0, float(x2), 1.5] for x1, x2 in zip(left, right, strict=True)]
@@ -173,7 +179,7 @@ def test_a_box_that_vanishes_takes_its_row_along() -> None:
     expected = (3000 - sample["boxes"][rows, 2]) * output["image"].shape[2] / 3000
     torch.testing.assert_close(output["boxes"][:, 0], expected, atol=1e-2, rtol=0)
 
-    sample["boxes"] = sample["boxes"][1:2]  # none is left
+    sample["boxes"] = sample["boxes"][1:2]  # a single box, which has no area
     sample["boxes"][:, 2] = sample["boxes"][:, 0]
     output = transform()(sample, seed=1)
     assert output["boxes"].shape == (0, 4) and output["labels"].shape == (0,)
@@ -181,7 +187,7 @@ def test_a_box_that_vanishes_takes_its_row_along() -> None:
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_crops_keep_every_object_whole(flip: float) -> None:
-    """Of whole pixels, which are 2.5 and more of the output: one that is cut off would show."""
+    """A pixel is enlarged by at least 2.5, so that cutting off a single one would be noticed."""
     sample = sample_of(BOXES)
     train_transform = transform(min_sizes=[300], flip_probability=flip, crop_probability=1.0)
     shapes = set()
@@ -199,13 +205,16 @@ def test_crops_keep_every_object_whole(flip: float) -> None:
 
 
 def coordinates(height: int, width: int) -> torch.Tensor:
-    """An image whose pixels hold their column, their row and nothing."""
+    """Return an image whose channels are the column of each pixel, its row, and zero."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([columns, rows, torch.zeros_like(rows)]).to(torch.uint8)
 
 
 def crop_window(image: torch.Tensor) -> list[int]:
-    """Edges (x1, y1, x2, y2) of what an enlarged part of `coordinates` shows; x1 > x2: mirrored."""
+    """Return the part (x1, y1, x2, y2) of `coordinates` that an enlarged crop shows.
+
+    x1 > x2 means that the crop is mirrored.
+    """
     (x1, y1, _), (x2, y2, _) = image[:, 0, 0].tolist(), image[:, -1, -1].tolist()
     return [x1 + (x1 > x2), y1, x2 + (x1 <= x2), y2 + 1]
 
@@ -214,11 +223,11 @@ def crop_window(image: torch.Tensor) -> list[int]:
 @given(
     data=st.data(),
     height=st.integers(1, 40),
-    width=st.integers(3, 60),  # of one column, nothing says whether it is mirrored
+    width=st.integers(3, 60),  # a single column does not show whether it is mirrored
     seed=st.integers(0, 2**64 - 1),
 )
 def test_crops_of_any_boxes(data: st.DataObject, height: int, width: int, seed: int) -> None:
-    """Boxes of fractions of a pixel, at the edges, over the whole image, and none at all."""
+    """Boxes may be smaller than a pixel, at the edges, as large as the image, or absent."""
     boxes = []
     for _ in range(data.draw(st.integers(0, 3))):
         (x1, x2), (y1, y2) = (
@@ -248,7 +257,7 @@ def is_wide(edges: tuple[float, float]) -> bool:
 
 
 def test_crops_reach_everywhere() -> None:
-    """Without objects, and at least 4 of 7 rows and 5 of 9 columns: each edge is everywhere."""
+    """Without objects, a crop has 4 to 7 rows and 5 to 9 columns, with edges at every place."""
     sample = sample_of([], height=7, width=9)
     sample["image"] = coordinates(7, 9)
     cropped = transform(min_sizes=[30], crop_probability=1.0)
@@ -268,7 +277,7 @@ def test_an_object_that_fills_the_image_is_not_cropped() -> None:
 
 
 def test_the_size_limits_are_of_the_crop() -> None:
-    """100 x 240 is capped by its longer side, and about half of its crops are not."""
+    """The limit of the longer side applies to the image of 100x240, but not to all its crops."""
     sample = sample_of([], height=100, width=240)
     cropped = transform(max_size=180, crop_probability=1.0)
     shapes = [cropped(sample, seed=seed)["image"].shape[1:] for seed in range(40)]
@@ -301,7 +310,7 @@ def test_a_sample_is_a_function_of_its_seed() -> None:
 
 
 def test_draws_have_their_rates_and_do_not_tell_each_other() -> None:
-    """Flip, crop, size and brightness of 600 seeds: 4 standard errors of each frequency."""
+    """Flip, crop, size and brightness of 600 seeds; the tolerance is 4 standard errors."""
     sample = sample_of([[0.0, 0.0, 200.0, 240.0]], height=240, width=400)
     train_transform = transform(**(ALL | {"min_sizes": [12, 18, 24]}))
     sample["image"].fill_(100)
@@ -332,7 +341,7 @@ def test_zero_strengths_leave_colors_alone() -> None:
 def test_sample_seeds_differ() -> None:
     seeds = [sample_seed(s, e, i) for s in range(3) for e in range(10) for i in range(300)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**64 for seed in seeds)
-    # Pinned: another value would change every augmentation of a run that is resumed.
+    # The value is pinned: another one would change the augmentation of every resumed run.
     assert sample_seed(1, 2, 3) == 12997252459554536576
 
 

@@ -1,4 +1,4 @@
-"""The VOC reader: hand-made files, and the COCO reader on the same real images."""
+"""Tests of the VOC reader: hand-made files, and the COCO reader on the same real images."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def box_xml(name: str, box: list[float | str]) -> str:
 
 
 def devkit(root: Path, files: dict[str, str], *, image_set: str = "train", flag: str = "") -> Path:
-    """A root in the devkit's layout, with a 30x50 image beside each annotation file."""
+    """Write a root in the devkit's layout, with a 30x50 image for each annotation file."""
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / part).mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -56,7 +56,7 @@ def test_samples(tmp_path: Path) -> None:
     assert (empty["image_id"], full["image_id"]) == (1, 2)
     assert empty["boxes"].shape == (0, 4)
     assert full["image"].shape == (3, 50, 30)
-    # Pixels 1..30 of the row are the edges 0..30; part of an object is no object.
+    # Pixels 1..30 of a row have the edges 0 and 30. The <part> of an object is not read as one.
     assert full["boxes"].tolist() == [[0, 1, 30, 4.5], [6.25, 39, 12, 50]]
     assert full["labels"].tolist() == [2, 1]
     assert full["iscrowd"].tolist() == [True, False]
@@ -110,7 +110,7 @@ def test_boxes_are_clipped_and_dropped_and_counted(tmp_path: Path) -> None:
     objects = [
         box_xml("cat", [0, 0, 5, 5]),  # a 0-based file: clipped
         box_xml("cat", [25, 45, 31, 51]),  # clipped
-        box_xml("cat", [5, 5, 4, 9]),  # dropped: its edges are 4 and 4
+        box_xml("cat", [5, 5, 4, 9]),  # dropped: its left and right edges are both 4
         box_xml("cat", [5, 5, 5, 5]),  # one pixel
     ]
     dataset = read(devkit(tmp_path, {"a": xml(*objects)}))
@@ -231,7 +231,7 @@ def test_real_voc_boxes_are_the_whole_pixels_of_the_coco_boxes(
     num_edges = num_equal = 0
     for record in voc.records:
         twin = coco_records[record.path.name]
-        # The XML was made of the edges before the JSON cut them to two decimals, with
+        # The XML was made from the edges before the JSON file truncated them to two decimals, with
         # xmin = floor(x) + 1 and xmax = max(round(x + w), xmin + 1).
         smallest = record.boxes[:, :2] + 2
         for edges, expected in (
@@ -254,7 +254,10 @@ def test_real_voc_boxes_are_the_whole_pixels_of_the_coco_boxes(
 
 
 def assert_same_samples(voc: DetectionDataset, coco: DetectionDataset) -> None:
-    """Image for image, which are in another order: as they are and augmented, to the last bit."""
+    """Assert that both have the same samples, with and without augmentation, bit for bit.
+
+    The images may be in another order.
+    """
     transform = TrainTransform(
         min_sizes=[96, 128, 160],
         max_size=200,
@@ -319,7 +322,7 @@ def test_coco_converted_to_voc_gives_the_same_samples(
 def test_voc_converted_to_coco_gives_the_same_samples(
     shared_data: Path, tmp_path: Path, split: str
 ) -> None:
-    """The data set's own XML files; its JSON file has the boxes before they became whole pixels."""
+    """Uses the data set's own XML files, since its JSON file has boxes before their rounding."""
     images, xmls = shared_data / "aquarium" / split, shared_data / "aquarium" / "Annotations_voc"
     for part, target in (("JPEGImages", images), ("Annotations", xmls / split)):
         (tmp_path / part).symlink_to(target)
