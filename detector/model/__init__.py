@@ -1,1 +1,1 @@
-"""The deformable ResNet and the Faster R-CNN on it."""
+"""The deformable ResNet and the Faster R-CNN built on it."""

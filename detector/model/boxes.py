@@ -1,11 +1,12 @@
-"""Anchors, proposals and detections: torchvision's, in float32 and by other conventions too.
+"""Anchors, proposals and detections: torchvision's classes, computed in float32 and able to follow
+the conventions of other frameworks.
 
 torchvision computes boxes in the dtype of the features. bfloat16 has 8 bits: beyond 256 pixels its
 numbers are two pixels apart, beyond 1024 eight. Anchors, proposals and targets would be rounded to
-them, and an object narrower than that would lose its width and make the loss NaN. So anchors, and
-what the heads say of them, are at least float32 here.
+these numbers, and an object narrower than their distance would lose its width and make the loss
+NaN. Anchors and the outputs of the heads are therefore at least float32 here.
 
-`conventions.py` says what frameworks do differently.
+`conventions.py` describes how the conventions of the frameworks differ.
 """
 
 import torch
@@ -24,18 +25,20 @@ from detector.model.roi_pooling import BoxPooling
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 if they are."""
+    """Return the values in float32, or unchanged if they are float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class Anchors(AnchorGenerator):
-    """Anchors (A, 4) an image, xyxy in pixels; shapes as in torchvision.
+    """Generates the anchors (A, 4) of each image, xyxy in pixels; shapes are as in torchvision.
 
     Args:
-        sizes: of each level, in pixels. Maps beyond these levels have no anchors.
-        aspect_ratios: height over width.
-        rounded: to whole pixels, before they are moved over the image.
-        strides: pixels between them, of each level; None: the image's over the feature map's size.
+        sizes: the anchor sizes of each level, in pixels. Feature maps beyond these levels get no
+            anchors.
+        aspect_ratios: height divided by width, the same on every level.
+        rounded: round the anchors of a cell to whole pixels before they are moved over the image.
+        strides: the distance between neighbouring anchors on each level, in pixels. With None it
+            is the image's size divided by the feature map's, rounded down.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Anchors(AnchorGenerator):
         self.strides = strides
         if not rounded:
             ratios = torch.tensor(aspect_ratios).sqrt()
-            halves = torch.stack([1 / ratios, ratios], dim=1) / 2  # (w, h) of a size of 1
+            halves = torch.stack([1 / ratios, ratios], dim=1) / 2  # half of (w, h) for a size of 1
             unit = torch.cat([-halves, halves], dim=1)[:, None]
             self.cell_anchors = [
                 (unit * torch.tensor(of_level)[:, None]).flatten(0, 1) for of_level in sizes
@@ -59,7 +62,7 @@ class Anchors(AnchorGenerator):
     def grid_anchors(
         self, grid_sizes: list[list[int]], strides: list[list[Tensor]]
     ) -> list[Tensor]:
-        """Anchors (H W A, 4) of each level."""
+        """Return the anchors (H W a, 4) of each level, with a anchors in each of H x W cells."""
         if self.strides is not None:
             strides = [
                 [torch.tensor(stride, device=given[0].device)] * 2
@@ -69,7 +72,7 @@ class Anchors(AnchorGenerator):
         return anchors
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        # Only their size, dtype and device are looked at.
+        # torchvision reads only the size, dtype and device of the feature maps.
         stand_ins = [
             at_least_float32(maps.new_empty(())).expand(maps.shape)
             for maps in feature_maps[: len(self.sizes)]
@@ -79,20 +82,21 @@ class Anchors(AnchorGenerator):
 
 
 class ProposalHead(RPNHead):
-    """Objectness and box deltas of the anchors, by level; shapes as in torchvision.
+    """Predicts objectness and box deltas of each level's anchors; shapes are as in torchvision.
 
     Args:
-        in_channels: of the maps.
-        channels: of the 3x3 convolution.
-        num_anchors: of a cell.
-        num_levels: it looks at the first maps, as many as these; others are the boxes' alone.
+        in_channels: channels of the feature maps.
+        channels: output channels of the 3x3 convolution.
+        num_anchors: anchors per cell.
+        num_levels: how many of the feature maps have anchors, counted from the first. The head
+            ignores any further maps, which only the box head uses.
     """
 
     def __init__(
         self, in_channels: int, channels: int, *, num_anchors: int, num_levels: int
     ) -> None:
         super().__init__(channels, num_anchors)
-        if in_channels != channels:  # torchvision's has as many as it is given
+        if in_channels != channels:  # torchvision's convolution keeps the number of channels
             first = nn.Conv2d(in_channels, channels, kernel_size=3, padding=1)
             nn.init.normal_(first.weight, std=0.01)
             assert first.bias is not None
@@ -106,7 +110,7 @@ class ProposalHead(RPNHead):
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """Class logits and box deltas of the proposals; shapes as in torchvision."""
+    """Predicts class logits and box deltas of the proposals; shapes are as in torchvision."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = super().forward(x)
@@ -114,11 +118,12 @@ class BoxPredictor(FastRCNNPredictor):
 
 
 class BoxDecoder(BoxCoder):
-    """Boxes of predicted deltas; shapes as in torchvision.
+    """Turns predicted deltas into boxes; shapes are as in torchvision.
 
     Args:
-        weights: that the deltas (dx, dy, dw, dh) are divided by.
-        clamp_shrinking: dw and dh are kept above -log(1000 / 16) as well as below its opposite.
+        weights: the numbers that the deltas (dx, dy, dw, dh) are divided by.
+        clamp_shrinking: clamp dw and dh to at least -log(1000 / 16) as well. torchvision clamps
+            them only to at most log(1000 / 16).
     """
 
     def __init__(
@@ -128,7 +133,7 @@ class BoxDecoder(BoxCoder):
         self.clamp_shrinking = clamp_shrinking
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
-        """Deltas (N, 4 K) of boxes (N, 4) to boxes (N, 4 K)."""
+        """Apply the deltas (N, 4 K) of K classes to boxes (N, 4) and return boxes (N, 4 K)."""
         if self.clamp_shrinking:
             least = rel_codes.new_tensor([-torch.inf, -torch.inf, *self.weights[2:]])
             least[2:] *= -self.bbox_xform_clip
@@ -138,15 +143,15 @@ class BoxDecoder(BoxCoder):
 
 
 class BoxHeads(RoIHeads):
-    """Detections of proposals; shapes and thresholds as in torchvision.
+    """Turns proposals into detections; shapes and matching thresholds are as in torchvision.
 
     Args:
-        pooling, head, predictor, decoder: what a proposal passes through.
+        pooling, head, predictor, decoder: the parts that a proposal passes through, in this order.
         batch_size: proposals sampled per image for the losses.
-        score_threshold: detections are above it.
+        score_threshold: only detections with a higher score are kept.
         nms, nms_iou, nms_sigma: `method`, `iou_threshold` and `sigma` of `nms.suppressed`.
-        min_side: pixels; detections with a smaller side are dropped.
-        detections_per_image: at most.
+        min_side: detections with a side shorter than this, in pixels, are dropped.
+        detections_per_image: the largest number of detections that is kept per image.
     """
 
     def __init__(
@@ -186,13 +191,13 @@ class BoxHeads(RoIHeads):
         proposals: list[Tensor],
         image_shapes: list[tuple[int, int]],
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes (D, 4), scores (D,) and labels (D,) of each image, by descending score.
+        """Return boxes (D, 4), scores (D,) and labels (D,) of each image, by descending score.
 
         Args:
-            class_logits: (N, K + 1), the background first.
-            box_regression: (N, 4 (K + 1)), likewise.
-            proposals: (N, 4) of each image.
-            image_shapes: (h, w).
+            class_logits: (N, K + 1) for the N proposals of all images, the background first.
+            box_regression: the box deltas (N, 4 (K + 1)), the background first.
+            proposals: the boxes (n, 4) of each image, xyxy in pixels.
+            image_shapes: the (height, width) of each image in pixels.
         """
         numbers = [len(one) for one in proposals]
         boxes = self.box_coder.decode(box_regression, proposals).split(numbers)
@@ -203,8 +208,8 @@ class BoxHeads(RoIHeads):
     def _of_image(
         self, boxes: Tensor, scores: Tensor, shape: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """From boxes (N, K + 1, 4) and scores (N, K + 1)."""
-        boxes = boxes.reshape(*scores.shape, 4)  # torchvision's are flat where there are none
+        """Select the detections of one image from boxes (n, K + 1, 4) and scores (n, K + 1)."""
+        boxes = boxes.reshape(*scores.shape, 4)  # decode returns flat boxes if there are none
         rows, labels = torch.where(scores[:, 1:] > self.score_thresh)
         labels = labels + 1
         boxes = clip_boxes_to_image(boxes[rows, labels], shape)

@@ -1,12 +1,13 @@
-"""A convolution that finds its own offsets: the layer that replaces a 3x3 `nn.Conv2d`.
+"""A deformable convolution that predicts its own offsets: it replaces a 3x3 `nn.Conv2d`.
 
     offsets, mask logits = conv_offset(input)        (N, 2 G K, Ho, Wo), (N, G K, Ho, Wo)
     output = deform_conv2d(input, offsets, weight, mask)
 
-K taps, G offset groups. `conv_offset` has the kernel, stride, padding and dilation of the
-convolution itself and starts at zero, so that a new layer is the plain convolution: exactly so for
-v1, and for v2 with a mask that starts at 1. The names of the parameters (`weight`,
-`conv_offset.weight`, `conv_offset.bias`) and the order of the channels are those of mmdetection.
+K is the number of taps, G the number of offset groups. `conv_offset` has the kernel size, stride,
+padding and dilation of the convolution itself. Its weights and bias start at zero, so that a new
+layer computes the same as the plain convolution; for v2 this needs a mask that starts at 1. The
+names of the parameters (`weight`, `conv_offset.weight`, `conv_offset.bias`) and the order of the
+offset channels are those of mmdetection.
 """
 
 import torch
@@ -19,13 +20,14 @@ class DeformableConv2d(DeformConv2d):
     """Deformable convolution v1 or v2 with a zero-initialised offset convolution.
 
     Args:
-        modulated: v2, with a mask for each tap; otherwise v1.
-        offset_groups: groups of input channels with offsets of their own.
-        mask_start: the mask of a new layer, in (0, 1]: 0.5 as the paper (a sigmoid at zero), or 1
-            to start as the plain convolution. The mask is `2 * mask_start * sigmoid`.
-        offset_limit: pixels of the input that each offset stays below: `limit * tanh(x / limit)`,
-            which small offsets do not notice. None: offsets are not bounded.
-        others: as `torch.nn.Conv2d`.
+        modulated: True for v2, with a mask value for each tap; False for v1.
+        offset_groups: the number of groups of input channels that have offsets of their own.
+        mask_start: the mask of a new layer, in (0, 1]: 0.5 as in the paper (a sigmoid at zero), or
+            1 to start as the plain convolution. The mask is `2 * mask_start * sigmoid`.
+        offset_limit: the bound on the absolute value of each offset, in pixels of the input. An
+            offset x becomes `limit * tanh(x / limit)`, which leaves small offsets nearly
+            unchanged. With None, offsets are not bounded.
+        others: as for `torch.nn.Conv2d`.
     """
 
     def __init__(
@@ -68,21 +70,22 @@ class DeformableConv2d(DeformConv2d):
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """(N, C, H, W) -> (N, O, Ho, Wo)"""
+        """Convolve the input (N, C, H, W) and return (N, O, Ho, Wo)."""
         offset, mask = self.offsets(input)
         return super().forward(input, offset, mask)
 
     def offsets(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The offsets (N, 2 G K, Ho, Wo) in pixels and, for v2, the mask (N, G K, Ho, Wo).
+        """Predict the offsets (N, 2 G K, Ho, Wo) in pixels and, for v2, the mask (N, G K, Ho, Wo).
 
-        Both are float32 under autocast too: bfloat16 knows an offset of 4 to 1/64 pixel.
+        Both are computed in float32 even under autocast, because bfloat16 would round an offset of
+        4 by up to 1/64 pixel.
         """
         with torch.autocast(input.device.type, enabled=False):
             predicted = self.conv_offset(input.to(self.weight.dtype))
         return self.split(predicted)
 
     def split(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What `conv_offset` predicted, as `offsets` returns it."""
+        """Turn the output of `conv_offset` into the offsets and the mask that `offsets` returns."""
         offset, mask = predicted, None
         if self.num_masks:
             offset, logits = predicted.split([self.num_offsets, self.num_masks], dim=1)
@@ -100,10 +103,10 @@ def deformable_like(
     mask_start: float,
     offset_limit: float | None = None,
 ) -> DeformableConv2d:
-    """The deformable layer that takes the place, and the weights, of a convolution.
+    """Build the deformable layer that replaces a convolution, with the same weights.
 
-    The random generator is left as it was: whatever is built next has the same initial weights in a
-    plain and in a deformable network.
+    The state of the random generator is restored, so that layers built later get the same initial
+    weights in a plain and in a deformable network.
     """
     with torch.random.fork_rng(devices=[]):
         layer = _new_layer_like(conv, modulated, offset_groups, mask_start, offset_limit)

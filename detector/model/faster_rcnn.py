@@ -1,16 +1,17 @@
-"""Faster R-CNN, assembled from torchvision's parts on our backbone: with an FPN, or as in the paper
-of deformable convolutions, without (`dc5.py`).
+"""Faster R-CNN, assembled from torchvision's parts on this project's backbone: with an FPN, or
+without one as in the paper on deformable convolutions (`dc5.py`).
 
-In training it takes images and targets and returns the four losses; in evaluation it takes images
-and returns boxes in their pixels:
+In training mode it takes images and targets and returns the four losses. In evaluation mode it
+takes images and returns boxes in the pixels of these images:
 
     images   list of float (3, H, W) in [0, 1], RGB, of any sizes
     targets  list of {boxes float (M, 4) xyxy pixels, labels int64 (M,) 1..K} and, optionally,
-             seed int: of the sample of anchors and proposals that the losses look at
+             seed int: decides which anchors and proposals are sampled for the losses
     losses   {loss_objectness, loss_rpn_box_reg, loss_classifier, loss_box_reg}
     results  list of {boxes (D, 4), scores (D,), labels (D,)}, by descending score
 
-The state dict of a plain ResNet-50 has the names of torchvision's `fasterrcnn_resnet50_fpn`.
+The state dict of a plain ResNet-50 detector with an FPN has the same names as that of torchvision's
+`fasterrcnn_resnet50_fpn`.
 """
 
 from torch import Tensor, nn
@@ -65,27 +66,36 @@ def faster_rcnn(
     """Build the detector.
 
     Args:
+        body: the ResNet, with its deformable layers already in place. It must be built with the
+            `stride_in_1x1` and `norm_eps` of the conventions.
         num_classes: K, without the background.
-        conventions: those that concern the body are the body's to follow.
-        neck: `fpn`: proposals and boxes from p2 to p6 and p5 (Lin et al. 2017); or `dc5`: proposals
-            from c4, boxes from a dilated c5 with fewer channels (Dai et al. 2017).
-        fpn_channels: of p2 to p6, or of the reduced c5.
-        trainable_layers: how many of layer4, layer3, layer2, layer1, conv1 learn, from the output
-            (5: all of them, and bn1).
-        anchor_sizes: in pixels; of an FPN one a level, p2 to p6, otherwise all of them on c4.
-        aspect_ratios: height over width.
-        rpn_channels: of the 3x3 convolution that the RPN begins with.
+        conventions: how images are scaled and boxes are computed, see `conventions.py`.
+        neck: `fpn`: proposals from p2 to p6 and RoI features from p2 to p5 (Lin et al. 2017); or
+            `dc5`: proposals from c4 and RoI features from a dilated c5 with fewer channels (Dai et
+            al. 2017).
+        fpn_channels: channels of p2 to p6, or of the reduced c5.
+        trainable_layers: how many of layer4, layer3, layer2, layer1 and conv1 are trained, counted
+            from the output. With 5, bn1 is trained as well.
+        anchor_sizes: in pixels; with an FPN one size for each level, p2 to p6, otherwise all sizes
+            are used on c4.
+        aspect_ratios: height divided by width.
+        rpn_channels: output channels of the 3x3 convolution that the RPN begins with.
         rpn_pre_nms_top_n_train, rpn_pre_nms_top_n_test: proposals kept per level before NMS.
-        rpn_top_n_train, rpn_top_n_test: proposals kept in all after it.
-        roi_pool, mask_start: how boxes are pooled, see `roi_pooling.py`.
+        rpn_top_n_train, rpn_top_n_test: proposals kept per image after NMS; in training at most
+            `conventions.max_train_proposals`.
         rpn_batch_size, box_batch_size: anchors and proposals sampled per image for the losses.
-        nms, nms_iou, nms_sigma: how detections of one object are told, as `nms.py` says.
+        roi_pool, mask_start: how RoI features are pooled, see `roi_pooling.py`.
+        box_head_channels: output channels of the box head's two linear layers.
+        score_threshold: only detections with a higher score are kept.
+        nms, nms_iou, nms_sigma: how duplicate detections are suppressed, see `nms.py`.
+        detections_per_image: the largest number of detections that is kept per image.
         min_size, max_size: in evaluation, images are resized so that the shorter side is
-            `min_size` unless the longer one would exceed `max_size`. In training they are taken as
-            they come: the training transform resizes them.
+            `min_size` pixels, unless the longer side would exceed `max_size`. In training images
+            are not resized here, because the training transform does it.
 
     Raises:
-        ValueError: a value is none that the neck can have.
+        ValueError: `neck` or `trainable_layers` has an unknown value, or `anchor_sizes` or the
+            body's dilation does not fit the neck.
     """
     freeze(body, trainable_layers)
     strides = feature_strides(body)
@@ -94,7 +104,7 @@ def faster_rcnn(
         case "fpn":
             if len(anchor_sizes) != 5:
                 raise ValueError(
-                    f"model.anchor_sizes={anchor_sizes} must be five, one for each of p2 to p6"
+                    f"model.anchor_sizes={anchor_sizes} must be five sizes, one each for p2 to p6"
                 )
             backbone = BackboneWithFPN(
                 body,
@@ -108,7 +118,7 @@ def faster_rcnn(
             if strides[3] != strides[2]:
                 raise ValueError("model.neck=dc5 needs model.c5_dilation of 2 or more, not 1")
             if not anchor_sizes:
-                raise ValueError("model.anchor_sizes=[] must be at least one, for c4")
+                raise ValueError("model.anchor_sizes=[] must be at least one size, for c4")
             backbone = DilatedBackbone(body, fpn_channels)
             sizes, rpn_strides = [anchor_sizes], strides[2:3]
             pooled, strides, rpn_input = ["c5"], strides[3:], channels[2]
@@ -129,7 +139,7 @@ def faster_rcnn(
         rpn_post_nms_top_n_test=rpn_top_n_test,
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
         box_predictor=BoxPredictor(box_head_channels, num_classes + 1),
-        rpn_head=ProposalHead(  # last: a seed's weights stay
+        rpn_head=ProposalHead(  # built last: the order decides on a seed's weights
             rpn_input,
             rpn_channels,
             num_anchors=len(sizes[0]) * len(aspect_ratios),
@@ -167,8 +177,10 @@ def faster_rcnn(
 
 
 class Resize(GeneralizedRCNNTransform):
-    """torchvision's, for images of any shape: a side that would shrink to nothing, as of one of
-    3000x2 pixels, is stretched before until it is a pixel then.
+    """torchvision's transform, extended to images of any shape.
+
+    If the shorter side would shrink to less than a pixel, as in an image of 3000x2 pixels, it is
+    stretched first, so that one pixel of it remains.
     """
 
     def __init__(self, min_size: int, max_size: int, conventions: Conventions) -> None:
@@ -176,11 +188,11 @@ class Resize(GeneralizedRCNNTransform):
             [value / 255 for value in values]
             for values in (conventions.pixel_mean, conventions.pixel_std)
         )
-        super().__init__(min_size, max_size, mean, std, _skip_resize=True)  # in training only
+        super().__init__(min_size, max_size, mean, std, _skip_resize=True)  # in training
         self.channel_order = conventions.channel_order
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Float (3, H, W) in [0, 1], RGB, as the network's input."""
+        """Normalise an RGB image, float (3, H, W) in [0, 1], in the network's channel order."""
         if self.channel_order == "bgr":
             image = image.flip(0)
         normalised: Tensor = super().normalize(image)
@@ -189,7 +201,10 @@ class Resize(GeneralizedRCNNTransform):
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Float (3, H, W) to the model's size, in evaluation; boxes are resized by the caller."""
+        """Resize an image, float (3, H, W), to the model's input size; in training do nothing.
+
+        The model itself scales detections back to the size that the image had before.
+        """
         if not self.training:
             sides = image.shape[1:]
             least = max(sides) // self.max_size + 1
@@ -201,13 +216,17 @@ class Resize(GeneralizedRCNNTransform):
 
 
 def feature_strides(body: ResNet) -> list[int]:
-    """Pixels of the image between those of c2 to c5. A dilated c5 has that of c4."""
+    """Return the strides of c2 to c5 in pixels of the image. A dilated c5 has the stride of c4."""
     of_c5 = {module.stride for module in body.layer4.modules() if isinstance(module, nn.Conv2d)}
     return [4, 8, 16, 32 if (2, 2) in of_c5 else 16]
 
 
 def freeze(body: nn.Module, trainable_layers: int) -> None:
-    """Leave the last `trainable_layers` of the body's five layers trainable, and no more."""
+    """Freeze the body except for the last `trainable_layers` of its five layers.
+
+    Raises:
+        ValueError: `trainable_layers` is not from 0 to 5.
+    """
     layers = ["layer4", "layer3", "layer2", "layer1", "conv1"]
     if not 0 <= trainable_layers <= len(layers):
         raise ValueError(f"model.trainable_layers={trainable_layers} must be from 0 to 5")

@@ -1,4 +1,4 @@
-"""How much a detector computes."""
+"""Floating point operations (FLOPs) of a detector."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,15 +7,16 @@ from torchvision.models.detection import FasterRCNN
 
 @torch.no_grad()
 def forward_flops(model: FasterRCNN, height: int, width: int) -> int:
-    """Floating point operations of detecting in one image, a multiplication and an addition each.
+    """Count the floating point operations of detection in one image; a multiply-add counts as two.
 
-    Counted by `torch.utils.flop_counter`, which counts matrix products and convolutions,
-    deformable ones as plain; the samples of RoI pooling, of which torch knows ours alone, are left
-    out. The image is blank: how many proposals the box head sees is up to the
-    weights, but for most they are `rpn_top_n_test`.
+    `torch.utils.flop_counter` counts matrix products and convolutions, and deformable convolutions
+    like plain ones. The sampling in RoI pooling is not counted, because torch has a formula only
+    for this project's operator and not for torchvision's. The image is blank: the number of
+    proposals that the box head sees depends on the weights, but for most weights it is
+    `rpn_top_n_test`.
 
     Args:
-        height, width: in pixels, as the image is before the model resizes it.
+        height, width: the size of the image in pixels, before the model resizes it.
     """
     training = model.training
     device = next(model.parameters()).device
@@ -27,7 +28,7 @@ def forward_flops(model: FasterRCNN, height: int, width: int) -> int:
 
 
 def products(counter: FlopCounterMode) -> int:
-    """The operations of all matrix products and convolutions that were counted."""
+    """Return the counted operations of all matrix products and convolutions."""
     pool = torch.ops.deform_roi_pool
     by_operator = counter.get_flop_counts()["Global"]
     return sum(n for name, n in by_operator.items() if name not in (pool.forward, pool.backward))

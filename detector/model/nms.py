@@ -1,13 +1,14 @@
-"""Which detections of a class are one object: non-maximum suppression, hard or soft.
+"""Non-maximum suppression (NMS) of duplicate detections, hard or soft.
 
-Hard NMS drops a box that overlaps a better one. Soft-NMS (Bodla et al., Soft-NMS: Improving Object
-Detection With One Line of Code, ICCV 2017) lowers its score instead. Over and over, the best box m
-of those that are left is taken, and the score of each other one is multiplied by
+Hard NMS drops a box that overlaps a box with a higher score. Soft-NMS (Bodla et al., Soft-NMS:
+Improving Object Detection With One Line of Code, ICCV 2017) lowers its score instead. It repeatedly
+takes the box m with the highest score among the remaining boxes, and multiplies the score of each
+other remaining box by
 
     soft_linear      1 - IoU               where its IoU with m is at least the threshold, else 1
     soft_gaussian    exp(-IoU^2 / sigma)
 
-until no score is above the threshold of scores. Boxes of two classes never meet.
+until no remaining score is above the score threshold. Boxes only suppress boxes of their own class.
 """
 
 import torch
@@ -26,23 +27,23 @@ def suppressed(
     sigma: float,
     score_threshold: float,
 ) -> tuple[Tensor, Tensor]:
-    """What is kept of the detections of an image, by descending score.
+    """Suppress the duplicate detections of an image and sort the others by descending score.
 
     Args:
         boxes: float (N, 4), xyxy in pixels.
-        scores: (N,) in 0..1.
+        scores: (N,) in [0, 1].
         labels: int64 (N,).
-        method: hard, soft_linear or soft_gaussian.
-        iou_threshold: 0..1, of `hard` and `soft_linear`.
-        sigma: more than 0, of `soft_gaussian`.
-        score_threshold: soft scores are above it; hard NMS takes scores as they are.
+        method: `hard`, `soft_linear` or `soft_gaussian`.
+        iou_threshold: in [0, 1]; used by `hard` and `soft_linear`.
+        sigma: above 0; used by `soft_gaussian`.
+        score_threshold: Soft-NMS keeps boxes whose lowered score is above it; hard NMS ignores it.
 
     Returns:
-        The indices (D,) of the boxes that are kept, and their scores (D,), which are at most those
-        given.
+        The indices (D,) of the boxes that are kept, and their scores (D,), each of which is at most
+        the score given.
 
     Raises:
-        ValueError: a method that there is none of.
+        ValueError: `method` is unknown.
     """
     if method not in ("hard", "soft_linear", "soft_gaussian"):
         raise ValueError(f"model.nms={method} is none of hard, soft_linear, soft_gaussian")
@@ -52,7 +53,7 @@ def suppressed(
     if not len(boxes):
         return labels.new_zeros(0), scores
     rows = [torch.where(labels == label)[0] for label in labels.unique()]
-    places = pad_sequence(rows, batch_first=True, padding_value=-1)  # (K, M): a class a row
+    places = pad_sequence(rows, batch_first=True, padding_value=-1)  # (K, M): a row for each class
     by_class = soft_scores(
         boxes[places],
         scores[places].masked_fill(places < 0, -torch.inf),
@@ -75,13 +76,17 @@ def soft_scores(
     sigma: float,
     score_threshold: float,
 ) -> Tensor:
-    """The scores (K, M) by Soft-NMS, each class for itself and all at the same time. What is not
-    above the threshold of scores may be lower than here.
+    """Return the scores (K, M) after Soft-NMS, which treats all classes at once but separately.
+
+    A score is not lowered further once it is no longer above `score_threshold`, so the returned
+    value of such a score is only an upper bound.
 
     Args:
-        boxes: (K, M, 4) of K classes.
-        scores: (K, M); -inf of what is no box.
-        iou_threshold: of the linear rule; None: the gaussian one.
+        boxes: the boxes (K, M, 4) of K classes, padded to M boxes each.
+        scores: (K, M); -inf marks padding.
+        iou_threshold: the threshold of the linear rule, or None for the Gaussian rule.
+        sigma: the width of the Gaussian rule.
+        score_threshold: boxes suppress others only while their score is above it.
     """
     scores, is_left = scores.clone(), scores > score_threshold
     while is_left.any():
@@ -98,7 +103,7 @@ def soft_scores(
 
 
 def iou(ones: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union (...) of boxes (..., 4) and boxes (..., 4); 0 of two without area."""
+    """Return the IoU (...) of boxes (..., 4) and boxes (..., 4); it is 0 if neither has an area."""
     (left, top, right, bottom), (x1, y1, x2, y2) = ones.unbind(-1), others.unbind(-1)
     width = (torch.minimum(right, x2) - torch.maximum(left, x1)).clamp(min=0)
     height = (torch.minimum(bottom, y2) - torch.maximum(top, y1)).clamp(min=0)

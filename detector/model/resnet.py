@@ -1,8 +1,8 @@
-"""torchvision's ResNet with deformable 3x3 convolutions, placed by stages or by the last layers.
+"""torchvision's ResNet with deformable 3x3 convolutions, in whole stages or in the last layers.
 
-The stages are called c2 to c5, as in the papers; torchvision names them layer1 to layer4, and
-these names stay in the state dict. A bottleneck block has one 3x3 convolution, a basic block
-(ResNet-18 and 34) has two.
+The stages are called c2 to c5, as in the papers. torchvision calls them layer1 to layer4, and the
+state dict keeps these names. A bottleneck block has one 3x3 convolution; a basic block (ResNet-10,
+18 and 34) has two.
 """
 
 from collections.abc import Callable
@@ -26,19 +26,23 @@ def resnet(
     norm_eps: float,
     stride_in_1x1: bool,
 ) -> ResNet:
-    """An untrained ResNet.
+    """Build an untrained ResNet.
 
     Args:
-        name: resnet10 (one basic block a stage), resnet18, resnet34, resnet50 or resnet101;
+        name: resnet10 (one basic block per stage), resnet18, resnet34, resnet50 or resnet101;
             resnext50_32x4d or resnext101_32x8d, whose 3x3 convolutions have 32 groups (Xie et al.
-            2017); wide_resnet50_2, whose are twice as wide (Zagoruyko and Komodakis 2016).
+            2017); wide_resnet50_2, whose 3x3 convolutions are twice as wide (Zagoruyko and
+            Komodakis 2016).
         norm: `frozen_batch`, `batch`, `sync_batch` (over all processes, on CUDA) or `group` (32
             groups).
-        c5_dilation: 1 is the usual ResNet. With 2 or more, c5 keeps the stride of c4 (16) and its
-            3x3 convolutions are dilated: the atrous baseline of Dai et al. 2017, table 3.
-        norm_eps: added to the variance.
-        stride_in_1x1: of a bottleneck that has one, as in He et al. 2015 and MSRA's weights;
-            otherwise its 3x3 convolution strides.
+        c5_dilation: 1 gives the usual ResNet. With 2 or more, c5 keeps the stride of c4 (16) and
+            its 3x3 convolutions are dilated: the atrous baseline of Dai et al. 2017, table 3.
+        norm_eps: the number that norm layers add to the variance.
+        stride_in_1x1: a bottleneck block with a stride of 2 has it in its first 1x1 convolution, as
+            in He et al. 2015 and MSRA's weights; otherwise in its 3x3 convolution.
+
+    Raises:
+        ValueError: `name` or `norm` is unknown.
     """
     builders: dict[str, Callable[..., ResNet]] = {
         "resnet10": partial(ResNet, BasicBlock, [1, 1, 1, 1]),
@@ -63,7 +67,7 @@ def resnet(
 
 
 def norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:
-    """The layer that normalises `channels` channels."""
+    """Return a function that builds the norm layer for a given number of channels."""
     layers: dict[str, Callable[[int], nn.Module]] = {
         "frozen_batch": partial(FrozenBatchNorm2d, eps=eps),
         "batch": partial(nn.BatchNorm2d, eps=eps),
@@ -76,7 +80,7 @@ def norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:
 
 
 def dilate(stage: nn.Module, dilation: int) -> None:
-    """Give a stage stride 1 and dilated 3x3 convolutions; its weights and output channels stay."""
+    """Give a stage stride 1 and dilated 3x3 convolutions, in place; its weights are unchanged."""
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
@@ -85,7 +89,7 @@ def dilate(stage: nn.Module, dilation: int) -> None:
 
 
 def convolutions_3x3(body: nn.Module, stages: list[str]) -> list[str]:
-    """The names of the 3x3 convolutions in these stages, from the input to the output."""
+    """Return the names of the 3x3 convolutions in these stages, from the input to the output."""
     return [
         f"{STAGES[stage]}.{name}"
         for stage in stages
@@ -95,20 +99,23 @@ def convolutions_3x3(body: nn.Module, stages: list[str]) -> list[str]:
 
 
 def placement(body: nn.Module, *, stages: str, last_layers: int | None) -> list[str]:
-    """The names of the 3x3 convolutions that are to be deformable.
+    """Return the names of the 3x3 convolutions that are to become deformable.
 
     Args:
         stages: `none`, `c5`, `c4-c5`, `c3-c5` or `c2-c5`.
-        last_layers: the last k 3x3 convolutions instead, counted from the output, as the first
-            paper's table 1 counts them (3 are res5a, b and c of a bottleneck ResNet); `stages` is
-            then `none`.
+        last_layers: how many of the last 3x3 convolutions become deformable instead, counted from
+            the output as in table 1 of Dai et al. 2017 (3 means res5a, b and c of a bottleneck
+            ResNet). `stages` must then be `none`.
+
+    Raises:
+        ValueError: `stages` is unknown, `last_layers` is out of range, or both are given.
     """
     if last_layers is not None:
         convolutions = convolutions_3x3(body, list(STAGES))
         if stages != "none" or not 1 <= last_layers <= len(convolutions):
             raise ValueError(
                 f"deform.last_layers={last_layers} must be from 1 to {len(convolutions)}, and "
-                f"deform.stages={stages} must be none beside it"
+                f"deform.stages={stages} must be none with it"
             )
         return convolutions[-last_layers:]
     if stages == "none":
@@ -129,7 +136,7 @@ def make_deformable(
     mask_start: float,
     offset_limit: float | None = None,
 ) -> None:
-    """Replace the named convolutions, in place. State-dict names and weights stay as they are."""
+    """Make the named convolutions deformable, in place; their weights and names stay the same."""
     for name in convolutions:
         conv = body.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)

@@ -1,12 +1,13 @@
-"""What the box head sees of a proposal: RoIAlign, or deformable RoI pooling on top of it.
+"""Pooling of the features of proposals for the box head: RoIAlign or deformable RoI pooling.
 
     pooled = RoIAlign(features, boxes)                          (N, C, 7, 7)
     offsets, mask logits = fc_offset(pooled)                    (N, 2, 7, 7), (N, 7, 7)
-    pooled = deform_roi_pool(features, boxes, offsets, mask)    in place of the first
+    pooled = deform_roi_pool(features, boxes, offsets, mask)    replaces the first result
 
-As in Dai et al. 2017, section 2.2, one linear layer on the pooled features finds the offsets of the
-bins; as in Zhu et al. 2018, section 3.2, v2 has a mask as well, by the same layer. It starts at
-zero, so that a new layer is RoIAlign: exactly so for v1, and for v2 with a mask that starts at 1.
+As in Dai et al. 2017, section 2.2, one linear layer predicts the offsets of the bins from the
+pooled features. As in Zhu et al. 2018, section 3.2, in v2 the same layer also predicts a mask. The
+layer starts at zero, so that a new deformable RoI pooling is the same as RoIAlign; for v2 this
+needs a mask that starts at 1.
 """
 
 import torch
@@ -16,18 +17,19 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from ops import deform_roi_pool
 
 ROI_SIZE = 7  # bins along each axis
-GAMMA = 0.1  # an offset of 1 moves a bin by a tenth of its box
+GAMMA = 0.1  # an offset of 1 moves a bin by a tenth of its RoI's size
 
 
 class BoxPooling(MultiScaleRoIAlign):
-    """Features (N, C, 7, 7) of N boxes of all images, each from the level of its size.
+    """Pools features (N, C, 7, 7) of the N boxes of all images, each from the level for its size.
 
     Args:
-        channels: C.
-        levels: the stride, in pixels, of each map that boxes are read from, by its name.
-        aligned, sampling_ratio: of RoIAlign.
-        level_rule: as in `conventions.py`.
-        kind: `align`; `deform_v1`, with offsets; or `deform_v2`, with a mask too.
+        channels: C, the number of channels of the features.
+        levels: the name of each feature map that boxes are pooled from, finest first, and its
+            stride in pixels.
+        aligned, sampling_ratio: as for RoIAlign.
+        level_rule: `roi_level_rule` of `conventions.py`.
+        kind: `align`; `deform_v1`, which has offsets; or `deform_v2`, which has a mask too.
         mask_start: the mask of a new layer, as in `deformable_conv.py`.
     """
 
@@ -46,7 +48,7 @@ class BoxPooling(MultiScaleRoIAlign):
         self.strides = list(levels.values())
         self.aligned = aligned
         self.level_rule = level_rule
-        self.num_masks = 1 if kind == "deform_v2" else 0  # of a bin
+        self.num_masks = 1 if kind == "deform_v2" else 0  # mask values per bin
         self.mask_start = mask_start
         self.fc_offset = None
         if kind != "align":
@@ -56,51 +58,52 @@ class BoxPooling(MultiScaleRoIAlign):
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """
+        """Pool the features of all boxes, image after image.
+
         Args:
-            x: features (B, C, H, W) by the name of their level.
-            boxes: (N, 4) of each image, xyxy in pixels.
-            image_shapes: not looked at: the strides are known.
+            x: the features (B, C, H, W) of each level by its name.
+            boxes: the boxes (n, 4) of each image, xyxy in pixels.
+            image_shapes: unused, because the strides are known.
         """
         numbered = [
             torch.cat([one.new_full((len(one), 1), image), one], dim=1)
             for image, one in enumerate(boxes)
         ]
         rois = torch.cat(numbered)
-        pooled = self._pooled(x, rois)
+        pooled = self._pool(x, rois)
         if self.fc_offset is None:
             return pooled
-        return self._pooled(x, rois, *self.offsets(pooled))
+        return self._pool(x, rois, *self.offsets(pooled))
 
     def offsets(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The offsets (N, 2, 7, 7) and, for v2, the mask (N, 7, 7) of deformable
-        pooling, from what RoIAlign made of the boxes; float32 under autocast too.
+        """Predict the offsets (N, 2, 7, 7) and, for v2, the mask (N, 7, 7) from the features
+        (N, C, 7, 7) that RoIAlign pooled. Both are computed in float32 even under autocast.
         """
         assert self.fc_offset is not None
         with torch.autocast(pooled.device.type, enabled=False):
             return self.split(self.fc_offset(pooled.flatten(1).to(self.fc_offset.weight.dtype)))
 
     def split(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What `fc_offset` predicted, as `offsets` returns it."""
+        """Turn the output of `fc_offset` into the offsets and the mask that `offsets` returns."""
         planes = predicted.unflatten(1, (-1, *self.output_size))
         if not self.num_masks:
             return planes, None
         return planes[:, :2], 2 * self.mask_start * planes[:, 2].sigmoid()
 
-    def _pooled(
+    def _pool(
         self,
         x: dict[str, Tensor],
         rois: Tensor,
         offset: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Features of rois (N, 5), the image's index before the box."""
+        """Pool the features of rois (N, 5), each an image index and a box."""
         features = [x[name] for name in self.featmap_names]
         levels = self.levels(rois[:, 1:])
         pooled = features[0].new_zeros(len(rois), features[0].shape[1], *self.output_size)
         for level, (maps, stride) in enumerate(zip(features, self.strides, strict=True)):
             (rows,) = torch.where(levels == level)
-            if maps.is_cuda and offset is None:  # ours has not run on a GPU yet
+            if maps.is_cuda and offset is None:  # deform_roi_pool has not run on a GPU yet
                 of_level = roi_align(
                     *(maps, rois[rows], self.output_size, 1 / stride),
                     sampling_ratio=self.sampling_ratio,
@@ -121,13 +124,13 @@ class BoxPooling(MultiScaleRoIAlign):
 
     @property
     def level_range(self) -> tuple[int, int]:
-        """The numbers of the finest and the coarsest level: 2 and 5 for p2 to p5. A dilated c5 has
-        that of c4.
+        """The numbers of the finest and the coarsest level: 2 and 5 for p2 to p5. They follow from
+        the strides, so a dilated c5 has number 4 like c4.
         """
         return self.strides[0].bit_length() - 1, self.strides[-1].bit_length() - 1
 
     def levels(self, boxes: Tensor) -> Tensor:
-        """The level (N,) of each box (N, 4), 0 for the finest: Lin et al. 2017, equation 1."""
+        """Return the level (N,) of each box (N, 4), 0 for the finest (Lin et al. 2017, eq. 1)."""
         width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(dim=1)
         size = torch.sqrt(width * height)
         match self.level_rule:
@@ -142,7 +145,9 @@ class BoxPooling(MultiScaleRoIAlign):
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """It leaves the random generator as it was: a plain and a deformable network begin alike."""
+    """Build a linear layer of zeros without changing the state of the random generator, so that the
+    other layers start the same in a plain and in a deformable network.
+    """
     with torch.random.fork_rng(devices=[]):
         layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
