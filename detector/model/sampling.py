@@ -29,7 +29,7 @@ class SeededSampler:
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
         self.stream = stream
-        self.seeds: list[int | None] = []  # of the images of the batch
+        self.seeds: list[int | None] = []  # one for each image of the batch
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return boolean masks (A,) of the sampled positives and negatives of each image.

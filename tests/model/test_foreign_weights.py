@@ -1,4 +1,4 @@
-"""Files of weights as they lie about: of other frameworks, in every format, and what is none."""
+"""Files of weights of other frameworks in every format, and files that are not weights."""
 
 import gzip
 import io
@@ -35,7 +35,7 @@ CLASSES = ("disc", "ring", "star")
 
 
 def config_of(*words: str) -> Any:
-    """With `model.weights=` set afterwards: Hydra reads more than a path in a name with a comma."""
+    """Compose a configuration, with `model.weights` set later because Hydra parses its commas."""
     others = [word for word in words if not word.startswith("model.weights=")]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         config = typed_train(compose("train", [*SMALL, *others]))
@@ -52,7 +52,7 @@ def model_of(*words: str, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> 
 
 
 def as_mmdetection(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names and rows as mmdetection 3 has them, written the other way round from the loader."""
+    """Give a state dict the names and rows of mmdetection 3, without the code of the loader."""
     result: dict[str, Tensor] = OrderedDict()
     for key, value in state.items():
         key = key.replace("backbone.body.", "backbone.")
@@ -77,7 +77,7 @@ def as_mmdetection(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_detectron2(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """The same for detectron2: numpy, as in the pickles of its zoo, without counters."""
+    """Give a state dict the names and rows of detectron2, as numpy arrays as in its model zoo."""
     result = {}
     for key, value in state.items():
         if "num_batches" in key:
@@ -124,7 +124,7 @@ def same_but_for_background_boxes(ours: dict[str, Tensor], expected: dict[str, T
 
 
 class HistoryBuffer:
-    """As mmengine's: its pickle holds a bound method, which is pickled as getattr(...)."""
+    """Like mmengine's class: it holds a bound method, which is pickled as getattr(...)."""
 
     def __init__(self) -> None:
         self.log = np.arange(3.0)
@@ -135,7 +135,7 @@ class HistoryBuffer:
 
 
 def written(form: str, folder: Path, state: dict[str, Tensor]) -> Path:
-    """A file of the kind `form` with these weights, made by torch and numpy alone."""
+    """Write a file of the kind `form` with these weights, without code of this project."""
     path = folder / f"{form}.pth"
     mmdet = as_mmdetection(state)
     meta = {"CLASSES": CLASSES, "config": "model = dict(style='pytorch')", "epoch": 12}
@@ -189,7 +189,7 @@ FORMS = [
 @pytest.mark.parametrize("deform", ["none", "c3-c5_v1"])
 def test_every_form_loads(form: str, deform: str, tmp_path: Path) -> None:
     if deform != "none" and form.startswith(("detectron2", "mmdetection 1")):
-        deform, words = "c3-c5_v1", ["model.backbone=resnet50"]  # blocks with a conv2_offset
+        deform, words = "c3-c5_v1", ["model.backbone=resnet50"]  # its blocks have a conv2_offset
     else:
         words = []
     source = model_of(f"deform={deform}", *words, seed=1)
@@ -217,7 +217,7 @@ def test_what_is_told_of_a_file(tmp_path: Path) -> None:
         "3: disc, ring, star",
         "model=resnet18_fpn deform=c3-c5_v2 model.fpn_channels=8 model.box_head_channels=8",
         "deform.mask_start=0.5",
-        f"model.weights='{path}'",  # for Hydra, whatever the shell needs besides
+        f"model.weights='{path}'",  # quoted for Hydra; the shell may need more
     ):
         assert words in told
 
@@ -238,7 +238,7 @@ def test_the_command_runs_and_converts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2", "mmdetection"])
 def test_conventions_go_with_the_weights(name: str, tmp_path: Path) -> None:
-    """Into the configuration, and from a checkpoint of ours on into what is trained from it."""
+    """They go into the configuration, and from this project's checkpoint into further trainings."""
     form = {"torchvision": "torchvision, distributed", "detectron2": "detectron2, bare"}
     state = model_of("deform=none", seed=1).state_dict()
     path = written(form.get(name, "mmdetection 2, zoo"), tmp_path, state)
@@ -265,7 +265,7 @@ def test_the_file_says_otherwise_than_its_framework(tmp_path: Path) -> None:
         "img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)\n"
         "model = dict(backbone=dict(type='ResNet', style='caffe'))"
     )
-    for key in ("cfg", "config"):  # of 3.x, of 2.x
+    for key in ("cfg", "config"):  # in 3.x, in 2.x
         content = {"meta": {key: caffe}, "state_dict": as_mmdetection(state)}
         torch.save(content, tmp_path / "caffe.pth")
         found = conventions_of(config_of(f"model.weights={tmp_path / 'caffe.pth'}").model)
@@ -283,7 +283,7 @@ def test_the_file_says_otherwise_than_its_framework(tmp_path: Path) -> None:
 
 
 def test_norm_layers_that_caffe2_merged(tmp_path: Path) -> None:
-    """They have a scale and a shift alone: the mean is 0 and the variance 1."""
+    """They have only a scale and a shift; the mean becomes 0 and the variance 1."""
     state = as_detectron2(model_of("deform=none", seed=1).state_dict())
     merged = {key: value for key, value in state.items() if "running" not in key}
     (tmp_path / "merged.pkl").write_bytes(pickle.dumps({"model": merged}))
@@ -321,7 +321,7 @@ def test_networks_with_groups(form: str, tmp_path: Path) -> None:
     same_but_for_background_boxes(loaded.state_dict(), source.state_dict())
     found = conventions_of(config_of(*words, f"model.weights={path}").model)
     usual = conventions(form.partition(" ")[0].strip(","))
-    if form.startswith("detectron2"):  # its faster_rcnn_X_101_32x8d_FPN_3x.yaml
+    if form.startswith("detectron2"):  # as in its faster_rcnn_X_101_32x8d_FPN_3x.yaml
         others = {"pixel_std": [57.375, 57.12, 58.395], "stride_in_1x1": False}
         assert found == replace(usual, **others)
     else:
@@ -370,7 +370,7 @@ def test_rows_are_taken_by_the_name_of_their_class(
             rows, others = slice(4 * label, 4 * label + 4), slice(4 * there, 4 * there + 4)
             assert torch.equal(ours.bbox_pred.weight[rows], theirs.bbox_pred.weight[others])
     assert torch.equal(ours.cls_score.weight[2], new.cls_score.weight[2])
-    assert "2 of 3 classes by name, new: 1" in caplog.text
+    assert "2 of 3 classes matched by name, newly initialised: 1" in caplog.text
     assert "comet" in caplog.text
 
 
@@ -444,7 +444,7 @@ def test_another_architecture(tmp_path: Path) -> None:
 
 
 def test_detectors_without_an_fpn(tmp_path: Path) -> None:
-    """They load where there is none; a backbone alone fits either way."""
+    """They load into a detector without an FPN; a backbone alone fits detectors of both kinds."""
     path, here = tmp_path / "dc5.pt", ["model.neck=dc5", "model.c5_dilation=2", "deform=none"]
     source = model_of(*here, "model.rpn_channels=16", seed=1)
     torch.save(source.state_dict(), path)
@@ -549,7 +549,7 @@ class Bomb:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_no_code_of_a_file_runs(protocol: int, tmp_path: Path) -> None:
-    """Neither of a plain pickle nor of a torch file, of either form."""
+    """This holds for plain pickles and for both formats of torch files."""
     import os
 
     mark = tmp_path / "ran"
@@ -572,7 +572,7 @@ def test_no_code_of_a_file_runs(protocol: int, tmp_path: Path) -> None:
 
 
 def test_a_dtype_cannot_be_made_to_hold_objects() -> None:
-    """Numpy would take the eight bytes for a pointer, and the process would end."""
+    """numpy would use the eight bytes as a pointer and crash the process."""
     dtype = (
         b"cnumpy\ndtype\n(U\x01OI00\nI01\ntR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK tb"
     )
@@ -585,7 +585,7 @@ def test_a_dtype_cannot_be_made_to_hold_objects() -> None:
 
 
 def test_a_storage_within_a_pickle_runs_no_code(tmp_path: Path) -> None:
-    """TorchScript in place of its bytes would be loaded, and could write files."""
+    """TorchScript in place of a storage would otherwise be loaded, and could write files."""
     scripted = io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), scripted)
     bomb = Bomb(torch.storage._load_from_bytes, scripted.getvalue())
@@ -595,7 +595,7 @@ def test_a_storage_within_a_pickle_runs_no_code(tmp_path: Path) -> None:
 
 
 def test_a_function_that_is_allowed_cannot_be_changed() -> None:
-    """The BUILD opcode sets an object's state: not that of what may be called."""
+    """The BUILD opcode sets an object's state, which is refused for the allowed functions."""
     harmful = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00ak\x01sb."
     harmful = harmful.replace(b"k\x01", b"K\x01")
     with pytest.raises(pickle.UnpicklingError, match="has no state"):
@@ -642,13 +642,13 @@ def test_safetensors_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
 
 
 def test_names_that_json_holds(tmp_path: Path) -> None:
-    """Our safetensors say their classes and conventions."""
+    """This project's safetensors store their classes and conventions."""
     state = {key: one.contiguous() for key, one in model_of("deform=none").state_dict().items()}
     own = {"classes": json.dumps(CLASSES), "conventions": json.dumps({"framework": "detectron2"})}
     safetensors.torch.save_file(state, tmp_path / "own.safetensors", own)
     weights = read_weights(tmp_path / "own.safetensors")
     assert weights.classes == CLASSES
     assert weights.conventions == {"framework": "detectron2"}
-    others = {"classes": "cat, dog", "conventions": "none"}  # of another tool, no JSON
+    others = {"classes": "cat, dog", "conventions": "none"}  # by another tool, not JSON
     safetensors.torch.save_file(state, tmp_path / "own.safetensors", others)
     assert read_weights(tmp_path / "own.safetensors").classes is None

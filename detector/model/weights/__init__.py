@@ -1,1 +1,1 @@
-"""Weights from files of any framework: what they are, and into which network they go."""
+"""Recognises weights in files of several frameworks and loads them into the detector."""

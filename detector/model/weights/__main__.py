@@ -1,14 +1,15 @@
-"""Says what a file of weights is, what would load, and how to use it; nothing is built.
+"""Says what a file of weights is, which parts of it would be loaded, and how to use it.
 
     python -m detector.model.weights model_final_280758.pkl
     python -m detector.model.weights faster_rcnn_r50_fpn_dconv_c3-c5_1x_coco.pth
     python -m detector.model.weights FILE convert=model.pt
 
-Detectors of torchvision, mmdetection and detectron2, ResNets of their classifiers, and our own, in
-torch files, plain pickles and safetensors. No code in the file is run.
+The file may hold a detector of torchvision, mmdetection, detectron2 or this project, or the ResNet
+of a classifier. It may be a torch file, a plain pickle or safetensors. No code in the file is run,
+and no network is built unless convert= is given.
 
-    convert=OUT   write a checkpoint that evaluate.py and predict.py take. Words for train.py may
-                  follow, such as data=coco data.root=COCO data.val.images=... for its data.
+    convert=OUT   write a checkpoint that evaluate.py and predict.py accept. Overrides of train.py
+                  may follow, such as data=coco data.root=COCO data.val.images=... for its data.
 """
 
 import sys
@@ -17,7 +18,7 @@ from detector import entry
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     entry.show_help(__doc__)
     files = [word for word in sys.argv[1:] if "=" not in word]
     words = [word for word in sys.argv[1:] if "=" in word]

@@ -1,4 +1,4 @@
-"""Which network weights are of, read off their names and shapes, in the words of configs/."""
+"""Recognises the architecture of weights by their names and shapes, in terms of configs/."""
 
 import re
 from dataclasses import dataclass, replace
@@ -11,7 +11,8 @@ from detector.model.roi_pooling import ROI_SIZE
 from detector.model.weights.files import WeightsError
 from detector.model.weights.names import BODY, HEAD
 
-# Of bottlenecks? How many blocks a stage? What shape has the first conv2, but for its kernel?
+# (has bottleneck blocks, number of blocks in each stage, shape of the first conv2 without its
+# kernel) -> `model.backbone`
 BACKBONES: dict[tuple[bool, tuple[int, ...], tuple[int, ...]], str] = {
     (False, (1, 1, 1, 1), (64, 64)): "resnet10",
     (False, (2, 2, 2, 2), (64, 64)): "resnet18",
@@ -22,7 +23,7 @@ BACKBONES: dict[tuple[bool, tuple[int, ...], tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3), (256, 8)): "resnext101_32x8d",
     (True, (3, 4, 6, 3), (128, 128)): "wide_resnet50_2",
 }
-# configs/model/ of a backbone and a neck, where it is not NAME_fpn
+# (backbone, neck) -> the file in configs/model/, if it is not called BACKBONE_fpn
 MODELS = {
     ("resnet10", "fpn"): "tiny",
     ("resnet50", "dc5"): "resnet50_dc5",
@@ -32,17 +33,18 @@ MODELS = {
 
 @dataclass
 class Architecture:
-    """A network; None where a backbone alone does not say.
+    """The architecture of a network. Values that a backbone alone does not determine are None.
 
     Attributes:
         backbone: as `model.backbone`.
         neck: as `model.neck`.
-        deforms: `none`, `c3-c5_v1` and so on, as the files of configs/deform/ are called.
-        offset_groups: as `deform.offset_groups`; 1 where nothing deforms.
+        deforms: `none`, `c3-c5_v1` and so on, like the names of the files in configs/deform/; or
+            `last3_v1` and so on, if only the last 3x3 convolutions are deformable.
+        offset_groups: as `deform.offset_groups`; 1 if no layer is deformable.
         fpn_channels, rpn_channels, roi_pool, box_head_channels: as in `model`.
-        num_anchors: of a cell.
+        num_anchors: anchors per cell.
         num_classes: K, without the background.
-        has_statistics: the norm layers are batch norm, frozen or not, and not group norm.
+        has_statistics: True for batch norm, frozen or not; False for group norm.
     """
 
     backbone: str
@@ -59,27 +61,31 @@ class Architecture:
 
     @property
     def model(self) -> str:
-        """The file of configs/model/ that is nearest."""
+        """The name of the file in configs/model/ that is closest to this network."""
         usual = MODELS.get((self.backbone, "fpn"), f"{self.backbone}_fpn")
         return MODELS.get((self.backbone, self.neck or "fpn"), usual)
 
     @property
     def modulated(self) -> bool:
-        """Whether it deforms by v2."""
+        """Whether the deformable convolutions are v2."""
         return self.deforms.endswith("_v2")
 
 
 def architecture(state: dict[str, Tensor], source: Path | str) -> Architecture:
-    """The network of a state dict by our names.
+    """Recognise the architecture of a state dict that has this project's names.
+
+    Args:
+        state: the state dict.
+        source: what error messages call it, such as the path of its file.
 
     Raises:
-        WeightsError: no configuration describes it; the message begins with `source`.
+        WeightsError: no configuration describes the architecture.
     """
 
     def rows(name: str) -> int | None:
         return len(state[name]) if name in state else None
 
-    deforms, groups = _deforming(state, source)
+    deforms, groups = _deformation(state, source)
     scores = rows(f"{HEAD}cls_score.weight")
     of_necks = {"fpn": "backbone.fpn.inner_blocks.0.0.weight", "dc5": "backbone.reduction.weight"}
     neck = next((neck for neck, name in of_necks.items() if name in state), None)
@@ -111,13 +117,13 @@ def _backbone(state: dict[str, Tensor], source: Path | str) -> str:
         kind = "bottleneck" if is_bottleneck else "basic"
         raise WeightsError(
             f"{source} has a ResNet of {'-'.join(map(str, numbers))} {kind} blocks with a first "
-            f"conv2 of shape {shape}: only {', '.join(BACKBONES.values())} are built"
+            f"conv2 of shape {shape}: only {', '.join(BACKBONES.values())} are supported"
         )
     return BACKBONES[is_bottleneck, numbers, shape]
 
 
 def _roi_pool(state: dict[str, Tensor]) -> str | None:
-    """Two offsets a bin, or with a mask three numbers; the box head's fc6 sees the same bins."""
+    """Return `model.roi_pool`: v1 predicts two numbers per bin, v2 three. None: no box head."""
     fc6 = state.get("roi_heads.box_head.fc6.weight")
     offsets = state.get("roi_heads.box_roi_pool.fc_offset.weight")
     if fc6 is None:
@@ -128,21 +134,28 @@ def _roi_pool(state: dict[str, Tensor]) -> str | None:
     return "deform_v1" if len(offsets) == 2 * num_bins else "deform_v2"
 
 
-def _deforming(state: dict[str, Tensor], source: Path | str) -> tuple[str, int]:
-    """What deforms, and by how many offset groups."""
+def _deformation(state: dict[str, Tensor], source: Path | str) -> tuple[str, int]:
+    """Return `Architecture.deforms` and the number of offset groups."""
     suffix = ".conv_offset.weight"
     layers = [key.removesuffix(suffix) for key in state if key.endswith(suffix)]
     if not layers:
         return "none", 1
-    kinds = {_kind(state[layer + suffix], source) for layer in layers}
+    kinds = {_version_and_groups(state[layer + suffix], source) for layer in layers}
     if len(kinds) > 1:
-        raise WeightsError(f"{source} has deformable layers of several kinds, which is not built")
+        raise WeightsError(
+            f"{source} has deformable layers of different versions or offset groups, which is not "
+            "supported"
+        )
     ((version, groups),) = kinds
     return f"{_placement(state, set(layers), source)}_{version}", groups
 
 
-def _kind(weight: Tensor, source: Path | str) -> tuple[str, int]:
-    """v1 has 18 channels a group, v2 27; the groups divide the input's channels."""
+def _version_and_groups(weight: Tensor, source: Path | str) -> tuple[str, int]:
+    """Return the version and the number of offset groups of an offset convolution.
+
+    v1 has 18 output channels per group and v2 has 27. The number of groups divides the number of
+    input channels.
+    """
     rows, channels = weight.shape[:2]
     for version, of_group in (("v1", 18), ("v2", 27)):
         if rows % of_group == 0 and channels % (rows // of_group) == 0:
@@ -151,7 +164,7 @@ def _kind(weight: Tensor, source: Path | str) -> tuple[str, int]:
 
 
 def _placement(state: dict[str, Tensor], layers: set[str], source: Path | str) -> str:
-    """By stages, or as the last k 3x3 convolutions."""
+    """Return where the deformable layers are: `c3-c5` for stages, `last3` for the last layers."""
     of_stage = {
         stage: [
             key.removesuffix(".weight")
@@ -171,7 +184,7 @@ def _placement(state: dict[str, Tensor], layers: set[str], source: Path | str) -
     shown = ", ".join(sorted(name.removeprefix(BODY) for name in layers)[:4])
     raise WeightsError(
         f"{source} has {len(layers)} deformable layers ({shown}, ...), which are neither whole "
-        "stages up to c5 nor the last ones: that is not built"
+        "stages up to c5 nor the last 3x3 convolutions: this is not supported"
     )
 
 
@@ -180,8 +193,13 @@ def _order(name: str) -> list[int]:
 
 
 def differences(theirs: Architecture, ours: Architecture) -> tuple[list[str], list[str]]:
-    """What weights are of and what the network is, as values of the configuration, where these
-    differ in more than the classes. Plain weights fit a deformable network.
+    """Compare the architecture of weights with that of the network they are loaded into.
+
+    The classes may differ, and plain weights fit a deformable network.
+
+    Returns:
+        The configuration values that differ, as `key=value`: first those of the weights, then those
+        of the network. Both lists are empty if the weights fit.
     """
     were, are = [], []
     for key, value, own in (
@@ -193,7 +211,7 @@ def differences(theirs: Architecture, ours: Architecture) -> tuple[list[str], li
         ("model.rpn_channels", theirs.rpn_channels, ours.rpn_channels),
         ("model.roi_pool", theirs.roi_pool, ours.roi_pool),
         ("model.box_head_channels", theirs.box_head_channels, ours.box_head_channels),
-        ("anchors of a cell, in number,", theirs.num_anchors, ours.num_anchors),
+        ("number of anchors per cell", theirs.num_anchors, ours.num_anchors),
     ):
         free = value in (None, "align") or (key.startswith("deform") and theirs.deforms == "none")
         if not free and value != own:

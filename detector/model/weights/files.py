@@ -1,9 +1,10 @@
-"""Reads any file of weights without running what is in it.
+"""Reads any file of weights without running the code in it.
 
-Torch files of today and before 1.6, plain pickles of numpy arrays (detectron2's zoo) and
-safetensors. What torch's own `weights_only` refuses, such as the message hub of an mmengine
-checkpoint, is read by an unpickler that knows an exact list of names; everything else becomes an
-`Inert` object, which holds nothing and does nothing.
+The formats are torch files (also those of torch before 1.6), plain pickles of numpy arrays
+(detectron2's model zoo) and safetensors. torch's `weights_only` refuses some torch files, such as
+mmengine checkpoints, because of their message hub. These files and plain pickles are read by an
+unpickler that builds only the classes and calls only the functions of a fixed list. Everything else
+becomes an `Inert` object, which holds nothing and does nothing.
 """
 
 import io
@@ -22,10 +23,10 @@ import torch
 
 from detector import exit_codes
 
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a torch file before 1.6
-MAX_SHOWN = 80  # characters of what a file begins with
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # the first object in a file of torch before 1.6
+MAX_SHOWN = 80  # characters of the reason why a file cannot be read
 
-# How files begin that people mistake for weights, and what to say of them.
+# The first bytes of files that people mistake for weights, and how errors describe such a file.
 OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself, with `git lfs pull`",
     b"<": "a web page or XML: the download did not give the file",
@@ -47,23 +48,23 @@ OTHERS = {
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had or do not fit. The message names the file or the tensors."""
+    """Weights cannot be obtained or do not fit. The message names the file or the tensors."""
 
     exit_code = exit_codes.FAILED
 
 
 class Content(NamedTuple):
-    """What a file holds."""
+    """The content of a file of weights."""
 
     kind: str  # such as "a torch file"
-    objects: Any  # plain containers, tensors, numpy arrays
-    metadata: dict[str, str]  # of safetensors
+    objects: Any  # dictionaries and lists of tensors, numpy arrays and others
+    metadata: dict[str, str]  # only of safetensors files
 
 
 class Inert:
-    """In place of an object of a class that is not ours to build: takes anything, does nothing."""
+    """Replaces an object of a class that is not built: accepts every call and does nothing."""
 
-    name = "?"  # of the class that it stands for
+    name = "?"  # of the class that it replaces
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
         return super().__new__(cls)
@@ -78,20 +79,20 @@ class Inert:
         pass
 
     def append(self, item: Any) -> None:
-        """What pickle calls of a list."""
+        """Ignore an item, which pickle adds to a list in this way."""
 
     def extend(self, items: Any) -> None:
-        """Likewise."""
+        """Ignore items, which pickle adds to a list in this way."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> "Inert":
         return self
 
 
 def read(path: Path) -> Content:
-    """The content of a file of weights, on the CPU.
+    """Read a file of weights; its tensors are on the CPU.
 
     Raises:
-        WeightsError: it is missing, broken, or something else; the message says what.
+        WeightsError: the file is missing, damaged or in another format; the message says which.
     """
     if path.is_dir():
         found = [file.name for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
@@ -120,17 +121,17 @@ SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors", ".bin", ".ckpt")
 
 
 def _reader(path: Path, start: bytes) -> tuple[str, Callable[[Path], Content]]:
-    """What a file is by how it begins, and what reads it."""
+    """Recognise a file's format by its first bytes; return the format's name and its reader."""
     if start.startswith(b"PK\x03\x04"):
         return _zip_reader(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < max(path.stat().st_size, 2**27):
         return "safetensors", _read_safetensors
     if start.startswith(b"\x80"):
         return "a pickle", _read_pickle
-    raise WeightsError(f"{path} is no file of weights but {_other(start)}")
+    raise WeightsError(f"{path} is no file of weights but {_other_format(start)}")
 
 
-def _other(start: bytes) -> str:
+def _other_format(start: bytes) -> str:
     if not start:
         return "empty"
     for magic, words in OTHERS.items():
@@ -150,8 +151,8 @@ def _zip_reader(path: Path) -> tuple[str, Callable[[Path], Content]]:
         ) from error
     if any(name.endswith("constants.pkl") for name in names):
         raise WeightsError(
-            f"{path} is a TorchScript program, which is not loaded for it could run anything: "
-            "save model.state_dict() of the model that it was made from"
+            f"{path} is a TorchScript program, which is not loaded because it could run any "
+            "code: save model.state_dict() of the model that it was made from"
         )
     if any(name.endswith("data.pkl") for name in names):
         return "a torch file", _read_torch
@@ -173,30 +174,31 @@ def _read_safetensors(path: Path) -> Content:
 def _read_torch(path: Path) -> Content:
     try:
         objects = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # it holds objects that weights_only does not know
+    except pickle.UnpicklingError:  # it holds objects that weights_only refuses
         objects = torch.load(
             path,
             map_location="cpu",
-            weights_only=False,  # the unpickler is ours
+            weights_only=False,  # safe with RestrictedPickle
             pickle_module=RestrictedPickle,
         )
     return Content("a torch file", objects, {})
 
 
 def _read_pickle(path: Path) -> Content:
-    """A plain pickle, or a torch file before 1.6, which begins with one."""
+    """Read a plain pickle, or a file of torch before 1.6, which begins with a pickle."""
     with path.open("rb") as file:
-        first = RestrictedPickle.load(file, encoding="latin1")  # Python 2 wrote many
+        # Many files were written by Python 2, whose strings need this encoding.
+        first = RestrictedPickle.load(file, encoding="latin1")
     if type(first) is int and first == TORCH_MAGIC:
-        return _read_torch(path)._replace(kind="a torch file of the form before 1.6")
+        return _read_torch(path)._replace(kind="a torch file in the format before 1.6")
     return Content("a pickle", first, {})
 
 
 # ---- The unpickler -------------------------------------------------------------------------------
 
 
-class _Only:
-    """A function that a pickle may call, and can do nothing else with."""
+class _CallOnly:
+    """A function that a pickle may call but not change."""
 
     __slots__ = ("__function",)
 
@@ -217,8 +219,8 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 class _Dtype:
-    """A numpy dtype of plain numbers, of which a pickle may set the byte order and no more: a real
-    dtype's state could make numpy take a file's bytes for pointers to objects.
+    """A numpy dtype of plain numbers. A pickle may set its byte order and nothing else, because the
+    state of a real dtype could make numpy interpret a file's bytes as pointers to objects.
     """
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False) -> None:
@@ -234,7 +236,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array whose state is its shape, its dtype and its bytes."""
+    """An array whose pickled state must consist of its shape, its dtype and its bytes."""
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, is_fortran, content = state
@@ -243,12 +245,12 @@ class _Array(np.ndarray):
         super().__setstate__((version, shape, dtype.dtype, is_fortran, content))
 
 
-def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """An empty array: its state follows in the pickle."""
+def _empty_array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """Return an empty array, which takes its state from the pickle afterwards."""
     return np.empty(0, dtype="b").view(_Array)
 
 
-def _array_of(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+def _array_from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     array: np.ndarray = np.frombuffer(buffer, dtype=dtype.dtype).reshape(shape, order=order)
     return array
 
@@ -258,36 +260,37 @@ def _scalar(dtype: Any, encoded: Any = b"") -> Any:
 
 
 def _storage(encoded: bytes) -> Any:
-    """Of a tensor in a plain pickle, which is a torch file within it."""
+    """Load the storage of a tensor in a plain pickle, which is stored there as a torch file."""
     return torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
 
 
+# (module, name) -> what the unpickler builds or calls for it.
 _BUILT: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): _Only(torch.Size),
-    ("torch", "device"): _Only(torch.device),
-    ("torch._utils", "_rebuild_tensor"): _Only(torch._utils._rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Only(torch._utils._rebuild_tensor_v2),
-    ("torch._utils", "_rebuild_parameter"): _Only(lambda data, *others: data),
-    ("torch.storage", "_load_from_bytes"): _Only(_storage),
-    ("numpy", "dtype"): _Only(_Dtype),
-    ("_codecs", "encode"): _Only(_encode),
-    **{(name, "set"): _Only(set) for name in ("builtins", "__builtin__")},
-    **{(name, "bytes"): _Only(lambda: b"") for name in ("builtins", "__builtin__")},
+    ("torch", "Size"): _CallOnly(torch.Size),
+    ("torch", "device"): _CallOnly(torch.device),
+    ("torch._utils", "_rebuild_tensor"): _CallOnly(torch._utils._rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _CallOnly(torch._utils._rebuild_tensor_v2),
+    ("torch._utils", "_rebuild_parameter"): _CallOnly(lambda data, *others: data),
+    ("torch.storage", "_load_from_bytes"): _CallOnly(_storage),
+    ("numpy", "dtype"): _CallOnly(_Dtype),
+    ("_codecs", "encode"): _CallOnly(_encode),
+    **{(name, "set"): _CallOnly(set) for name in ("builtins", "__builtin__")},
+    **{(name, "bytes"): _CallOnly(lambda: b"") for name in ("builtins", "__builtin__")},
     **{
-        (f"numpy.{core}.{module}", name): _Only(function)
+        (f"numpy.{core}.{module}", name): _CallOnly(function)
         for core in ("core", "_core")
         for module, name, function in (
-            ("multiarray", "_reconstruct", _array),
+            ("multiarray", "_reconstruct", _empty_array),
             ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _array_of),
+            ("numeric", "_frombuffer", _array_from_buffer),
         )
     },
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds what `_BUILT` names; all else is inert."""
+    """Builds the objects that `_BUILT` lists and dtypes of torch; all others become `Inert`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _BUILT:
@@ -298,16 +301,16 @@ class _Unpickler(pickle.Unpickler):
 
 
 class RestrictedPickle:
-    """What `torch.load` takes as its pickle module."""
+    """The functions that `torch.load` needs of its `pickle_module`."""
 
     Unpickler = _Unpickler
 
     @staticmethod
     def load(file: Any, **how: Any) -> Any:
-        """The next object of a file."""
+        """Load the next object of a file."""
         return _Unpickler(file, **how).load()
 
     @staticmethod
     def loads(data: bytes, **how: Any) -> Any:
-        """The object of these bytes."""
+        """Load the object that these bytes hold."""
         return _Unpickler(io.BytesIO(data), **how).load()

@@ -1,13 +1,13 @@
-"""What the configuration in an mmdetection checkpoint says of its network.
+"""Reads the conventions of a network from the configuration in its mmdetection checkpoint.
 
-It is the text of a Python file of assignments, of which calls of `dict`, lists and constants are
-read, and nothing is run.
+The configuration is the text of a Python file of assignments. Only constants, lists, tuples,
+dictionaries and calls of `dict` are read, and nothing is run.
 """
 
 import ast
 from typing import Any
 
-# What a network here has in any case; where a configuration says otherwise, a user is warned.
+# Values that networks here have by default. Others are ignored, and a warning names them.
 USUAL: dict[str, Any] = {
     "rpn_head.anchor_generator.ratios": [0.5, 1.0, 2.0],
     "rpn_head.anchor_generator.strides": [4, 8, 16, 32, 64],
@@ -17,11 +17,19 @@ USUAL: dict[str, Any] = {
     "test_cfg.rpn.nms.iou_threshold": 0.7,
     "test_cfg.rcnn.nms.iou_threshold": 0.5,
 }
-SCALE = "rpn_head.anchor_generator.scales"  # times the strides: `model.anchor_sizes`
+SCALE = "rpn_head.anchor_generator.scales"  # times the strides they give `model.anchor_sizes`
 
 
 def conventions_of(text: Any) -> tuple[dict[str, Any], list[str]]:
-    """Values of `Conventions` that the configuration has, and those that are not taken over."""
+    """Return the values of `Conventions` that a configuration has, and others that are ignored.
+
+    Args:
+        text: the configuration; anything but a string has no values.
+
+    Returns:
+        The values by their names in `Conventions`, and the values that networks here do not follow,
+        as `key=value`.
+    """
     if not isinstance(text, str):
         return {}, []
     config = parsed(text)
@@ -47,21 +55,21 @@ def conventions_of(text: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def is_numbers(value: Any) -> bool:
-    """Three numbers, of which a deviation may be made."""
+    """Return whether a value is a list of three numbers, as a mean or standard deviation is."""
     return (
         isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
     )
 
 
 def at(config: Any, key: str) -> Any:
-    """A nested value, or None."""
+    """Return the nested value under a dotted key, or None."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, dict) else None
     return config
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The names that the text assigns, with values of plain containers; None for other values."""
+    """Return the names that the text assigns and their values, which are None if not read."""
     try:
         statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -74,7 +82,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def value_of(node: ast.expr) -> Any:
-    """Of a constant, a list, a tuple, a dictionary or a call of `dict`; None of anything else."""
+    """Return the value of a constant, list, tuple, dictionary or call of `dict`; None otherwise."""
     match node:
         case ast.Constant(value=value):
             return value

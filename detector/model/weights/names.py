@@ -1,8 +1,8 @@
-"""What a file of weights is, and its weights by our names, which are torchvision's.
+"""Recognises a file of weights and gives its tensors this project's names, which are torchvision's.
 
-Recognised by the names of the weights: detectors of torchvision (and of ours), mmdetection and
-detectron2, and the ResNets that classifiers of all three have. What frameworks do differently in
-the weights themselves is undone: the background comes first here, last in mmdetection and
+The names of the tensors tell detectors of torchvision (and this project), mmdetection and
+detectron2 apart, and the ResNets of their classifiers. Differences between the frameworks in the
+weights themselves are undone: the background class comes first here, but last in mmdetection and
 detectron2, whose box layer has no rows for it.
 """
 
@@ -24,11 +24,14 @@ log = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
+# Keys under which files keep their state dict.
 HOLDERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "checkpoint", "ema")
 BODY, HEAD = "backbone.body.", "roi_heads.box_predictor."
-WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, compile, Lightning
+# Prefixes that DistributedDataParallel, torch.compile and Lightning add to every name.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
 
-# detectron2's networks on torchvision's weights, which its converter signs.
+# Conventions of detectron2's networks that start from torchvision's weights. Its converter marks
+# such files with the author `torchvision`.
 RGB: dict[str, Any] = {
     "channel_order": "rgb",
     "pixel_mean": [123.675, 116.28, 103.53],
@@ -36,17 +39,17 @@ RGB: dict[str, Any] = {
     "stride_in_1x1": False,
 }
 
-# detectron2's ResNeXts, whose weights came from Caffe2 otherwise than MSRA's.
+# Conventions of detectron2's ResNeXts, whose weights came from Caffe2 and differ from MSRA's.
 RESNEXT: dict[str, Any] = {"pixel_std": [57.375, 57.12, 58.395], "stride_in_1x1": False}
 
-# Patterns of names -> ours; a name that none fits is not ours to load.
+# Patterns of a framework's names -> this project's names. A name without a pattern is unknown.
 NAMES: dict[str, dict[str, str]] = {
-    "torchvision": {  # and before 0.13, without the numbers of the FPN's and the RPN's layers
+    "torchvision": {  # the first two: before 0.13, whose FPN and RPN layers have no number
         r"backbone\.fpn\.((?:inner|layer)_blocks\.\d+)\.(weight|bias)": r"backbone.fpn.\1.0.\2",
         r"rpn\.head\.conv\.(weight|bias)": r"rpn.head.conv.0.0.\1",
         r"(.*)": r"\1",
     },
-    "mmdetection": {  # 2.x and 3.x; the offset layers of 1.x beside their convolution
+    "mmdetection": {  # 2.x and 3.x; the first is for 1.x
         r"backbone\.(.*)\.conv2_offset\.(weight|bias)": BODY + r"\1.conv2.conv_offset.\2",
         r"backbone\.(.*)": BODY + r"\1",
         r"neck\.lateral_convs\.(\d)\.conv\.(.*)": r"backbone.fpn.inner_blocks.\1.0.\2",
@@ -71,7 +74,8 @@ NAMES: dict[str, dict[str, str]] = {
         r"roi_heads\.box_predictor\.(.*)": HEAD + r"\1",
     },
 }
-# Then, within detectron2's backbone; <n> stands for layer n - 1, or for the FPN's n - 2.
+# Replacements in names of detectron2 after that. `layer<n>` becomes layer n - 1, and the FPN's <n>
+# becomes n - 2.
 INSIDE_DETECTRON2 = {
     r"^backbone\.body\.conv1\.norm\.": "backbone.body.bn1.",
     r"\bres(\d)\.": r"layer<\1>.",
@@ -80,14 +84,14 @@ INSIDE_DETECTRON2 = {
     r"\.shortcut\.": ".downsample.0.",
     r"\.conv2_offset\.": ".conv2.conv_offset.",
 }
-# Buffers, and parts of other detectors around the same boxes: a reason for each.
+# Patterns of tensors that are not loaded -> their name in the log, which omits those with none.
 NOT_LOADED = {
     r".*num_batches_tracked|n_averaged|ema_.*": "",
     r"(.*\.)?pixel_(mean|std)|data_preprocessor\.(mean|std)|.*cell_anchors\.\d+": "",
     r"(?:roi_heads?\.)?(?:mask|keypoint|semantic|sem_seg)_.*": "the head of masks or keypoints",
     r"backbone\.body\.(fc|linear|stem\.fc)\..*|head\.fc\..*": "the classifier",
 }
-# Names that tell what a detector is that has none of the right ones.
+# Patterns of names that identify detectors that cannot be loaded.
 OTHER_DETECTORS = {
     r"backbone\.(stem|res\d)\.|roi_heads\.res5\.": "detectron2's Faster R-CNN C4, without an FPN",
     r"head\.(cls_subnet|bbox_subnet)\.|bbox_head\.(cls|reg)_convs\.|head\.classification_head\.": (
@@ -107,16 +111,20 @@ OTHER_DETECTORS = {
 
 @dataclass
 class Weights:
-    """Weights by our names, and what the file says of their network.
+    """Weights by this project's names, and what the file says about their network.
 
     Attributes:
-        path, kind: the file, and its format in words.
-        framework: `torchvision`, `mmdetection`, `detectron2`, or `ours`.
-        state: by the names of our detector; of a backbone alone only those of `backbone.body.`.
-        left_out: parts of the file that no Faster R-CNN has, with how many tensors.
-        classes: by label, without the background; None where the file does not name them.
-        conventions: the framework's, and what the file says beside.
-        mask_start: as `deform.mask_start`; None where the file does not say.
+        path: the file.
+        kind: its format in words.
+        framework: `torchvision`, `mmdetection`, `detectron2`, or `ours` for this project.
+        state: the tensors by the names of this project's detector. If the file holds only a
+            backbone, all names begin with `backbone.body.`.
+        left_out: parts of the file that no Faster R-CNN has, and how many tensors each has.
+        classes: names in the order of their labels, without the background; None if the file does
+            not name the classes.
+        conventions: values of `Conventions`: the framework, and each value that the file states
+            itself.
+        mask_start: as `deform.mask_start`; None if the file does not state it.
     """
 
     path: Path
@@ -130,21 +138,21 @@ class Weights:
 
     @property
     def is_detector(self) -> bool:
-        """Or a backbone alone."""
+        """Whether these are the weights of a detector and not only of a backbone."""
         return any(not key.startswith(BODY) for key in self.state)
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a file and recognise it.
+    """Read a file of weights and recognise its framework, classes and conventions.
 
     Raises:
-        WeightsError: it is no file of weights, or of a network that is not ours to build.
+        WeightsError: the file is not a file of weights, or its network is not supported.
     """
     content = read(path)
     holder = content.objects if isinstance(content.objects, dict) else {}
     if {"model", "config", "classes"} <= holder.keys() and is_own(holder["config"]):
-        return _own(path, content.kind, holder)
-    given = ((name, _tensor(value)) for name, value in _state(path, content).items())
+        return _own_weights(path, content.kind, holder)
+    given = ((name, _tensor(value)) for name, value in _find_state_dict(path, content).items())
     state = {name: value for name, value in given if value is not None and isinstance(name, str)}
     if not state:
         raise WeightsError(f"{path} ({content.kind}) {_without_tensors(holder)}")
@@ -154,36 +162,36 @@ def read_weights(path: Path) -> Weights:
     weights.conventions = {"framework": framework}
     if framework == "detectron2" and _is_grouped(weights.state):
         weights.conventions |= RESNEXT
-    weights.conventions |= _pixels(state)
+    weights.conventions |= _pixel_conventions(state)
     weights.mask_start = None if framework == "torchvision" else 0.5
     meta = holder.get("meta")
     if isinstance(meta, dict):
         weights.classes = _classes_of_mmdetection(meta)
-        text = meta.get("cfg", meta.get("config"))  # 3.x, 2.x
+        text = meta.get("cfg", meta.get("config"))  # in 3.x, in 2.x
         said, others = mmdetection.conventions_of(text)
         weights.conventions |= said
         if others:
-            log.warning("%s: of its configuration is not taken over: %s", path, ", ".join(others))
+            log.warning("%s: ignored values of its configuration: %s", path, ", ".join(others))
     if framework == "detectron2" and holder.get("__author__") == "torchvision":
         weights.conventions |= RGB
     if framework == "torchvision":
-        weights.conventions |= _known_of_torchvision(path, content.metadata)
+        weights.conventions |= _torchvision_conventions(path, content.metadata)
         weights.classes = _classes_of_torchvision(weights.state)
-        said = _said(content.metadata, "classes")
+        said = _metadata_value(content.metadata, "classes")
         if isinstance(said, list):
             weights.classes = tuple(map(str, said))
-        said = _said(content.metadata, "deform")
+        said = _metadata_value(content.metadata, "deform")
         weights.mask_start = said.get("mask_start") if isinstance(said, dict) else None
     return weights
 
 
 def is_own(config: Any) -> bool:
-    """Whether this is a configuration of ours."""
+    """Return whether a value looks like a configuration of this project."""
     return isinstance(config, dict) and {"model", "deform", "data"} <= config.keys()
 
 
 def trained_weights(checkpoint: dict[str, Any]) -> StateDict:
-    """The model's state dict in a checkpoint of ours: of the average, where there is one."""
+    """Return the model's state dict of a checkpoint of this project: the EMA if it has one."""
     average = checkpoint.get("ema")
     if average is None:
         state: StateDict = checkpoint["model"]
@@ -196,7 +204,7 @@ def trained_weights(checkpoint: dict[str, Any]) -> StateDict:
     }
 
 
-def _own(path: Path, kind: str, checkpoint: dict[str, Any]) -> Weights:
+def _own_weights(path: Path, kind: str, checkpoint: dict[str, Any]) -> Weights:
     trained = checkpoint["config"]
     return Weights(
         path,
@@ -209,8 +217,8 @@ def _own(path: Path, kind: str, checkpoint: dict[str, Any]) -> Weights:
     )
 
 
-def _state(path: Path, content: Content) -> dict[str, Any]:
-    """The names and values of a state dict, wherever the file has it."""
+def _find_state_dict(path: Path, content: Content) -> dict[str, Any]:
+    """Find the state dict in the content of a file."""
     holder = content.objects
     if isinstance(holder, Inert):
         raise WeightsError(
@@ -218,11 +226,11 @@ def _state(path: Path, content: Content) -> dict[str, Any]:
             "state_dict()"
         )
     if not isinstance(holder, dict):
-        raise WeightsError(f"{path} ({content.kind}) holds {_words(holder)} and no state dict")
+        raise WeightsError(f"{path} ({content.kind}) holds {_described(holder)} and no state dict")
     if "blobs" in holder or "conv1_w" in holder:
         raise WeightsError(
-            f"{path} is a file of Caffe2 or Detectron 1, whose names and background are others: "
-            "load it in detectron2 once and save its state_dict()"
+            f"{path} is a file of Caffe2 or Detectron 1, whose names and background class "
+            "differ: load it in detectron2 once and save its state_dict()"
         )
     for key in HOLDERS:
         inner = holder.get(key)
@@ -236,7 +244,7 @@ def _state(path: Path, content: Content) -> dict[str, Any]:
     return holder
 
 
-def _words(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, Tensor | np.ndarray):
         return f"one array of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
@@ -248,7 +256,7 @@ def _without_tensors(holder: dict[Any, Any]) -> str:
 
 
 def _tensor(value: Any) -> Tensor | None:
-    """A tensor on the CPU; None of what is no array of numbers."""
+    """Return a tensor or a numpy array of numbers as a tensor, and None for other values."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         native = value.dtype.newbyteorder("=")
         return torch.from_numpy(np.array(value, dtype=native, order="C"))
@@ -256,10 +264,10 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _check_numbers(path: Path, state: StateDict) -> None:
-    """Weights are finite real numbers; only counters are integers.
+    """Check that all tensors but counters are dense, floating point, finite and of a valid shape.
 
     Raises:
-        WeightsError: some are not.
+        WeightsError: a tensor is not; the message names it.
     """
     for name, value in state.items():
         if "num_batches" in name or "n_averaged" in name:
@@ -272,11 +280,14 @@ def _check_numbers(path: Path, state: StateDict) -> None:
             raise WeightsError(f"{path}: {name} has values that are not finite")
         dimensions = 4 if name.endswith(("conv_offset.weight", "conv2_offset.weight")) else 1
         if name.endswith(".weight") and (value.dim() < dimensions or 0 in value.shape):
-            raise WeightsError(f"{path}: {name} has the shape {tuple(value.shape)}")
+            raise WeightsError(
+                f"{path}: {name} has the shape {tuple(value.shape)}, expected {dimensions} or more "
+                "dimensions, none of them empty"
+            )
 
 
 def _recognised(path: Path, state: StateDict) -> tuple[str, StateDict]:
-    """The framework, and the state without what wrappers put before every name."""
+    """Return the framework, and the state without the prefixes that wrappers add to its names."""
     state.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
     while True:
         prefix = next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None)
@@ -310,7 +321,7 @@ def _recognised(path: Path, state: StateDict) -> tuple[str, StateDict]:
 
 
 def _by_our_names(path: Path, framework: str, state: StateDict) -> tuple[StateDict, dict[str, int]]:
-    """The state by our names, and what is left out, by reason."""
+    """Return the state by this project's names, and the number of tensors left out of each kind."""
     ours: StateDict = {}
     left: dict[str, int] = {}
     unknown = []
@@ -332,9 +343,7 @@ def _by_our_names(path: Path, framework: str, state: StateDict) -> tuple[StateDi
             f"FPN has, such as {', '.join(unknown[:3])}"
         )
     if any(not key.startswith(BODY) for key in ours) and f"{HEAD}cls_score.weight" not in ours:
-        raise WeightsError(
-            f"{path} has no box head: it is of an RPN or of another kind of detector"
-        )
+        raise WeightsError(f"{path} has no box head: it holds an RPN or another kind of detector")
     if framework != "torchvision" and f"{HEAD}cls_score.weight" in ours:
         _background_first(path, ours)
     if framework == "detectron2" and not any(key.endswith("running_mean") for key in ours):
@@ -358,7 +367,11 @@ def _our_name(framework: str, name: str) -> str | None:
 
 
 def _background_first(path: Path, state: StateDict) -> None:
-    """Move the background's class scores to the front, and add its rows to the box layer."""
+    """Move the background's class scores to the front, and give it rows of zeros in the box layer.
+
+    Raises:
+        WeightsError: the box layer does not have four rows for each class but the background.
+    """
     num_classes = len(state[f"{HEAD}cls_score.weight"]) - 1
     rows = len(state[f"{HEAD}bbox_pred.weight"])
     if rows == 4 * (num_classes + 1):
@@ -370,7 +383,7 @@ def _background_first(path: Path, state: StateDict) -> None:
     if rows != 4 * num_classes:
         raise WeightsError(
             f"{path} has {rows} box rows for {num_classes} classes, expected {4 * num_classes}: "
-            "boxes that are the same for all classes are not supported"
+            "class-agnostic box regression is not supported"
         )
     for kind in ("weight", "bias"):
         scores, boxes = f"{HEAD}cls_score.{kind}", f"{HEAD}bbox_pred.{kind}"
@@ -379,25 +392,26 @@ def _background_first(path: Path, state: StateDict) -> None:
 
 
 def _add_statistics(state: StateDict) -> None:
-    """The mean 0 and the variance 1 of norm layers that Caffe2 merged into a scale and a shift."""
+    """Add mean 0 and variance 1 to norm layers that Caffe2 merged into a scale and a shift."""
     for key in list(state):
         if re.search(r"\.(bn\d|downsample\.1)\.weight$", key):
             state[key.replace("weight", "running_mean")] = torch.zeros_like(state[key])
             state[key.replace("weight", "running_var")] = torch.ones_like(state[key])
 
 
-# ---- What a file says beside its weights ---------------------------------------------------------
+# ---- What a file says about its network ----------------------------------------------------------
 
 
-def _pixels(state: StateDict) -> dict[str, Any]:
-    """Of detectron2's buffers, which old files have: what the images are scaled by."""
+def _pixel_conventions(state: StateDict) -> dict[str, Any]:
+    """Return the conventions that follow from the pixel statistics in old files of detectron2."""
     if not {"pixel_mean", "pixel_std"} <= state.keys():
         return {}
     mean, std = (state[key].flatten().tolist() for key in ("pixel_mean", "pixel_std"))
     if len(mean) != 3 or len(std) != 3:
         return {}
     is_rgb = all(abs(a - b) < 1 for a, b in zip(mean, RGB["pixel_mean"], strict=True))
-    # Weights that want pixels of unit variance are torchvision's, which stride in the 3x3.
+    # Networks for pixels that are divided by a real deviation, such as those on torchvision's
+    # weights, stride in the 3x3 convolution. MSRA's have a deviation of 1 and stride in the 1x1.
     return {
         "channel_order": "rgb" if is_rgb else "bgr",
         "pixel_mean": [round(value, 4) for value in mean],
@@ -413,7 +427,7 @@ def _is_grouped(state: StateDict) -> bool:
 
 
 def _classes_of_mmdetection(meta: dict[str, Any]) -> tuple[str, ...] | None:
-    """`CLASSES` of 2.x, `dataset_meta` of 3.x."""
+    """Return the class names: `CLASSES` in 2.x, `dataset_meta` in 3.x; None without names."""
     of_3 = meta.get("dataset_meta")
     of_3 = of_3 if isinstance(of_3, dict) else {}
     names = next(
@@ -429,16 +443,18 @@ def _classes_of_mmdetection(meta: dict[str, Any]) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list | tuple) else None
 
 
-def _known_of_torchvision(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """Ours in safetensors; and of torchvision's own files, which their hash in the name tells."""
-    conventions = _said(metadata, "conventions")
+def _torchvision_conventions(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the conventions in the metadata of this project's safetensors, or those of
+    torchvision's own file, which the hash in its name identifies.
+    """
+    conventions = _metadata_value(metadata, "conventions")
     if isinstance(conventions, dict):
         return conventions
     return {"norm_eps": 0.0} if "258fb6c6" in path.name else {}  # fasterrcnn_resnet50_fpn, COCO_V1
 
 
-def _said(metadata: dict[str, str], key: str) -> Any:
-    """What our export wrote under a key, as JSON; None where another tool wrote something else."""
+def _metadata_value(metadata: dict[str, str], key: str) -> Any:
+    """Return the JSON value of a key in safetensors metadata; None if missing or not JSON."""
     try:
         return json.loads(metadata.get(key, "null"))
     except ValueError:
@@ -446,7 +462,10 @@ def _said(metadata: dict[str, str], key: str) -> Any:
 
 
 def _classes_of_torchvision(state: StateDict) -> tuple[str, ...] | None:
-    """COCO's ids as torchvision's detectors have them, 1 to 90, ten of them without a class."""
+    """Return the names of COCO's ids 1 to 90 if the classes are as many as torchvision's.
+
+    Ten of these ids have no class.
+    """
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
