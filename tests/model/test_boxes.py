@@ -1,4 +1,4 @@
-"""Under autocast, boxes are as exact as without."""
+"""Anchors, proposals and detections: precision under autocast, and the frameworks' conventions."""
 
 import math
 
@@ -35,12 +35,12 @@ def model() -> torch.nn.Module:
 
 
 def coarsest_anchors(width: int) -> np.ndarray:
-    """The anchors (A, 4) of p6, 64 pixels apart, of an image 64 pixels high; Ren et al. 2015."""
+    """Compute the anchors (A, 4) of p6 (Ren et al. 2015): a stride and an image height of 64."""
     boxes = []
     for x in range(0, width, 64):
         for ratio in RATIOS:
             h, w = SIZES[-1] * np.sqrt(ratio), SIZES[-1] / np.sqrt(ratio)
-            # torchvision rounds the corners of the anchor that is centred on (0, 0).
+            # torchvision rounds the corners of the anchors centred on (0, 0) before it moves them.
             boxes.append([x + round(-w / 2), round(-h / 2), x + round(w / 2), round(h / 2)])
     return np.array(boxes, dtype=np.float32)
 
@@ -55,13 +55,13 @@ def test_anchors_and_proposals_are_not_rounded(model: torch.nn.Module, dtype: to
         lambda module, args, output: seen.update(proposals=output[0][0])
     )
     for parameter in model.rpn.head.bbox_pred.parameters():
-        torch.nn.init.zeros_(parameter)  # every proposal is its anchor
-    width = 1280  # beyond 1024, where bfloat16 knows multiples of 8 alone
+        torch.nn.init.zeros_(parameter)  # every proposal then equals its anchor
+    width = 1280  # beyond 1024, where bfloat16 can only hold multiples of 8
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         (result,) = model.eval()([torch.rand(3, 64, width)])
     expected = coarsest_anchors(width)
     np.testing.assert_array_equal(seen["anchors"][-len(expected) :].numpy(), expected)
-    # Anchors are whole pixels here, most of them odd: nothing that a rounding would leave alone.
+    # Anchors are whole pixels here, most of them odd numbers, so rounding to bfloat16 would show.
     clipped = seen["anchors"].clamp(min=0)
     clipped[:, 0::2].clamp_(max=width)
     clipped[:, 1::2].clamp_(max=64)
@@ -72,7 +72,7 @@ def test_anchors_and_proposals_are_not_rounded(model: torch.nn.Module, dtype: to
 
 @AUTOCAST
 def test_a_narrow_object_far_from_the_corner(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    # In bfloat16 its edges are both 1800, and its width zero.
+    # In bfloat16 both of its vertical edges would be 1800, and its width zero.
     box = torch.tensor([[1800.25, 10.0, 1801.75, 40.0]])
     targets = [{"boxes": box, "labels": torch.tensor([1])}]
     with torch.autocast("cpu", dtype=dtype):
@@ -81,7 +81,7 @@ def test_a_narrow_object_far_from_the_corner(model: torch.nn.Module, dtype: torc
 
 
 def test_no_proposals(model: torch.nn.Module) -> None:
-    """As after a loss that diverged: nothing is found, and nothing fails."""
+    """With NaN weights, as after training diverged, nothing is detected and nothing fails."""
     model.eval().rpn.nms_thresh = 0.7
     for parameter in model.rpn.parameters():
         torch.nn.init.constant_(parameter, torch.nan)
@@ -90,15 +90,16 @@ def test_no_proposals(model: torch.nn.Module) -> None:
     assert found["boxes"].shape == (0, 4) and found["scores"].shape == (0,)
 
 
-# ---- Conventions that the checkpoints of test_parity.py do not tell apart ------------------------
+# ---- Conventions for which the checkpoints of test_parity.py give the same results ---------------
 
 
 @pytest.mark.parametrize(
     ("rule", "just_below"), [("torchvision", 1), ("detectron2", 0), ("mmdetection", 1)]
 )
 def test_the_level_of_a_box(rule: str, just_below: int) -> None:
-    """Lin et al. 2017: p4 for 224 pixels, a level down for half of them; the rules differ in what
-    is 112 pixels but for rounding.
+    """A box of 224 pixels belongs to p4 and one of half that size to p3 (Lin et al. 2017).
+
+    The rules differ for a box that is smaller than 112 pixels by a rounding error.
     """
     sizes = [1.0, 56.0, 111.9, 112 - 3e-5, 112.0, 224.0, 448.0, 5000.0]
     boxes = torch.tensor([[0.0, 0.0, size, size] for size in sizes])
@@ -118,7 +119,7 @@ def test_the_level_of_a_box(rule: str, just_below: int) -> None:
 @pytest.mark.parametrize(("clamps", "width"), [(True, 62.5 / 62.5), (False, 62.5 * math.exp(-10))])
 def test_a_change_of_size_is_clamped_downwards(clamps: bool, width: float) -> None:
     decoder = BoxDecoder((10.0, 10.0, 5.0, 5.0), clamp_shrinking=clamps)
-    deltas = torch.tensor([[0.0, 0.0, 5 * -10.0, 5 * 10.0]])  # upwards it is in any case
+    deltas = torch.tensor([[0.0, 0.0, 5 * -10.0, 5 * 10.0]])  # growing is clamped in any case
     (box,) = decoder.decode_single(deltas, torch.tensor([[0.0, 0.0, 62.5, 62.5]]))
     assert box[2] - box[0] == pytest.approx(width, abs=1e-4)
     assert box[3] - box[1] == pytest.approx(62.5 * 62.5, rel=1e-4)
@@ -126,7 +127,7 @@ def test_a_change_of_size_is_clamped_downwards(clamps: bool, width: float) -> No
 
 @pytest.mark.parametrize("nms", ["hard", "soft_linear", "soft_gaussian"])
 def test_a_second_box_of_an_object(model: torch.nn.Module, nms: str) -> None:
-    """Scores 0.9 and 0.8 at an IoU of 0.6, and the same of another class."""
+    """Two boxes with an IoU of 0.6 and scores of 0.9 and 0.8, and the same for another class."""
     heads = model.eval().roi_heads
     heads.nms, heads.nms_sigma, heads.score_thresh = nms, 0.6, 0.25
     proposals = torch.tensor([[0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 40.0, 24.0]] * 2)
@@ -149,7 +150,7 @@ def test_a_second_box_of_an_object(model: torch.nn.Module, nms: str) -> None:
 
 @pytest.mark.parametrize(("least", "kept"), [(1e-2, 1), (1e-12, 2), (0.0, 3)])
 def test_the_smallest_detections(model: torch.nn.Module, least: float, kept: int) -> None:
-    """torchvision's rule, detectron2's and mmdetection's."""
+    """The smallest sides are those of torchvision, detectron2 and mmdetection, in this order."""
     heads = model.eval().roi_heads
     heads.min_side, heads.score_thresh = least, 0.5
     proposals = torch.tensor(

@@ -1,4 +1,4 @@
-"""The arrangement of Dai et al. 2017, section 4, beside the same of torchvision's parts."""
+"""The detector of Dai et al. 2017, section 4, compared with torchvision's layers and functions."""
 
 import numpy as np
 import pytest
@@ -60,12 +60,12 @@ def num_parameters(model: FasterRCNN) -> int:
 
 @pytest.fixture(scope="module")
 def seen() -> dict:
-    """A model, an image, and what passes through the model's parts."""
+    """A model, and the inputs and outputs of its parts for one image."""
     torch.manual_seed(1)
     model = build().eval()
     for name, value in model.state_dict().items():
         if name.endswith("bn3.weight"):
-            value.mul_(0.2)  # else random weights grow beyond all bounds over 16 blocks
+            value.mul_(0.2)  # otherwise activations grow without bound over 16 blocks
         elif name.startswith("rpn.head") and name.endswith("weight"):
             value.normal_(std=0.05)
         elif name.endswith("bias") and "body" not in name:
@@ -92,7 +92,7 @@ def seen() -> dict:
 
 
 def test_c4_and_c5(seen: dict) -> None:
-    """torchvision's ResNet with a dilated c5, whose first block it leaves undilated."""
+    """They equal those of torchvision's dilated ResNet if c5's first block is dilated too."""
     theirs = torchvision.models.resnet50(
         weights=None, replace_stride_with_dilation=[False, False, True]
     ).eval()
@@ -127,7 +127,7 @@ def test_the_rpn_looks_at_c4_alone(seen: dict) -> None:
 
 
 def grid(sizes: list[int], ratios: list[float]) -> np.ndarray:
-    """Ren et al. 2015: all sizes and ratios on each cell, 16 pixels apart; ratios first."""
+    """Compute anchors by Ren et al. 2015: all ratios and sizes in each cell, at a stride of 16."""
     boxes = []
     for y in range(0, HEIGHT, 16):
         for x in range(0, WIDTH, 16):
@@ -140,7 +140,7 @@ def grid(sizes: list[int], ratios: list[float]) -> np.ndarray:
 
 @pytest.mark.parametrize("rounded", [True, False])
 def test_several_sizes_on_one_level(seen: dict, rounded: bool) -> None:
-    """torchvision rounds the corners before it moves them, to even numbers at .5 as numpy."""
+    """torchvision rounds the corners before it moves them, and .5 to even numbers as numpy does."""
     sizes, ratios = [32, 64, 128], [0.5, 1.0, 2.0]
     if rounded:
         (actual,) = seen["anchors"]
@@ -196,8 +196,9 @@ def test_losses_reach_every_layer_that_learns(dilation: int, stages: str) -> Non
 
 
 def test_parameters_of_the_papers_networks() -> None:
-    """Table 4 of Dai et al. 2017: 58.3 M parameters, and 59.9 M with deformable convolutions and
-    RoI pooling. Ours are 3.4 M more than the first, for VOC; the paper does not say what it counts.
+    """Table 4 of Dai et al. 2017 gives 58.3 M parameters, and 59.9 M with deformable convolutions
+    and RoI pooling. For VOC the plain network here has 3.4 M more than 58.3 M; the paper does not
+    say what it counts.
     """
     body = 44_549_160 - (2048 * 1000 + 1000) - 105_344  # torchvision's, without fc and norms
     rpn = (1024 * 9 * 512 + 512) + (512 + 1) * 9 * (1 + 4)
@@ -206,8 +207,8 @@ def test_parameters_of_the_papers_networks() -> None:
     plain, deformable = (num_parameters(build("resnet101", stages)) for stages in ("none", "c5"))
     assert plain == body + rpn + reduction + head == 61_664_854
     assert deformable - plain == 3 * (512 * 9 + 1) * 18
-    # With the paper's deformable RoI pooling, one layer that predicts 7 x 7 x 2 offsets of its
-    # 256 x 7 x 7 inputs, it is 1.48 M; by the paper 1.6 M, both of its numbers being rounded.
+    # The paper's deformable RoI pooling adds a layer that predicts 7 x 7 x 2 offsets from 256 x 7 x
+    # 7 inputs. With it the difference is 1.48 M. In the paper it is 1.6 M, from rounded numbers.
     assert (deformable - plain + (256 * 49 + 1) * 98) / 1e6 == pytest.approx(1.6, abs=0.15)
     assert plain / 1e6 == pytest.approx(58.3, rel=0.06)
 

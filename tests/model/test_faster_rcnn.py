@@ -1,4 +1,4 @@
-"""The assembled detector against torchvision's own."""
+"""The assembled detector compared with torchvision's own."""
 
 import pytest
 import torch
@@ -48,8 +48,8 @@ def build(stages: str, *, name: str = "resnet50", **values) -> FasterRCNN:
 
 def test_parameters_are_those_of_torchvision() -> None:
     model = build("none", **TORCHVISIONS)
-    # 41,755,286 is what torchvision publishes for fasterrcnn_resnet50_fpn. Of its backbone's frozen
-    # norms it counts no parameters, and neither do we.
+    # torchvision publishes 41,755,286 for fasterrcnn_resnet50_fpn. This does not count the frozen
+    # norm layers of the backbone, which have no parameters here either.
     assert sum(parameter.numel() for parameter in model.parameters()) == 41_755_286
     theirs = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     assert {k: v.shape for k, v in model.state_dict().items() if "num_batches" not in k} == {
@@ -71,7 +71,7 @@ def test_detections_are_those_of_torchvision(stages: str, name: str) -> None:
     theirs = FasterRCNN(backbone, 6, min_size=96, max_size=160, box_score_thresh=0.0).eval()
     for key, tensor in theirs.state_dict().items():
         if key.endswith("bn3.weight"):
-            tensor.mul_(0.2)  # else random weights grow beyond all bounds over 16 blocks
+            tensor.mul_(0.2)  # otherwise activations grow without bound over 16 blocks
     ours = build(stages, name=name, **SMALL | dict(num_classes=5)).eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not [key for key in missing if ".conv_offset." not in key]
@@ -104,7 +104,7 @@ def test_images_that_torchvision_can_resize_are_resized_alike() -> None:
 
 
 def test_training_takes_images_as_they_come() -> None:
-    # In evaluation they are resized; boxes come back in the pixels of the image that was given.
+    # In evaluation images are resized, and boxes are in the pixels of the given image.
     model = build("none", **SMALL)
     sizes = {}
     model.transform.register_forward_hook(

@@ -1,4 +1,4 @@
-"""Operations of a detector, beside a count from the shapes that its layers saw."""
+"""FLOPs of a detector, compared with a count from the shapes of its layers' outputs."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> FasterRCNN:
 
 
 def test_they_are_those_of_the_layers(model: FasterRCNN) -> None:
-    """Two for each weight that each number of the output is a sum over."""
+    """Each output value costs two operations for each weight that it is a weighted sum with."""
     counts: dict[str, int] = {}
 
     def count(layer: nn.Module, args: tuple, output: Tensor) -> None:

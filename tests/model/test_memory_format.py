@@ -1,4 +1,4 @@
-"""Which memory format is for what; that both compute the same is test_benchmark_training.py's."""
+"""The choice of the memory format. test_benchmark_training.py tests that both compute the same."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Soft-NMS beside the paper's own loop in plain Python, and what it must not do."""
+"""Soft-NMS compared with the paper's loop in plain Python, and properties of its results."""
 
 import math
 
@@ -31,7 +31,7 @@ def reference(
     sigma: float,
     score_threshold: float,
 ) -> list[tuple[int, float]]:
-    """Figure 2 of Bodla et al. 2017, for each class: (index, score), by descending score."""
+    """Follow figure 2 of Bodla et al. 2017 per class; return (index, score) by descending score."""
     found = []
     for label in set(labels):
         left = {i: scores[i] for i in range(len(boxes)) if labels[i] == label}
@@ -47,8 +47,8 @@ def reference(
     return sorted([one for one in found if one[1] > score_threshold], key=lambda one: -one[1])
 
 
-def crowd(seed: int, num_boxes: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes around few places, so that many overlap, some twice the same; float64."""
+def clustered_boxes(seed: int, num_boxes: int, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return float64 boxes around three points, so that many overlap, two of them identical."""
     generator = torch.Generator().manual_seed(seed)
     places = torch.rand(3, 2, generator=generator, dtype=torch.float64) * 60
     centres = places[torch.randint(3, (num_boxes,), generator=generator)]
@@ -73,7 +73,7 @@ def test_scores_are_those_of_the_paper(
     method: str, others: dict[str, float], num_boxes: int, num_classes: int
 ) -> None:
     for seed in range(4):
-        found = crowd(seed, num_boxes, num_classes)
+        found = clustered_boxes(seed, num_boxes, num_classes)
         kept, scores = suppressed(*found, method=method, **VALUES | others)
         expected = reference(*(one.tolist() for one in found), method=method, **VALUES | others)
         assert kept.tolist() == [index for index, _ in expected]
@@ -85,11 +85,11 @@ def test_scores_are_those_of_the_paper(
 def test_scores_never_rise_and_descend(method: str) -> None:
     changed = 0
     for seed in range(5):
-        boxes, before, labels = (one.float() for one in crowd(seed, 60, 3))
+        boxes, before, labels = (one.float() for one in clustered_boxes(seed, 60, 3))
         kept, scores = suppressed(boxes, before, labels.long(), method=method, **VALUES)
         assert (scores <= before[kept]).all() and (scores > 0.05).all()
         assert (scores.diff() <= 0).all() and len(kept.unique()) == len(kept)
-        for label in labels.unique():  # the best of a class is left as it is
+        for label in labels.unique():  # the best score of a class never changes
             best = torch.where(labels == label, before, 0).argmax()
             assert scores[kept == best] == before[best]
         changed += int((scores < before[kept]).sum())
@@ -121,7 +121,7 @@ def test_no_boxes(method: str) -> None:
 
 
 def test_hard_is_torchvisions() -> None:
-    boxes, scores, labels = crowd(0, 60, 3)
+    boxes, scores, labels = clustered_boxes(0, 60, 3)
     kept, after = suppressed(boxes, scores, labels, method="hard", **VALUES)
     assert torch.equal(kept, batched_nms(boxes, scores, labels, 0.5))
     assert torch.equal(after, scores[kept])
@@ -129,4 +129,4 @@ def test_hard_is_torchvisions() -> None:
 
 def test_refuses_another_method() -> None:
     with pytest.raises(ValueError, match="model.nms=weighted is none of hard, soft_linear, soft_"):
-        suppressed(*crowd(0, 3, 1), method="weighted", **VALUES)
+        suppressed(*clustered_boxes(0, 3, 1), method="weighted", **VALUES)

@@ -1,8 +1,8 @@
-"""Checkpoints of detectron2 and mmdetection, against what their own code found.
+"""Checkpoints of detectron2 and mmdetection, compared with the outputs of the frameworks' own code.
 
-The folder of expected outputs stands beside the project: lists of names and shapes, a rule that
-fills every weight from its name, three made images and what the frameworks made of them. Their
-NOTES.md says how they came about.
+The expected outputs are in a folder next to the project. It holds the names and shapes of the
+weights, a rule that computes every weight from its name, three synthetic images, and the outputs of
+the frameworks for them. NOTES.md in the folder describes how these were made.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ DEFORM = {
 pytestmark = pytest.mark.skipif(not MODELS, reason="no ../shared/data/parity")
 
 
-def module(name: str) -> ModuleType:
+def load_module(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"parity_{name}", PARITY / f"{name}.py")
     assert spec is not None and spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -42,7 +42,7 @@ def module(name: str) -> ModuleType:
 
 
 def built(name: str, file: Path) -> FasterRCNN:
-    """The network that `model.weights=FILE` alone gives."""
+    """Build the network with its weights and conventions from `model.weights=FILE`."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         words = ["model=resnet50_fpn", f"model.weights={file}", *DEFORM[name.split("_")[1]]]
         config = typed_train(compose("train", words))
@@ -51,10 +51,10 @@ def built(name: str, file: Path) -> FasterRCNN:
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A model, what is expected of it, and its outputs."""
+    """A model's name, its expected statistics, its expected detections, and the model."""
     name = request.param
     expected = json.loads((PARITY / f"{name}.json").read_text())
-    values = module("fill").state_dict_values(expected["state_dict"])
+    values = load_module("fill").state_dict_values(expected["state_dict"])
     state = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in values.items()}
     file = tmp_path_factory.mktemp("parity") / f"{name}.pth"
     torch.save({"model" if name.startswith("detectron2") else "state_dict": state}, file)
@@ -62,13 +62,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def images() -> list[np.ndarray]:
-    """uint8 (H, W, 3), RGB."""
-    made = module("images")
+    """Return the images, uint8 (H, W, 3), RGB."""
+    made = load_module("images")
     return [made.image(*one) for one in made.IMAGES]
 
 
 def outputs(model: FasterRCNN, pixels: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What it detects in an image of its own size, and what passes through its parts."""
+    """Return the detections in an image of its own size, and the parts' inputs and outputs."""
     model.transform.min_size, model.transform.max_size = (min(pixels.shape[:2]),), 10_000
     seen: dict[str, Any] = {}
 
@@ -99,7 +99,7 @@ def test_every_detection_has_its_partner(case: Any, run: Any) -> None:
     _, _, stored, _ = case
     for index, (found, _) in enumerate(run):
         boxes = torch.from_numpy(stored[f"boxes_{index}"]).float()
-        labels = torch.from_numpy(stored[f"labels_{index}"]).long() + 1  # ours are from 1
+        labels = torch.from_numpy(stored[f"labels_{index}"]).long() + 1  # labels begin at 1 here
         assert len(found["boxes"]) == len(boxes) > 5
         free = set(range(len(boxes)))
         for box, label, score in zip(boxes, labels, stored[f"scores_{index}"], strict=True):
@@ -122,13 +122,13 @@ def test_every_stage_has_the_same_numbers(case: Any, run: Any) -> None:
             check(seen["rpn"][0][level], of_image["rpn_score"][key], elements=True)
             check(seen["rpn"][1][level], of_image["rpn_box"][key], elements=True)
         logits, deltas = seen["boxes"]
-        check(seen["pooled"], of_image["pooled"], elements=False)  # the order of proposals is free
+        check(seen["pooled"], of_image["pooled"], elements=False)  # proposals may be in another order
         check(logits, of_image["class_logits"], elements=False)
         check(deltas[:, 4:], of_image["box_deltas"], elements=False)
 
 
 def check(values: Tensor, expected: dict[str, Any], *, elements: bool) -> None:
-    """Against mean, mean of absolute values and 16 of the values, to 1e-4 of their size."""
+    """Compare the mean, the mean absolute value and 16 of the values, to 1e-4 of their size."""
     assert list(values.shape) == expected["shape"]
     size = expected["abs_mean"]
     assert abs(values.double().mean() - expected["mean"]) < 1e-4 * size
@@ -152,7 +152,7 @@ def test_proposals_reach_the_same_levels(case: Any, run: Any) -> None:
 
 
 def test_anchors(case: Any, run: Any) -> None:
-    """Computed here from the cell's anchors and the strides, P6's too."""
+    """They are computed here from the anchors of a cell and the strides, for p6 too."""
     _, expected, _, _ = case
     cells = expected["cfg_values"]["cell_anchors_per_level"]
     strides = expected["cfg_values"]["anchor_strides"]

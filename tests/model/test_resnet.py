@@ -1,4 +1,4 @@
-"""Placement, norms and dilation of the deformable ResNet."""
+"""Placement of deformable layers, norm layers and dilation of the ResNet."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_stages(name: str) -> None:
 
 
 def test_last_layers_are_counted_as_in_the_paper() -> None:
-    # Table 1 of Dai et al. 2017: 1 is res5c; 3 are res5a to c; 6 has res4b20 to b22 beside them.
+    # Table 1 of Dai et al. 2017: 1 means res5c, 3 means res5a to c, and 6 adds res4b20 to b22.
     body = resnet(
         name="resnet101", norm="frozen_batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False
     )
@@ -68,7 +68,7 @@ def test_refuses_unknown_names() -> None:
 
 
 def randomised(body: nn.Module) -> nn.Module:
-    """Statistics and weights that are not the trivial ones of a new network."""
+    """Give the network random statistics and biases in place of the zeros and ones of a new one."""
     generator = torch.Generator().manual_seed(3)
     for name, tensor in body.state_dict().items():
         if name.endswith(("running_mean", "bias")):
@@ -106,7 +106,7 @@ def test_a_new_deformable_network_is_the_plain_one(
 def test_a_new_deformable_layer_has_the_gradients_of_the_plain_one(
     stride: int, dilation: int, modulated: bool, groups: int
 ) -> None:
-    """Grouped as in a ResNeXt too, with fewer and with more offset groups than groups."""
+    """Also with groups as in a ResNeXt, and with fewer and more offset groups than groups."""
     torch.manual_seed(0)
     conv = nn.Conv2d(
         *(16, 24, 3, stride, dilation), dilation=dilation, groups=groups, bias=False
@@ -158,7 +158,7 @@ def test_offsets_stay_in_float32_under_autocast() -> None:
 
 
 def test_learned_offsets_move_the_samples() -> None:
-    # A bias of one pixel down and two left on every tap reads the image from there.
+    # With a bias, every tap samples one pixel further down and two further left.
     conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
     layer = deformable_like(conv, modulated=False, offset_groups=1, mask_start=1.0)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_dilated_c5_keeps_the_stride_of_c4(name: str) -> None:
 
 
 def test_c5_dilation_is_torchvisions() -> None:
-    # torchvision dilates all but the first block; with that one set back, outputs are equal.
+    # torchvision does not dilate the first block. Without its dilation, the outputs are equal.
     theirs = torchvision.models.resnet50(
         weights=None, replace_stride_with_dilation=[False, False, True]
     ).eval()
@@ -224,7 +224,7 @@ def test_deformable_layers_take_the_weights_along() -> None:
 
 
 def test_offsets_that_are_bounded() -> None:
-    """Small ones are as they were, large ones stay below the limit, and the derivative is right."""
+    """Small offsets hardly change, large ones stay below the limit, and the gradient is right."""
     conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
     free, bounded = (
         deformable_like(

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling in the detector: where it starts, what moves, and plain weights in it."""
+"""Deformable RoI pooling in the detector: its start, its offsets, and loading plain weights."""
 
 from collections.abc import Mapping
 
@@ -49,7 +49,7 @@ def features(channels: int = 6) -> dict[str, Tensor]:
 
 
 BOXES = [
-    torch.tensor([[10.0, 20, 50, 90], [0, 0, 180, 150]]),  # the second is read from level 1
+    torch.tensor([[10.0, 20, 50, 90], [0, 0, 180, 150]]),  # the second is pooled from level 1
     torch.tensor([[33.0, 44, 66, 77]]),
 ]
 

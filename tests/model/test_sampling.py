@@ -1,4 +1,4 @@
-"""The samples of anchors and proposals, beside torchvision's sampler."""
+"""The samples of anchors and proposals, compared with torchvision's sampler."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from detector.model.resnet import resnet
 from detector.model.sampling import SeededSampler, sample_by_image
 
-# Positives, negatives and the rest (-1): many of each, few positives, few negatives, none at all.
+# Positives (1 or more), negatives (0) and others (-1): many of each, few positives, few negatives,
+# and others only.
 LABELS = [
     torch.tensor([1] * 30 + [0] * 50 + [-1] * 20)[torch.randperm(100)],
     torch.tensor([2, 0] + [0] * 60),
@@ -56,7 +57,7 @@ def test_an_image_is_sampled_alike_in_any_batch() -> None:
 
 
 def test_every_candidate_is_as_likely() -> None:
-    """1000 draws of 8 of 30: each is expected 267 times, with a standard deviation of 14."""
+    """In 1000 draws of 8 from 30, each is expected 267 times, with a standard deviation of 14."""
     counts = torch.zeros(100)
     for seed in range(1000):
         ((positive,), _) = sampler([seed])(LABELS[:1])
@@ -98,7 +99,7 @@ def test_the_model_hands_out_its_targets_seeds(by_keyword: bool) -> None:
         return {name: value.item() for name, value in result.items()}
 
     first = losses([0, 1], [7, 8])
-    assert losses([0, 1], [7, 8]) == first  # whatever was drawn in between
+    assert losses([0, 1], [7, 8]) == first  # other random numbers were drawn since
     assert losses([1, 0], [7, 8]) == pytest.approx(first, rel=1e-5)
     assert losses([0, 1], [7, 9]) != first
     assert losses([0, 1], None) != losses([0, 1], None)
