@@ -209,7 +209,7 @@ class BoxHeads(RoIHeads):
         self, boxes: Tensor, scores: Tensor, shape: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Select the detections of one image from boxes (n, K + 1, 4) and scores (n, K + 1)."""
-        boxes = boxes.reshape(*scores.shape, 4)  # decode returns flat boxes if there are none
+        boxes = boxes.reshape(*scores.shape, 4)  # decode leaves them flat if n is 0
         rows, labels = torch.where(scores[:, 1:] > self.score_thresh)
         labels = labels + 1
         boxes = clip_boxes_to_image(boxes[rows, labels], shape)

@@ -139,7 +139,7 @@ def faster_rcnn(
         rpn_post_nms_top_n_test=rpn_top_n_test,
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
         box_predictor=BoxPredictor(box_head_channels, num_classes + 1),
-        rpn_head=ProposalHead(  # built last: the order decides on a seed's weights
+        rpn_head=ProposalHead(  # built last, which keeps the initial weights of a seed
             rpn_input,
             rpn_channels,
             num_anchors=len(sizes[0]) * len(aspect_ratios),
@@ -188,7 +188,8 @@ class Resize(GeneralizedRCNNTransform):
             [value / 255 for value in values]
             for values in (conventions.pixel_mean, conventions.pixel_std)
         )
-        super().__init__(min_size, max_size, mean, std, _skip_resize=True)  # in training
+        # _skip_resize has an effect only in training.
+        super().__init__(min_size, max_size, mean, std, _skip_resize=True)
         self.channel_order = conventions.channel_order
 
     def normalize(self, image: Tensor) -> Tensor:
