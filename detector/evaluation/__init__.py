@@ -1,1 +1,1 @@
-"""Detections of a data set and their metrics."""
+"""Run a detector on a data set, and score its detections."""

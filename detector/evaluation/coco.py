@@ -1,7 +1,8 @@
 """The COCO metrics of box detections: https://cocodataset.org/#detection-eval.
 
-They are computed from the matches of the whole set. pycocotools, whose numbers they are to the last
-bit, is the other backend: it judges ours in the tests, and for whoever wants to see it agree.
+The backend "numpy" computes them from the matches of the whole data set, and equals pycocotools to
+the last bit. The backend "pycocotools" is the reference for the tests, and for users who want to
+check that both agree.
 """
 
 import io
@@ -32,7 +33,7 @@ from detector.evaluation.entries import EvaluationError
 SUMMARY_NAMES = tuple("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split())
 BACKENDS = ("numpy", "pycocotools")
 SIZES = {"s": "small", "m": "medium", "l": "large"}
-MOST = (1, 10, MAX_DETECTIONS)  # detections of an image and class, for AR
+MOST = (1, 10, MAX_DETECTIONS)  # detections per image and class that AR1, AR10 and AR100 count
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Curve:
     """Precision over recall of one class, at an IoU of 0.5.
 
     Attributes:
-        precision: float64 (101,), the highest at a recall of 0, 0.01 ... 1 or above.
-        num_objects: that are to be found.
+        precision: float64 (101,), the highest precision at each recall 0, 0.01 ... 1 or above.
+        num_objects: the number of objects to detect.
     """
 
     precision: np.ndarray
@@ -50,17 +51,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """What COCO's page defines; None where no object is to be found.
+    """The metrics that COCO's page defines; None where there are no objects to detect.
 
     Attributes:
         summary: each of `SUMMARY_NAMES` -> 0..1 or None. AP and AR are means over the classes and
-            the IoU thresholds 0.50, 0.55 ... 0.95. AP50 and AP75 are at one threshold. s, m, l are
-            objects of an area up to 32^2, up to 96^2, and above. AR1, AR10 and AR100 count that
-            many detections of each image and class; everything else counts 100.
-        per_class: class name -> {"AP": ..., "AP50": ...}, each 0..1 or None, in the order of ids.
-        curves: class name -> its curve, of the classes with an object to be found.
-
-    Class-agnostic numbers leave the last two empty.
+            the IoU thresholds 0.50, 0.55 ... 0.95; AP50 and AP75 are at a single threshold. The
+            suffixes s, m and l mean objects with an area of up to 32^2, up to 96^2, and more, in
+            square pixels. AR1, AR10 and AR100 count that many detections per image and class; all
+            other metrics count 100.
+        per_class: class name -> {"AP": ..., "AP50": ...}, each 0..1 or None, in the order of
+            category ids. Empty for class-agnostic metrics.
+        curves: class name -> its curve, for classes with objects to detect. Empty for
+            class-agnostic metrics.
     """
 
     summary: dict[str, float | None]
@@ -70,8 +72,11 @@ class CocoMetrics:
 
 @dataclass(frozen=True)
 class _Scores:
-    """Precisions (T, R, K) and recalls (T, K), -1 for classes without an object; by area, and
-    recalls also by the number of detections that are allowed.
+    """Precision and recall, -1 for classes without objects to detect.
+
+    Attributes:
+        precisions: area -> (T, R, K).
+        recalls: area and the number of detections counted -> (T, K).
     """
 
     precisions: dict[str, np.ndarray]
@@ -88,15 +93,16 @@ def coco_metrics(
     """Score `detections` against `ground_truth`; neither is changed.
 
     Args:
-        ground_truth: COCO-format, see `columns.py`.
-        detections: COCO-format results; none at all score 0 wherever there is ground truth.
-        class_agnostic: all classes are one (pycocotools' useCats=0): a detection of a wrong class
-            finds an object, and an image has 100 detections in all.
+        ground_truth: COCO-format content, see `columns.py`.
+        detections: COCO-format results. If they are empty, all metrics with objects to detect are
+            0.
+        class_agnostic: treat all classes as one, as pycocotools does with useCats=0. A detection
+            then matches objects of every class, and only 100 detections of an image count.
         backend: one of `BACKENDS`; both give the same numbers.
 
     Raises:
-        EvaluationError: one of the two breaks the format, or they do not belong together; the
-            backend is unknown.
+        EvaluationError: the ground truth or the detections break the format, a detection is of an
+            unknown image or category, or the backend is unknown.
     """
     check_backend(backend)
     ground_truth, detections = as_ground_truth(ground_truth), as_detections(detections)
@@ -122,10 +128,10 @@ def coco_metrics(
 
 
 def check_backend(name: str) -> None:
-    """Refuse one that does not exist.
+    """Refuse an unknown backend.
 
     Raises:
-        EvaluationError: so it is.
+        EvaluationError: the name is not in `BACKENDS`.
     """
     if name not in BACKENDS:
         raise EvaluationError(f"backend={name} is none of {', '.join(BACKENDS)}")
@@ -151,8 +157,10 @@ def _by_numpy(ground_truth: GroundTruth, detections: Detections, class_agnostic:
 def _by_pycocotools(
     ground_truth: GroundTruth, detections: Detections, class_agnostic: bool
 ) -> _Scores:
-    """pycocotools' own, with its traps closed: it fails where nothing was detected, loses the match
-    of an annotation whose id is 0, and prints.
+    """Score with pycocotools.
+
+    Its pitfalls are avoided: it fails if there are no detections, loses the match of an annotation
+    with the id 0, and prints to the terminal.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -198,5 +206,5 @@ def _curves(ground_truth: GroundTruth, of_all: np.ndarray) -> dict[str, Curve]:
 
 
 def _mean(of_class: np.ndarray) -> float | None:
-    """Mean of the precisions of a class, which are all -1 where it has no object to be found."""
+    """Average the precisions of a class; None if they are -1, for a class without objects."""
     return None if (of_class == -1).any() else float(of_class.mean())

@@ -1,14 +1,16 @@
-"""What the detections of a whole set meet by the rules of COCO, all images and classes at once.
+"""Match detections with ground truth by COCO's rules, for all images and classes at once.
 
-pycocotools asks one image, class and IoU threshold after the other, and says only in passing which
-detection matched. The rules, from its `COCOeval.evaluateImg`: of an image and class, the 100
-detections of the highest scores choose by falling score, each the object of the highest IoU, at
-least the threshold, that no earlier one took; of equals the last. Only where there is none may it
-match what is ignored: a crowd, which any number may match and which asks for an overlap with the
-detection's area alone, or an object whose area is out of the range that is looked at.
+pycocotools processes one image, class and IoU threshold after the other. The rules are those of its
+`COCOeval.evaluateImg`: In each image and class, the 100 detections with the highest scores are
+processed by descending score. A detection matches the object with which it has the highest IoU,
+among those that no earlier detection has matched and whose IoU reaches the threshold; of equal
+IoUs, the last object is taken. Only if there is no such object may it match an ignored annotation:
+a crowd, or an object whose area is out of the evaluated range. Any number of detections may match a
+crowd, and for a crowd, the intersection is divided by the detection's own area instead of the
+union.
 
-G: objects and crowds, D: detections, P: pairs of the two within an image and class;
-T: IoU thresholds;  R: recall points;  I: images;  K: classes.
+G: annotations (objects and crowds);  D: detections;  P: pairs of a detection and an annotation of
+the same image and class;  T: IoU thresholds;  R: recall points;  I: images;  K: classes.
 """
 
 from functools import partial
@@ -29,8 +31,8 @@ from detector.evaluation.matches import ClassMatches, Matches, Pairs, overlappin
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-MAX_DETECTIONS = 100  # of an image and class
-AREAS = {  # square pixels, both ends included
+MAX_DETECTIONS = 100  # per image and class
+AREAS = {  # ranges in square pixels, both ends included
     "all": (0.0, 1e5**2),
     "small": (0.0, 32.0**2),
     "medium": (32.0**2, 96.0**2),
@@ -39,21 +41,21 @@ AREAS = {  # square pixels, both ends included
 
 
 def size_of(area: float) -> str:
-    """`small`, `medium` or `large`; an area on a limit counts as the larger."""
+    """Return `small`, `medium` or `large`; an area exactly at a limit has the larger size."""
     if area < AREAS["medium"][0]:
         return "small"
     return "medium" if area < AREAS["large"][0] else "large"
 
 
 class Overlaps:
-    """What overlaps what in a whole set, found once for objects of every area.
+    """Overlaps of detections and annotations in a whole data set, the same for all area ranges.
 
     Attributes:
-        num_classes: K, or 1 where all classes are one.
-        order: int64 (D,), the positions of the scored detections among those given: by class, then
-            by falling score, of equals by image, rank and position.
-        ranks: int64 (D,), of each by score within its image and class, from 0 on.
-        classes: where each class stands in the two.
+        num_classes: K, or 1 if all classes are treated as one.
+        order: int64 (D,), indices of the detections that count among all that are given. They are
+            sorted by class, then by descending score; equal scores by image, then by rank.
+        ranks: int64 (D,), the rank of each of them by score in its image and class, from 0.
+        classes: the rows of each class in `order` and `ranks`.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class Overlaps:
     ) -> None:
         images, classes = placed(ground_truth, detections)
         num_images = len(ground_truth.image_ids)
-        # By class, also where all are one: pycocotools lists them so, which decides among equals.
+        # Sort by class even if all are treated as one: so does pycocotools, and the order decides
+        # between equal IoUs and between equal scores.
         listed = np.argsort(ground_truth.classes, kind="stable")
         gt_classes, found = ground_truth.classes[listed], np.argsort(classes, kind="stable")
         classes = classes[found]
@@ -89,19 +92,19 @@ class Overlaps:
         )
 
     def matches(self, area: str, thresholds: np.ndarray = THRESHOLDS) -> list[ClassMatches]:
-        """What the detections of each class met, where objects of that area are to be found.
+        """Match the detections of each class with the objects of an area range.
 
         Args:
-            area: one of `AREAS`.
-            thresholds: IoUs (T,) of at least 0.5.
+            area: a key of `AREAS`. Objects out of this range are ignored.
+            thresholds: IoUs (T,), at least 0.5.
         """
         smallest, largest = AREAS[area]
         is_ignored = self._is_crowd | (self._gt_areas < smallest) | (self._gt_areas > largest)
         taken = choose(self._pairs, self.ranks, thresholds, self._is_crowd, is_ignored)
         matched = taken >= 0
-        excused = np.append(is_ignored, False)[taken]  # the last is that of -1, no match
-        excused |= ~matched & ((self._areas < smallest) | (self._areas > largest))
-        right, wrong = matched & ~excused, ~matched & ~excused
+        not_counted = np.append(is_ignored, False)[taken]  # index -1 (no match): False
+        not_counted |= ~matched & ((self._areas < smallest) | (self._areas > largest))
+        right, wrong = matched & ~not_counted, ~matched & ~not_counted
         is_new = np.diff(self._images, prepend=-1) != 0
         is_new |= np.diff(self._scores, prepend=np.inf) != 0
         ties = np.cumsum(is_new)
@@ -128,14 +131,15 @@ def coco_matches(
 ) -> Matches:
     """Match `detections` with `ground_truth` as `coco_metrics` does.
 
-    T are the thresholds 0.50, 0.55 ... 0.95. The summary's AP is the mean over these, its AP50 at
-    the first. The AP of small, medium and large objects is the AP of that `area`.
+    The IoU thresholds are 0.50, 0.55 ... 0.95. The summary's AP is the mean over all of them, its
+    AP50 is at the first.
 
     Args:
-        area: one of `AREAS`.
+        area: a key of `AREAS`. With "small", "medium" or "large", AP is COCO's APs, APm or APl.
 
     Raises:
-        EvaluationError: one of the two breaks the format, or they do not belong together.
+        EvaluationError: the ground truth or the detections break the format, or a detection is of
+            an unknown image or category.
     """
     overlaps = Overlaps(
         as_ground_truth(ground_truth), as_detections(detections), class_agnostic=class_agnostic
@@ -147,7 +151,7 @@ def coco_matches(
 
 
 def precisions(classes: list[ClassMatches]) -> np.ndarray:
-    """Precision (T, R, K) as `COCOeval.accumulate` has it, -1 for classes without an object."""
+    """Return precision (T, R, K) as in `COCOeval.accumulate`; -1 for classes without objects."""
     num_thresholds = len(classes[0].right) if classes else len(THRESHOLDS)
     result = np.full((num_thresholds, len(RECALLS), len(classes)), -1.0)
     for place, matches in enumerate(classes):
@@ -164,7 +168,10 @@ def precisions(classes: list[ClassMatches]) -> np.ndarray:
 
 
 def present_mean(values: np.ndarray) -> float | None:
-    """Mean over all that is not -1, in pycocotools' order, which decides how the sum is rounded."""
+    """Average all values but -1; None if there are no others.
+
+    They are summed in the same order as in pycocotools, because the order decides the rounding.
+    """
     present = values[values > -1]
     return float(np.mean(present)) if len(present) else None
 
@@ -172,8 +179,14 @@ def present_mean(values: np.ndarray) -> float | None:
 def highest(
     groups: np.ndarray, scores: np.ndarray, most: int = MAX_DETECTIONS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which of N detections are scored, `most` of a group, by group and falling score, and their
-    ranks from 0 on.
+    """Select the detections with the highest scores, at most `most` of each group.
+
+    Args:
+        groups: integers (N,), the group of each detection.
+        scores: (N,).
+
+    Returns:
+        The indices of those selected, by group and descending score, and their ranks from 0.
     """
     order = np.lexsort((-scores, groups))  # stable
     groups = groups[order]
@@ -189,8 +202,15 @@ def ious(
     detections: np.ndarray,
     objects: np.ndarray,
 ) -> np.ndarray:
-    """IoU (P,) of each pair, from boxes (D, 4) and (G, 4) xywh, rounded as pycocotools rounds it;
-    with a crowd, the intersection's share of the detection.
+    """Return the IoU (P,) of each pair of boxes, with the same rounding as in pycocotools.
+
+    For a crowd, the intersection is divided by the detection's own area instead of the union.
+
+    Args:
+        boxes: (D, 4) xywh.
+        gt_boxes: (G, 4) xywh.
+        is_crowd: bool (G,).
+        detections, objects: the indices (P,) of each pair.
     """
     boxes, gt_boxes, is_crowd = boxes[detections], gt_boxes[objects], is_crowd[objects]
     ends = np.minimum(boxes[:, 2:] + boxes[:, :2], gt_boxes[:, 2:] + gt_boxes[:, :2])
@@ -199,7 +219,7 @@ def ious(
     areas, gt_areas = boxes[:, 2] * boxes[:, 3], gt_boxes[:, 2] * gt_boxes[:, 3]
     unions = np.where(is_crowd, areas, areas + gt_areas - intersections)
     result = np.zeros(len(boxes))
-    with np.errstate(divide="ignore"):  # by a union that rounding makes 0
+    with np.errstate(divide="ignore"):  # rounding may make the union 0
         np.divide(intersections, unions, out=result, where=intersections > 0)
     return result
 
@@ -211,18 +231,24 @@ def choose(
     is_crowd: np.ndarray,
     is_ignored: np.ndarray,
 ) -> np.ndarray:
-    """The object that each detection takes at each IoU threshold, int64 (T, D), -1 for none.
+    """Choose the annotation that each detection matches at each IoU threshold.
 
-    Detections choose by rank. Those of one rank are of different groups: they choose at once.
+    Detections are processed by rank. Those of equal rank are of different groups, so that they
+    cannot compete for an object and are processed at once.
 
     Args:
-        pairs: that may match; detections index `ranks`, objects the two flags.
-        ranks: (D,) of the detections within their groups.
+        pairs: the pairs that may match, as indices into `ranks` and into the two flags.
+        ranks: (D,), the rank of each detection in its group.
+        thresholds: IoUs (T,).
+        is_crowd, is_ignored: bool (G,), flags of the annotations. Crowds are ignored, too.
+
+    Returns:
+        int64 (T, D), the index of the annotation, or -1 for none.
     """
     thresholds = thresholds[:, None]
     taken = np.full((len(thresholds), len(ranks)), -1)
     is_taken = np.zeros((len(thresholds), len(is_crowd)), dtype=bool)
-    # A detection's pairs in the order in which it would have them.
+    # Sort the pairs of a detection by preference.
     detections, objects, values = pairs.detections, pairs.objects, pairs.ious
     order = np.lexsort((-objects, -values, is_ignored[objects], detections, ranks[detections]))
     detections, objects, values = detections[order], objects[order], values[order]

@@ -1,7 +1,8 @@
-"""Ground truth and detections of a whole set, as columns of numbers.
+"""Ground truth and detections of a whole data set, stored as columns (NumPy arrays).
 
-COCO-format content enters here once, and everything that scores works on columns. A column is
-checked as a whole; the entries are looked at one by one, for the culprit, only after that fails.
+COCO-format content is converted here once, and everything that scores works on the columns. A
+column is checked as a whole. Only if this check fails are the entries checked one by one, to name
+the invalid one.
 
 Ground truth is a dictionary of three lists, detections are one list:
 
@@ -11,8 +12,9 @@ Ground truth is a dictionary of three lists, detections are one list:
 
     detections   [{image_id, category_id, bbox, score}]
 
-A bbox is [x, y, width, height] in pixels, an area is in square pixels. `iscrowd` (0 or 1) marks
-what is neither to be found nor wrong to be found: a crowd in COCO, a difficult object in VOC.
+A bbox is [x, y, width, height] in pixels, an area is in square pixels. An annotation with `iscrowd`
+1 is ignored (a crowd in COCO, a difficult object in VOC): it does not have to be detected, and a
+detection that matches it is neither a true nor a false positive.
 
 I: images;  K: categories;  G: annotations;  D: detections.
 """
@@ -40,18 +42,18 @@ from detector.evaluation.entries import (
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """What is to be found, and in which images.
+    """The annotations of a data set, its images and its categories.
 
     Attributes:
-        image_ids: int64 (I,), rising.
-        category_ids: int64 (K,), rising.
-        names: of the K categories.
-        images: int64 (G,), the place of each annotation's image in `image_ids`.
-        classes: int64 (G,), that of its category in `category_ids`.
+        image_ids: int64 (I,), ascending.
+        category_ids: int64 (K,), ascending.
+        names: the names of the K categories.
+        images: int64 (G,), the index of each annotation's image in `image_ids`.
+        classes: int64 (G,), the index of each annotation's category in `category_ids`.
         boxes: float64 (G, 4) x, y, width, height in pixels.
         areas: float64 (G,) in square pixels.
-        is_crowd: bool (G,).
-        entries: the images as they were listed, with their file names and sizes.
+        is_crowd: bool (G,), true for annotations that are ignored.
+        entries: the entries of the list `images` in the given order, with file names and sizes.
     """
 
     image_ids: np.ndarray
@@ -65,7 +67,7 @@ class GroundTruth:
     entries: list[dict[str, Any]]
 
     def of(self, chosen: np.ndarray) -> "GroundTruth":
-        """The same images with some of the annotations: a mask (G,) or their positions."""
+        """Return some of the annotations, chosen by a mask (G,) or by indices, and all images."""
         return GroundTruth(
             self.image_ids,
             self.category_ids,
@@ -79,8 +81,10 @@ class GroundTruth:
         )
 
     def to_coco(self) -> dict[str, Any]:
-        """As COCO-format content, annotations numbered from 1: pycocotools would lose the matches
-        of an id 0 and confuse equal ones.
+        """Convert to COCO-format content.
+
+        Annotations are numbered from 1, because pycocotools loses the matches of an annotation
+        with the id 0 and confuses annotations with equal ids.
         """
         columns = (
             self.image_ids[self.images].tolist(),
@@ -103,11 +107,11 @@ class GroundTruth:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector found.
+    """The detections of a data set.
 
     Attributes:
-        image_ids: int64 (D,).
-        category_ids: int64 (D,).
+        image_ids: int64 (D,), the ids themselves and not indices, unlike in `GroundTruth`.
+        category_ids: int64 (D,), likewise.
         boxes: float64 (D, 4) x, y, width, height in pixels.
         scores: float64 (D,).
     """
@@ -121,7 +125,7 @@ class Detections:
         return len(self.scores)
 
     def of(self, chosen: np.ndarray) -> "Detections":
-        """Some of them: a mask (D,) or their positions."""
+        """Return some of the detections, chosen by a mask (D,) or by indices."""
         return Detections(
             self.image_ids[chosen],
             self.category_ids[chosen],
@@ -130,7 +134,7 @@ class Detections:
         )
 
     def to_coco(self) -> list[dict[str, Any]]:
-        """As COCO-format results."""
+        """Convert to COCO-format results."""
         columns = (self.image_ids, self.category_ids, self.boxes, self.scores)
         keys = ("image_id", "category_id", "bbox", "score")
         rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -142,18 +146,19 @@ AnyDetections = Detections | list[dict[str, Any]]
 
 
 def as_ground_truth(dataset: Any, *, source: str = "ground truth") -> GroundTruth:
-    """Return COCO-format content as columns, as `numpy.asarray` does: columns stay what they are.
+    """Convert COCO-format content to columns. A `GroundTruth` is returned unchanged.
 
-    A missing `iscrowd` becomes 0, a missing `area` that of the box. The annotations' own ids mean
-    nothing to a metric and are left out.
+    A missing `iscrowd` becomes 0, and a missing `area` becomes the area of the box. The ids of
+    annotations are left out, because no metric depends on them.
 
     Args:
-        dataset: as `json.load` gives it. It is not changed.
-        source: what messages call it, such as the name of its file.
+        dataset: COCO-format content as `json.load` returns it; it is not changed.
+        source: the name of the content in error messages, such as its file.
 
     Raises:
-        EvaluationError: something is missing, of a wrong type, not finite, twice there (an image
-            id, a category id or name), or refers to an image or category that is not there.
+        EvaluationError: a key is missing; a value is of a wrong type or not finite; an image id, a
+            category id or a category name appears twice; or an annotation is of an unknown image
+            or category.
     """
     if isinstance(dataset, GroundTruth):
         return dataset
@@ -183,13 +188,15 @@ def ground_truth_of(
     *,
     source: str,
 ) -> GroundTruth:
-    """Columns from lists of what stands in the entries, of which `as_ground_truth` says what it may
-    be.
+    """Build the columns of the ground truth from lists of the values of its entries.
 
     Args:
-        annotations: a list (G,) for each of image_id, category_id, bbox, area and iscrowd; None
-            stands for a missing area and iscrowd.
-        check: called where something is odd, to name the culprit.
+        images, categories: COCO-format entries.
+        annotations: a list (G,) for each of image_id, category_id, bbox, area and iscrowd. A
+            missing area or iscrowd is None.
+        check: called if a column of annotations is invalid, to raise an error that names the
+            entry. If it returns, the error of the column is raised.
+        source: the name of the content in error messages.
 
     Raises:
         EvaluationError: as `as_ground_truth`.
@@ -214,8 +221,8 @@ def ground_truth_of(
             _integers(annotations[key]) for key in ("image_id", "category_id")
         )
         if (areas < 0).any():
-            raise _Odd
-    except _ODD:
+            raise _InvalidColumn
+    except _INVALID:
         check()
         raise
     where = f"{source}: annotations"
@@ -233,15 +240,15 @@ def ground_truth_of(
 
 
 def as_detections(entries: Any, *, source: str = "detections") -> Detections:
-    """Return COCO-format results as columns; columns stay what they are.
+    """Convert COCO-format results to columns. `Detections` are returned unchanged.
 
     Args:
-        entries: a list of results; may be empty. It is not changed.
-        source: what messages call them, such as the name of their file.
+        entries: a list of results, which may be empty; it is not changed.
+        source: the name of the results in error messages, such as their file.
 
     Raises:
         EvaluationError: a key is missing, a value is of a wrong type or not finite, or a box has a
-            negative side.
+            negative width or height.
     """
     if isinstance(entries, Detections):
         return entries
@@ -249,17 +256,17 @@ def as_detections(entries: Any, *, source: str = "detections") -> Detections:
         raise EvaluationError(f"{source}: expected a list, got {reprlib.repr(entries)}")
     try:
         return detections_of({key: [entry[key] for entry in entries] for key in DETECTION})
-    except _ODD:
+    except _INVALID:
         for position, entry in enumerate(entries):
             check_keys(entry, DETECTION, f"{source}[{position}]")
         raise
 
 
 def detections_of(columns: dict[str, list[Any]]) -> Detections:
-    """Columns from a list (D,) for each of image_id, category_id, bbox and score.
+    """Build detections from lists (D,) under the keys image_id, category_id, bbox and score.
 
     Raises:
-        TypeError, ValueError, OverflowError: something in them is none of what COCO's format has.
+        TypeError, ValueError, OverflowError: a value is not what COCO's format allows.
     """
     return Detections(
         _integers(columns["image_id"]),
@@ -272,7 +279,10 @@ def detections_of(columns: dict[str, list[Any]]) -> Detections:
 def placed(
     ground_truth: GroundTruth, detections: Detections, *, source: str = "detections"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The places (D,) of the detections' images and classes in the ground truth's ids.
+    """Look up the image and the category of each detection in the ground truth.
+
+    Returns:
+        The indices (D,) in `ground_truth.image_ids` and in `ground_truth.category_ids`.
 
     Raises:
         EvaluationError: an image or category is not in the ground truth.
@@ -284,10 +294,14 @@ def placed(
 
 
 def places(ids: np.ndarray, wanted: np.ndarray, key: str, where: str) -> np.ndarray:
-    """Where each of `wanted` (N,) stands in rising `ids`.
+    """Return the index of each of `wanted` (N,) in the ascending `ids`.
+
+    Args:
+        key: image_id or category_id, for the message.
+        where: the place of the list that `wanted` is from, for the message.
 
     Raises:
-        EvaluationError: one is not there.
+        EvaluationError: one of `wanted` is not in `ids`.
     """
     found = np.searchsorted(ids, wanted)
     is_known = np.append(ids, 0)[found] == wanted
@@ -301,33 +315,33 @@ def places(ids: np.ndarray, wanted: np.ndarray, key: str, where: str) -> np.ndar
     return found
 
 
-class _Odd(ValueError):
-    """A column holds what it must not; which entry does is not known here."""
+class _InvalidColumn(ValueError):
+    """Raised for a column with an invalid value, without knowing which entry it is from."""
 
 
-_ODD = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
+_INVALID = (TypeError, ValueError, KeyError, OverflowError, AttributeError)
 
 
 def _integers(values: list[Any]) -> np.ndarray:
     if not all(issubclass(kind, int) and kind is not bool for kind in set(map(type, values))):
-        raise _Odd
+        raise _InvalidColumn
     return np.array(values, dtype=np.int64)
 
 
 def _numbers(values: list[Any]) -> np.ndarray:
     kinds = set(map(type, values))
     if not all(issubclass(kind, int | float) and kind is not bool for kind in kinds):
-        raise _Odd
+        raise _InvalidColumn
     numbers = np.array(values, dtype=np.float64)
     if not (np.abs(numbers) <= LARGEST).all():  # False for nan
-        raise _Odd
+        raise _InvalidColumn
     return numbers
 
 
 def _boxes(values: list[Any]) -> np.ndarray:
     if not set(map(type, values)) <= {list, tuple} or not set(map(len, values)) <= {4}:
-        raise _Odd
+        raise _InvalidColumn
     boxes = _numbers(list(chain.from_iterable(values))).reshape(-1, 4)
     if (boxes[:, 2:] < 0).any():
-        raise _Odd
+        raise _InvalidColumn
     return boxes

@@ -1,4 +1,4 @@
-"""What single entries of COCO-format content must hold, for the message that names the odd one."""
+"""Checks of single entries of COCO-format content, with messages that name the invalid entry."""
 
 import reprlib
 from collections.abc import Callable
@@ -6,21 +6,28 @@ from typing import Any
 
 from detector import exit_codes
 
-Kind = tuple[str, Callable[[Any], bool]]  # what a key must hold: in words and as a test
-LARGEST = 1e100  # the area of a larger box might not be finite
+Kind = tuple[str, Callable[[Any], bool]]  # what the value of a key must be: in words, as a check
+LARGEST = 1e100  # limit of the numbers: the area of a box with larger sides might not be finite
 
 
 class EvaluationError(ValueError):
-    """Ground truth or detections that cannot be scored. The message names the entry and its key."""
+    """Raised for ground truth, detections or options that cannot be scored.
+
+    The message names the entry and its key, or the option.
+    """
 
     exit_code = exit_codes.FAILED
 
 
 def check_keys(entry: Any, kinds: dict[str, Kind], where: str) -> None:
-    """Refuse an entry that lacks a key, but for those that may be missing, or holds another kind.
+    """Refuse an entry that lacks a key, or that has a value of the wrong kind.
+
+    Args:
+        kinds: what each key must hold. Keys in `OPTIONAL` may be missing.
+        where: the place of the entry, with which the message begins.
 
     Raises:
-        EvaluationError: so it is; the message begins with `where`.
+        EvaluationError: the entry is not an object, a key is missing, or a value is invalid.
     """
     if not isinstance(entry, dict):
         raise EvaluationError(f"{where}: expected an object, got {reprlib.repr(entry)}")
@@ -35,10 +42,14 @@ def check_keys(entry: Any, kinds: dict[str, Kind], where: str) -> None:
 
 
 def check_distinct(entries: list[Any], kinds: dict[str, Kind], where: str) -> None:
-    """Refuse a list in which an entry is odd, or two have the same value of one of the keys.
+    """Refuse a list with an invalid entry, or with two entries that share the value of a key.
+
+    Args:
+        kinds: the keys whose values must be distinct, and what each must hold.
+        where: the place of the list, with which the message begins.
 
     Raises:
-        EvaluationError: so it is; the message begins with `where`.
+        EvaluationError: `check_keys` refuses an entry, or a value appears twice.
     """
     seen: dict[str, set[Any]] = {key: set() for key in kinds}
     for position, entry in enumerate(entries):
@@ -50,7 +61,7 @@ def check_distinct(entries: list[Any], kinds: dict[str, Kind], where: str) -> No
 
 
 def _is_encodable(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can hold and no file can."""
+    """Return False for half of a surrogate pair, which JSON can hold but UTF-8 cannot encode."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""What an AP that looks wrong may come from: another reading of the same results."""
+"""Explain a suspiciously low AP: look for a reading of the same results that scores higher."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +10,10 @@ from detector.evaluation.entries import EvaluationError
 from detector.evaluation.voc import voc_metrics
 from detector.readings import BOX_FORMATS, CATEGORIES
 
-LOW, FAR_BETTER, CLEARLY = 0.05, 3, 0.1  # AP50; times as high and so much higher
-MAX_IMAGES = 1000  # that `explain` looks at
+# An AP50 below LOW is explained by a reading whose AP50 is more than FAR_BETTER times as high, and
+# higher by more than CLEARLY.
+LOW, FAR_BETTER, CLEARLY = 0.05, 3, 0.1
+MAX_IMAGES = 1000
 
 
 def explain(
@@ -22,11 +24,16 @@ def explain(
     box_format: str,
     categories: str,
 ) -> list[str]:
-    """Why AP50 may be under 5 %: a line for each other reading under which it is far better.
+    """Explain why AP50 is below 5 %, with a line for each other reading that scores far higher.
 
     Args:
-        reread: the detections by another `box_format` and `categories`.
-        box_format, categories: by which they were read.
+        ground_truth: only its first `MAX_IMAGES` images are scored.
+        detections: as they were read.
+        reread: reads the detections again, with another `box_format` and `categories`.
+        box_format, categories: the options with which `detections` were read.
+
+    Returns:
+        The lines. There are none if AP50 is not low, or if no other reading scores far higher.
     """
     images = np.array([image["id"] for image in ground_truth.entries[:MAX_IMAGES]], dtype=np.int64)
     is_looked_at = np.isin(ground_truth.image_ids[ground_truth.images], images)
@@ -47,7 +54,7 @@ def explain(
     for form, kind in readings:
         try:
             value = ap50(reread(form, kind))
-        except EvaluationError:  # cannot be read so
+        except EvaluationError:  # the results cannot be read in this way
             continue
         if value > max(FAR_BETTER * as_read, as_read + CLEARLY):
             option = f"box_format={form}" if form != box_format else f"categories={kind}"

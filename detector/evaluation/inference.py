@@ -1,6 +1,6 @@
-"""Runs a detector over a data set.
+"""Run a detector on a data set.
 
-D: detections of an image, K: classes.
+D: detections of an image;  K: classes.
 """
 
 import time
@@ -18,7 +18,7 @@ from detector.evaluation.columns import Detections, as_detections
 
 
 class Found(NamedTuple):
-    """What a detector found in one image, by descending score."""
+    """The detections of one image, by descending score."""
 
     image_id: int
     boxes: np.ndarray  # float64 (D, 4) x, y, w, h in the pixels of the image file
@@ -27,12 +27,12 @@ class Found(NamedTuple):
 
 
 def to_float(image: Tensor, device: torch.device) -> Tensor:
-    """uint8 (3, H, W) -> float32 in [0, 1], on the device."""
+    """Convert an image uint8 (3, H, W) to float32 in [0, 1] on the device."""
     return image.to(device, non_blocking=True).float() / 255
 
 
 def progress(batches: Iterable[list[Sample]], *, shown: bool = True) -> Iterable[list[Sample]]:
-    """The batches, with a bar on a terminal while they are used."""
+    """Iterate over the batches, with a progress bar if the output is a terminal."""
     return tqdm(
         batches, desc="evaluating", unit="image", disable=None if shown else True, leave=False
     )
@@ -46,12 +46,16 @@ def detect(
     device: torch.device,
     precision: torch.dtype,
 ) -> tuple[list[Found], float]:
-    """What was found in every image, and the seconds that the model took.
+    """Run the model on all images, and leave it in evaluation mode.
 
-    The model is left in evaluation mode.
+    Args:
+        precision: the dtype of autocast; float32 means no autocast.
+
+    Returns:
+        The detections of each image, and the seconds that were spent in the model.
 
     Raises:
-        DatasetError: an image cannot be read, or a worker that loads them died or is stuck.
+        DatasetError: an image cannot be read, or a worker that loads images died or is stuck.
     """
     model.eval()
     found: list[Found] = []
@@ -77,7 +81,7 @@ def detect(
 
 
 def to_detections(found: list[Found], category_ids: tuple[int, ...]) -> Detections:
-    """As columns; label l has the id `category_ids[l - 1]`."""
+    """Convert detections to columns; label l gets the category id `category_ids[l - 1]`."""
     if not found:
         return as_detections([])
     lengths = [len(image.scores) for image in found]

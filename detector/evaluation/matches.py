@@ -1,7 +1,8 @@
-"""What the detections of a whole set met: all that average precision is computed from.
+"""Matches of detections with objects in a whole data set, from which average precision follows.
 
-D: detections of one class, by falling score;  T: IoU thresholds;  I: images;
-N: objects of one class that are to be found;  P: pairs of a detection and an object.
+D: detections of one class, by descending score;  T: IoU thresholds;  I: images;
+N: objects of one class to detect, without crowds and other ignored annotations;
+P: pairs of a detection and an object.
 """
 
 from collections.abc import Callable
@@ -9,20 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BLOCK = 2000  # detections whose pairs are looked at together, which bounds the memory
+BLOCK = 2000  # detections whose pairs are computed at a time, which bounds the memory
 
 
 @dataclass(frozen=True, eq=False)
 class ClassMatches:
-    """One class.
+    """Matches of the detections of one class.
 
     Attributes:
-        images: int64 (D,), the place 0..I-1 of each detection's image.
-        right: bool (T, D), found an object.
-        wrong: bool (T, D), found none. Neither right nor wrong does not count: a crowd, say.
-        ties: int64 (D,), rising: equal for neighbours of one image and score that the metric keeps
-            together, so that an image that is there twice ranks them a b a b and not a a b b.
-        objects: int64 (N,), the place 0..I-1 of the image of each object that is to be found.
+        images: int64 (D,), index 0..I-1 of each detection's image.
+        right: bool (T, D), the true positives.
+        wrong: bool (T, D), the false positives. A detection that is neither is ignored, for
+            instance because it matches a crowd.
+        ties: int64 (D,), ascending. Neighbours have the same value if they are of one image, have
+            equal scores, and the metric ranks them as a block: the detections a and b of an image
+            that is in the data set twice are then ranked a b a b, and not a a b b.
+        objects: int64 (N,), index 0..I-1 of the image of each object to detect.
     """
 
     images: np.ndarray
@@ -34,12 +37,12 @@ class ClassMatches:
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """All classes, and the metric's own numbers.
+    """Matches of all classes, and the metric's scores of the whole data set.
 
     Attributes:
-        classes: in the order of ids.
-        summary: name of a number -> 0..1, or None where no object is to be found.
-        thresholds: name of a number -> which of the T thresholds it is the mean over.
+        classes: the matches of each class, in the order of category ids.
+        summary: name of a score -> 0..1, or None where there are no objects to detect.
+        thresholds: name of a score -> those of the T thresholds that it is the mean over.
     """
 
     classes: list[ClassMatches]
@@ -49,14 +52,14 @@ class Matches:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Detections and objects, as indices (P,), and their IoUs (P,)."""
+    """Pairs of a detection and an object: the indices (P,) of both, and their IoUs (P,)."""
 
     detections: np.ndarray
     objects: np.ndarray
     ious: np.ndarray
 
     def of(self, chosen: np.ndarray) -> "Pairs":
-        """Some of them: a mask (P,) or their positions."""
+        """Return some of the pairs, chosen by a mask (P,) or by indices."""
         return Pairs(self.detections[chosen], self.objects[chosen], self.ious[chosen])
 
 
@@ -66,11 +69,13 @@ def overlapping(
     ious: Callable[[np.ndarray, np.ndarray], np.ndarray],
     least: float,
 ) -> Pairs:
-    """The pairs of one group, such as an image, whose IoU is at least `least`.
+    """Return all pairs of the same group, such as an image, whose IoU is at least `least`.
 
     Args:
-        groups, gt_groups: of each detection and of each object, integers.
-        ious: from indices (P,) of detections and of objects to their IoUs (P,).
+        groups: integers (D,), the group of each detection.
+        gt_groups: integers, the group of each object.
+        ious: computes the IoUs (P,) from the indices (P,) of detections and those of objects.
+        least: the smallest IoU.
     """
     by_group = np.argsort(gt_groups, kind="stable")
     starts = np.searchsorted(gt_groups[by_group], groups, side="left")
@@ -93,6 +98,6 @@ def overlapping(
 
 
 def rows_of(groups: np.ndarray, num_groups: int) -> list[slice]:
-    """Where each of the groups 0 .. num_groups - 1 stands in rising `groups`."""
+    """Return the rows of each of the groups 0 .. num_groups - 1 in the ascending `groups`."""
     ends = np.searchsorted(groups, np.arange(num_groups + 1)).tolist()
     return [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]

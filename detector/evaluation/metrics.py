@@ -13,19 +13,20 @@ from detector.tables import one_line
 
 METRICS = ("coco", "voc07", "voc12")
 ALL = "all classes"
-MANY_CLASSES, SHOWN_CLASSES = 20, 5  # of so many, so many of the best and of the worst are shown
-LABEL = 34  # characters of a class's name: with six numbers, 80 columns
+# With 20 classes or more, a table shows only the 5 best and the 5 worst.
+MANY_CLASSES, SHOWN_CLASSES = 20, 5
+LABEL = 34  # characters of a class name, so that a line with six numbers fits into 80 columns
 VOC_THRESHOLDS = (0.5, 0.7)  # both are in the tables of Dai et al., arXiv:1703.06211
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Numbers in 0..1, or None where there is no object to be found.
+    """Scores in 0..1, or None where there are no objects to detect.
 
     Attributes:
-        summary: over all classes; the first is what runs are compared by (`AP` or `mAP`).
-        per_class: class name -> its numbers.
-        curves: class name -> precision over recall; COCO's alone.
+        summary: name -> score over all classes. Runs are compared by the first one, `AP` or `mAP`.
+        per_class: class name -> the scores of the class, by name.
+        curves: class name -> its precision over recall. Only `metric=coco` has curves.
     """
 
     summary: dict[str, float | None]
@@ -33,11 +34,13 @@ class Metrics:
     curves: dict[str, Curve] = field(default_factory=dict)
 
     def table(self, *, all_in: str) -> str:
-        """Percent in columns, for a terminal: over all classes, six numbers a line, then of each.
+        """Format the scores in percent, in columns for a terminal.
+
+        The scores over all classes come first, six to a line, then those of each class. Of
+        `MANY_CLASSES` classes or more, only the best and the worst are listed.
 
         Args:
-            all_in: the file that has all classes: of `MANY_CLASSES` the best and the worst stand
-                here.
+            all_in: the file with the scores of all classes, to which a shortened list refers.
         """
         names = list(self.summary)
         of_class = [name for name in names if any(name in of for of in self.per_class.values())]
@@ -58,7 +61,7 @@ class Metrics:
         return "\n".join([*lines, *shown])
 
     def _ranked(self) -> list[str]:
-        """The classes in their order or, of many, those with an object, the best first."""
+        """Return all classes in order or, if there are many, those with a score, best first."""
         if len(self.per_class) < MANY_CLASSES:
             return list(self.per_class)
         firsts = {name: next(iter(numbers.values())) for name, numbers in self.per_class.items()}
@@ -66,7 +69,7 @@ class Metrics:
         return sorted(with_objects, key=lambda name: -with_objects[name])
 
     def line(self) -> str:
-        """The first numbers over all classes, in percent."""
+        """Format the first three scores over all classes in percent, as one line."""
         return "  ".join(f"{name} {_percent(self.summary[name])}" for name in [*self.summary][:3])
 
 
@@ -82,13 +85,14 @@ def score(
 ) -> Metrics:
     """Score detections by one of `METRICS`.
 
-    COCO's numbers are those of `coco_metrics`, which explains `class_agnostic` and `backend`. VOC's
-    are an AP at each of `iou_thresholds`, named by it (AP50 and AP70), and before them mAP, which
-    is the first of these; `voc_metrics` explains `pixel_inclusive`.
+    For coco, the scores are those of `coco_metrics`, which explains `class_agnostic` and `backend`.
+    For voc07 and voc12, they are the AP at each of `iou_thresholds`, named after the threshold
+    (AP50 and AP70), preceded by mAP, which equals the first AP; `voc_metrics` explains
+    `pixel_inclusive`.
 
     Raises:
-        EvaluationError: the metric is unknown or has no such option, an option is out of its
-            range, or the data breaks the format.
+        EvaluationError: the metric is unknown, an option is out of range or does not belong to
+            this metric, or the data breaks the format.
     """
     check_options(
         metric,
@@ -105,7 +109,7 @@ def score(
     voc = voc_metrics(
         ground_truth,
         detections,
-        rule=cast(Rule, metric),  # of those that `check_options` lets through
+        rule=cast(Rule, metric),  # `check_options` has refused all others
         iou_thresholds=iou_thresholds,
         pixel_inclusive=pixel_inclusive,
     )
@@ -121,8 +125,10 @@ def match(
     pixel_inclusive: bool = False,
     iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> Matches:
-    """What `score` is computed from: for AP and AP50, or for mAP and the AP at each IoU threshold
-    but the first, which is mAP's.
+    """Match detections with ground truth as `score` does, and return the matches.
+
+    The summary has AP and AP50 for coco. For voc07 and voc12 it has mAP, which is the AP at the
+    first IoU threshold, and the AP at each other threshold.
 
     Raises:
         EvaluationError: as `score`.
@@ -138,7 +144,7 @@ def match(
     voc = voc_metrics(
         ground_truth,
         detections,
-        rule=cast(Rule, metric),  # of those that `check_options` lets through
+        rule=cast(Rule, metric),  # `check_options` has refused all others
         iou_thresholds=iou_thresholds,
         pixel_inclusive=pixel_inclusive,
     )
@@ -158,11 +164,11 @@ def check_options(
     pixel_inclusive: bool = False,
     iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> None:
-    """Refuse, before anything is detected, what `score` would refuse.
+    """Refuse options that `score` would refuse, before a detector runs.
 
     Raises:
-        EvaluationError: the metric is unknown or has no such option, the backend is unknown, or
-            `check_thresholds` refuses the IoU thresholds.
+        EvaluationError: the metric or the backend is unknown, an option does not belong to this
+            metric, or `check_thresholds` refuses the IoU thresholds.
     """
     if metric not in METRICS:
         raise EvaluationError(f"metric={metric} is none of {', '.join(METRICS)}")
@@ -180,12 +186,12 @@ def check_options(
 
 
 def _texts(numbers: dict[str, float | None], names: list[str]) -> list[str]:
-    """In percent."""
+    """Format the scores of the given names in percent; the text of an absent score is empty."""
     return [_percent(numbers[name]) if name in numbers else "" for name in names]
 
 
 def _line(label: str, cells: list[str], width: int) -> str:
-    """A label and right-aligned cells."""
+    """Join a label and right-aligned cells."""
     return (f"{label:<{width}}" + "".join(f"{cell:>7}" for cell in cells)).rstrip()
 
 

@@ -1,13 +1,13 @@
-"""How far the offsets of deformable layers reach while a detector runs: runaway ones show here.
+"""Measure how far the offsets of deformable layers reach in a forward pass, to notice runaway ones.
 
     sizes = OffsetSizes()
     with sizes.watching(model):
         detect(model, ...)
     sizes.summary()["layer4.0.conv1"]  # LayerSizes(mean=0.4, p99=2.1, largest=5.7, side=8.0)
 
-The length of an offset is that of its vector (dy, dx), in pixels of the layer's input. Lengths are
-counted in bins, each two per cent wider than the one before, so that any number of images takes the
-same memory and the counts of several processes add up.
+The length of an offset is the norm of its vector (dy, dx), in pixels of the layer's input. Lengths
+are counted in a histogram, in which each bin is two per cent wider than the one before. The memory
+therefore does not depend on the number of images, and the counts of several processes can be added.
 """
 
 import re
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from detector.model.deformable_conv import DeformableConv2d
 
-EDGES = 2.0**-10 * 1.02 ** np.arange(850)  # pixels, up to 20 000
-BODY = re.compile(r"^(module\.)?backbone\.body\.")  # what all layers' names begin with
+EDGES = 2.0**-10 * 1.02 ** np.arange(850)  # of the bins, in pixels, up to 20 000
+BODY = re.compile(r"^(module\.)?backbone\.body\.")  # the common prefix of the layers' names
 
 
 def p99_of(bins: np.ndarray) -> float:
-    """The 99th percentile, to two per cent, of lengths counted between `EDGES`."""
+    """Return the 99th percentile of the lengths counted in the bins of `EDGES`, within 2 %."""
     reached = int(np.searchsorted(np.cumsum(bins), 0.99 * bins.sum()))
     return float(EDGES[min(reached, len(EDGES) - 1)]) if reached else 0.0
 
@@ -37,8 +37,10 @@ class LayerSizes:
     """Lengths of one layer's offsets, in pixels of its input.
 
     Attributes:
-        p99: the 99th percentile, to two per cent.
-        side: the shorter side of its output, in pixels: the mean over the images.
+        mean: the mean length.
+        p99: the 99th percentile of the lengths, within 2 %.
+        largest: the largest length.
+        side: the shorter side of the layer's output in pixels, as the mean over the images.
     """
 
     mean: float
@@ -73,14 +75,14 @@ class _Counts:
 
 
 class OffsetSizes:
-    """Counts the lengths of the offsets of every deformable layer."""
+    """Collects the lengths of the offsets of every deformable layer."""
 
     def __init__(self) -> None:
         self._layers: dict[str, _Counts] = {}
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Count whatever runs through the model meanwhile."""
+        """Count the offsets of everything that runs through the model in this context."""
         handles = [
             layer.conv_offset.register_forward_hook(self._hook(BODY.sub("", name), layer))
             for name, layer in model.named_modules()
@@ -93,12 +95,12 @@ class OffsetSizes:
                 handle.remove()
 
     def add(self, other: "OffsetSizes") -> None:
-        """Count what another process has counted."""
+        """Add the counts of another process."""
         for name, counts in other._layers.items():
             self._layers.setdefault(name, _Counts()).add(counts)
 
     def summary(self) -> dict[str, LayerSizes]:
-        """By the layer's name in the backbone, from the input to the output."""
+        """Return the lengths of each layer by its name in the backbone, from input to output."""
         return {name: counts.sizes() for name, counts in self._layers.items()}
 
     def _hook(self, name: str, layer: DeformableConv2d) -> Any:

@@ -1,4 +1,4 @@
-"""Pictures of detections beside the ground truth."""
+"""Draw detections and the ground truth into images."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,20 @@ from torchvision.utils import draw_bounding_boxes
 from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
 
-MIN_SCORE = 0.5  # of what is drawn
+MIN_SCORE = 0.5  # the lowest score of a detection that is drawn
 
 
 @torch.no_grad()
 def draw(
     model: nn.Module, samples: list[Sample], classes: tuple[str, ...], device: torch.device
 ) -> list[Tensor]:
-    """The images uint8 (3, H, W), ground truth in green, detections in red with class and score."""
+    """Detect objects and draw them in red with class and score; draw the ground truth in green.
+
+    The model is left in evaluation mode.
+
+    Returns:
+        The images, uint8 (3, H, W) each.
+    """
     model.eval()
     results = model([to_float(sample["image"], device) for sample in samples])
     return [

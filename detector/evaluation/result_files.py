@@ -1,16 +1,19 @@
-"""Results of any detector, in the files that these write, as COCO-format detections.
+"""Read the results files of any detector into COCO-format detections.
+
+The formats are:
 
     a list of {image_id, category_id, bbox, score}           COCO's; detectron2, mmdetection, YOLO
-    the same in {annotations | predictions | results | detections: [...]}, or one a line, or gzip'd
+    the same under annotations, predictions, results or detections; or one a line; or gzipped
     [{file, predictions: [{class, score, box}]}]              predict.py
     [{image_id, instances: [...]}]                            detectron2's instances_predictions.pth
     [{img_id, pred_instances: {bboxes, scores, labels}}]      mmdetection 3's results.pkl
     a list by image of lists by class of arrays (n, 5)        mmdetection 2's results.pkl
-    a folder of STEM.txt with lines of class, cx, cy, w, h, score in parts of the image   YOLO's
+    a folder of STEM.txt with lines of class, cx, cy, w, h, score, normalised             YOLO's
 
-An image may be named by its id, also as text, or by its file's name, with or without folder and
-extension; a category by its id or its name. What boxes and category ids mean is never guessed:
-`box_format` and `categories` say it, and `explain` says when others would fit better.
+An image may be given by its id, also as text, or by its file name, with or without folder and
+extension. A category may be given by its id or its name. The meaning of boxes and category ids is
+never guessed: `box_format` and `categories` set it, and `explain` reports when other values of
+these options would fit better.
 """
 
 from pathlib import Path, PurePosixPath
@@ -38,18 +41,20 @@ BOX_KEYS, SCORE_KEYS = ("bbox", "box"), ("score", "confidence", "conf")
 def read_results(
     path: Path, ground_truth: GroundTruth, *, box_format: str = "xywh", categories: str = "ids"
 ) -> Detections:
-    """Read results that belong to `ground_truth`.
+    """Read the results of a detector on the images of `ground_truth`.
 
     Args:
+        path: a file, or the folder of YOLO's format.
+        ground_truth: gives the ids and names of images and categories, and the sizes of images.
         box_format: one of BOX_FORMATS: corner and size, two corners, or centre and size; in pixels,
-            or normalised, in parts of the image's width and height.
-        categories: what a category id is: the ground truth's `ids`, or a place in these when they
-            ascend, counted `from_zero` or `from_one`.
+            or normalised to fractions of the image's width and height.
+        categories: the meaning of a category id: `ids` if it is an id of the ground truth,
+            `from_zero` or `from_one` if it is a position among the ground truth's ascending ids,
+            counted from 0 or 1.
 
     Raises:
-        EvaluationError: the file is missing or of no known form; an entry names no image or
-            category of the ground truth, or holds no box. The message shows at most 80 characters
-            of the content.
+        EvaluationError: the file is missing or of an unknown format, or an entry has no valid
+            image, category, box or score. The message shows at most 80 characters of the content.
     """
     given = Reading(box_format, categories)
     content: Any = None
@@ -83,7 +88,7 @@ def read_results(
 
 
 def _belongs(detections: Detections, ground_truth: GroundTruth) -> bool:
-    """False where an id is unknown: an image may be named by another key, or by a file's name."""
+    """Return False if an id is unknown; the image may then be given by another key, or by name."""
     try:
         placed(ground_truth, detections)
     except EvaluationError:
@@ -92,12 +97,12 @@ def _belongs(detections: Detections, ground_truth: GroundTruth) -> bool:
 
 
 class _Names:
-    """What images and categories of the ground truth are called."""
+    """Looks up images and categories of the ground truth by id or name."""
 
     def __init__(self, ground_truth: GroundTruth) -> None:
         self.image_ids = [image["id"] for image in ground_truth.entries]
         self.known_images = set(self.image_ids)
-        self.files: dict[str, int | None] = {}  # None where several have one name
+        self.files: dict[str, int | None] = {}  # None if several images have the name
         for image in ground_truth.entries:
             name = str(image.get("file_name", "")).replace("\\", "/")
             path = PurePosixPath(name)
@@ -109,7 +114,10 @@ class _Names:
         self.by_name = dict(zip(ground_truth.names, self.ids, strict=True))
 
     def image(self, entry: dict[str, Any], where: str) -> int:
-        """The id of an entry's image: a number is an id, a text an id or the name of a file."""
+        """Return the id of an entry's image.
+
+        A number is an id; a text is an id or the name of a file.
+        """
         key = next((key for key in IMAGE_KEYS if entry.get(key) is not None), None)
         if key is None:
             raise EvaluationError(f"{where}: key 'image_id' is missing")
@@ -142,7 +150,7 @@ class _Names:
         return image_id
 
     def category(self, entry: dict[str, Any], where: str, categories: str) -> int:
-        """The id of an entry's category."""
+        """Return the id of an entry's category."""
         first = {"ids": None, "from_zero": 0, "from_one": 1}[categories]
         value = entry.get("category_id")
         category_id = integer(value)
@@ -169,7 +177,7 @@ class _Names:
         raise EvaluationError(f"{where}: category_id: expected an integer, got {brief(value)}")
 
     def _hint(self, category_id: int) -> str:
-        """What would read this id, if anything."""
+        """Suggest the option that would accept this id, or return an empty text."""
         if 0 <= category_id < len(self.ids):
             return "; if ids count the classes from 0, give categories=from_zero"
         return "; if ids count the classes from 1, give categories=from_one" * (
@@ -177,18 +185,18 @@ class _Names:
         )
 
     def id_at(self, place: Any, where: str) -> int:
-        """The category id at a place, from 0, in their ascending order."""
+        """Return the category id at a position, counted from 0, among the ascending ids."""
         index = integer(place)
         if index is None or not 0 <= index < len(self.ids):
             raise EvaluationError(
-                f"{where}: class {brief(place)} is none of the ground truth's {len(self.ids)} "
-                "classes, counted"
+                f"{where}: class {brief(place)}, counted from 0, is not one of the ground truth's "
+                f"{len(self.ids)} classes"
             )
         return int(self.ids[index])
 
 
 class _BoxReader:
-    """Boxes of a format as [x, y, width, height] in pixels."""
+    """Converts boxes of one format to [x, y, width, height] in pixels."""
 
     def __init__(self, ground_truth: GroundTruth, box_format: str) -> None:
         self.form, _, unit = box_format.partition("_")
@@ -204,7 +212,7 @@ class _BoxReader:
                 self.sizes[image["id"]] = (width, height)
 
     def read(self, entry: dict[str, Any], image_id: int, where: str) -> list[float]:
-        """The box of an entry."""
+        """Return the box of an entry as [x, y, width, height] in pixels."""
         key = _key(entry, BOX_KEYS, where)
         four = numbers(entry[key])
         if four is None:
@@ -228,7 +236,7 @@ class _BoxReader:
 
 
 def _key(entry: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
-    """The first of these keys that an entry has."""
+    """Return the first of these keys that an entry has."""
     found = next((key for key in keys if key in entry), None)
     if found is None:
         raise EvaluationError(f"{where}: key {keys[0]!r} is missing")

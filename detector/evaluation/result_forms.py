@@ -1,4 +1,4 @@
-"""The forms in which detectors write results, each taken apart into entries of one detection."""
+"""The formats in which detectors write results, each split into entries of a single detection."""
 
 import json
 from collections.abc import Iterator
@@ -9,27 +9,30 @@ from detector.data.values import brief
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.results import decoded
 
-LISTS = ("annotations", "predictions", "results", "detections")
-ID_KEYS = ("image_id", "img_id")  # the others hold names alone
+LISTS = ("annotations", "predictions", "results", "detections")  # keys of the list of results
+ID_KEYS = ("image_id", "img_id")  # the value of every other image key is a file name
 IMAGE_KEYS = (*ID_KEYS, "file_name", "filename", "file", "image")
 
 
 class Reading(NamedTuple):
-    """How an entry's box and category are to be read; by some forms always in one way."""
+    """How to read the box and the category of an entry, in the words of `readings.py`.
+
+    Some formats define this themselves; for the others, the user's options apply.
+    """
 
     box_format: str
     categories: str
 
 
 USUAL = Reading("xywh", "ids")
-Entries = Iterator[tuple[str, Any, Reading]]  # where an entry stands, the entry, how it is read
+Entries = Iterator[tuple[str, Any, Reading]]  # place of an entry, the entry, how to read it
 
 
 def content_of(encoded: bytes, path: Path) -> Any:
-    """What a file holds: JSON, JSON by lines, or a pickle, which cannot run code here.
+    """Decode a file of JSON or of JSON lines, or a pickle, none of whose code is run.
 
     Raises:
-        EvaluationError: it is none of these.
+        EvaluationError: the file is none of these.
     """
     if encoded[:1] == b"\x80" or encoded[:2] == b"PK":  # a pickle, or torch's archive of one
         from detector.model.weights import files  # torch, which takes seconds to import
@@ -42,7 +45,7 @@ def content_of(encoded: bytes, path: Path) -> Any:
 
 
 def _json(encoded: bytes, path: Path) -> Any:
-    """A JSON text, or one a line."""
+    """Decode a JSON text, or one JSON text per line."""
     try:
         return decoded(encoded, path)
     except EvaluationError:
@@ -57,7 +60,7 @@ def _json(encoded: bytes, path: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and arrays as lists."""
+    """Convert tensors and arrays, also nested ones, to lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, dict):
@@ -66,15 +69,16 @@ def _plain(value: Any) -> Any:
 
 
 def entries_of(content: Any, where: str, given: Reading, image_ids: list[int]) -> Entries:
-    """The single detections of a file's content.
+    """Yield the single detections of a file.
 
     Args:
-        where: what messages call the file.
-        given: how to read entries of a form that leaves it open.
-        image_ids: of the ground truth in its order, for the form that counts images.
+        content: the content of the file, see `content_of`.
+        where: the name of the file in messages.
+        given: how to read entries of formats that do not define it.
+        image_ids: the image ids of the ground truth in its order, for the format without ids.
 
     Raises:
-        EvaluationError: the content has none of the forms.
+        EvaluationError: the content has none of the known formats.
     """
     if isinstance(content, dict):
         key = next((key for key in LISTS if isinstance(content.get(key), list)), None)
@@ -84,7 +88,7 @@ def entries_of(content: Any, where: str, given: Reading, image_ids: list[int]) -
                 f"{where}: expected a list of results, or one under {', '.join(LISTS)}; "
                 f"got an object with {brief(found)}"
             )
-        if isinstance(content.get("images"), list):  # ids are the file's own
+        if isinstance(content.get("images"), list):  # the file has image ids of its own
             content = content | {key: _by_their_names(content, content[key])}
         content, where = content[key], f"{where}: {key}"
     if not isinstance(content, list):
@@ -115,7 +119,7 @@ def entries_of(content: Any, where: str, given: Reading, image_ids: list[int]) -
 
 
 def _by_their_names(content: dict[str, Any], entries: list[Any]) -> list[Any]:
-    """Entries of a file that lists its images and categories: with their names in place of ids."""
+    """Replace ids in the entries by the names of the images and categories that the file lists."""
     names: dict[str, dict[Any, Any]] = {}
     for key, name in (("images", "file_name"), ("categories", "name")):
         listed = content.get(key)
@@ -159,11 +163,11 @@ def _of_mmdetection(entry: dict[str, Any], place: str) -> Entries:
 
 
 def _by_image_and_class(content: list[Any], where: str, image_ids: list[int]) -> Entries:
-    """mmdetection 2's, which counts images and classes and names neither."""
+    """Yield the detections of mmdetection 2's format, without ids: a list by image and class."""
     if len(content) != len(image_ids):
         raise EvaluationError(
-            f"{where}: has {len(content)} images, the ground truth {len(image_ids)}; their "
-            "order says which is which, so they must be the same"
+            f"{where}: has {len(content)} images, the ground truth {len(image_ids)}: this format "
+            "has no image ids, so it must hold the same images in the same order"
         )
     for image_id, classes in zip(image_ids, content, strict=True):
         for label, rows in enumerate(classes):
@@ -176,11 +180,13 @@ def _by_image_and_class(content: list[Any], where: str, image_ids: list[int]) ->
 
 
 def of_yolo(folder: Path) -> Entries:
-    """The single detections of a folder: a text file an image, of the same stem; an image without
-    one has nothing.
+    """Yield the single detections of YOLO's format: a folder with a text file for each image.
+
+    A file has the stem of its image. An image without a file has no detections.
 
     Raises:
-        EvaluationError: there is no such file, or a line is not six numbers.
+        EvaluationError: the folder has no text files, a file cannot be read, or a line does not
+            have six values.
     """
     texts = sorted(path for path in folder.rglob("*.txt") if path.name != "classes.txt")
     if not texts:

@@ -1,8 +1,8 @@
-"""Files of ground truth and detections in COCO's format, read into columns and written.
+"""Read and write files of ground truth and detections in COCO's format.
 
-What a file usually holds is decoded straight into the types that it must have, which is quicker and
-needs less memory than a dictionary for each entry. Whatever does not fit (ids as text, a nan, a
-missing key) is read again the plain way, which takes it or says what is odd.
+A usual file is decoded straight into the expected types, which is faster and needs less memory than
+a dictionary for each entry. A file that does not fit them (ids as text, a nan, a missing key) is
+decoded again as plain JSON, and is then either accepted or refused with the reason.
 """
 
 import gzip
@@ -63,9 +63,10 @@ class _Dataset(msgspec.Struct):
 
 
 def read_ground_truth(path: Path) -> GroundTruth:
-    """Read a COCO-format annotation file; see `as_ground_truth` for what may be missing.
+    """Read a COCO-format annotation file; `as_ground_truth` says which keys may be missing.
 
-    As in pycocotools, an annotation's `ignore` means nothing here; a warning counts those set.
+    As in pycocotools, the key `ignore` of an annotation has no effect. A warning counts the
+    annotations in which it is set and `iscrowd` is not.
 
     Raises:
         EvaluationError: the file is missing, is not JSON, or breaks the format.
@@ -93,7 +94,8 @@ def read_ground_truth(path: Path) -> GroundTruth:
         )
     if num_ignored:
         log.warning(
-            "%s: %d annotations have 'ignore' and not 'iscrowd', and are objects to pycocotools",
+            "%s: %d annotations have 'ignore' and not 'iscrowd': as in pycocotools, they count as "
+            "objects to detect",
             path,
             num_ignored,
         )
@@ -116,7 +118,7 @@ def read_detections(path: Path, ground_truth: GroundTruth) -> Detections:
 
 
 def plain_detections(encoded: bytes) -> Detections | None:
-    """The detections of a COCO-format results file; None where anything in it is not as usual."""
+    """Decode a COCO-format results file; return None if a value is not of the usual type."""
     try:
         entries = msgspec.json.decode(encoded, type=list[_Detection])
         return detections_of(
@@ -132,10 +134,10 @@ def plain_detections(encoded: bytes) -> Detections | None:
 
 
 def write_detections(path: Path, detections: AnyDetections) -> None:
-    """Write a COCO-format results file, every number in full, so that reading gives the same.
+    """Write a COCO-format results file with all digits, so that reading gives equal numbers.
 
     Raises:
-        EvaluationError: a detection breaks the format; nothing is written then.
+        EvaluationError: a detection breaks the format. Nothing is written in this case.
     """
     encoded = msgspec.json.encode(as_detections(detections).to_coco())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +145,10 @@ def write_detections(path: Path, detections: AnyDetections) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unpacked where it is gzip's.
+    """Read a file, and unpack it if it is gzip-compressed.
 
     Raises:
-        EvaluationError: it is no file, or cannot be read or unpacked.
+        EvaluationError: the path is not a file, or the file cannot be read or unpacked.
     """
     if path.exists() and not path.is_file():
         raise EvaluationError(f"{path}: cannot be read: is not a file")
@@ -163,10 +165,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decoded(encoded: bytes, path: Path) -> Any:
-    """What a JSON text says.
+    """Decode the JSON of a file.
 
     Raises:
-        EvaluationError: it is none.
+        EvaluationError: it is not valid JSON.
     """
     try:
         return json.loads(encoded)
@@ -175,8 +177,9 @@ def decoded(encoded: bytes, path: Path) -> Any:
 
 
 def _with_numbers(content: Any) -> Any:
-    """The content with ids, boxes and areas that are text, or 1.0 for 1, as numbers. What is none
-    of these stays, to be refused.
+    """Convert ids, boxes and areas that are text to numbers, and ids such as 1.0 to integers.
+
+    Values that cannot be converted are kept, for the check that follows to refuse them.
     """
     if not isinstance(content, dict):
         return content
@@ -206,5 +209,5 @@ def _entry_with_numbers(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_integer(value: Any) -> int | None:
-    """Of a text or of 1.0; None of what is an integer already, or of what is none."""
+    """Convert text or 1.0 to an integer; return None if that is not needed or not possible."""
     return None if type(value) is int else integer(value)

@@ -1,28 +1,31 @@
-"""One detector at several image sizes, and on mirrored images, whose findings are merged."""
+"""Test-time augmentation: detect at several image sizes and on mirrored images, and merge."""
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import batched_nms
 
-MERGE_IOU = 0.5  # from which on boxes of a class are one object
+MERGE_IOU = 0.5  # NMS drops a box that overlaps a better one of its class by more than this
 
 Result = dict[str, Tensor]
 
 
 class AtSizes(nn.Module):
-    """Detects as the model does, takes images and returns results as `faster_rcnn.py` says.
+    """Detects objects at several image sizes, and merges the detections of each image.
 
-    What all passes found in an image is cut by NMS per class, and as many boxes as the model gives
-    are kept. A single pass is returned as it is: its NMS was the model's own.
+    Inputs and results are those of the model, see `faster_rcnn.py`. NMS per class merges the
+    detections of all passes; at most as many are kept as the model returns for an image. The
+    result of a single pass is returned unchanged, because the model has applied NMS already.
 
     Args:
-        model: in evaluation mode when this is called; its own size is left as it was.
-        min_sizes: pixels of the shorter side; the limit of the longer one grows with it.
-        flip: whether each size is run on the mirrored images as well.
+        model: must be in evaluation mode when this module is called. Its own size is restored
+            after each pass.
+        min_sizes: lengths of the shorter image side in pixels. The limit of the longer side is
+            scaled in proportion.
+        flip: also run each size on the mirrored images.
 
     Raises:
-        ValueError: there is no size, or one below 1.
+        ValueError: `min_sizes` is empty, or one of them is below 1.
     """
 
     def __init__(self, model: FasterRCNN, *, min_sizes: list[int], flip: bool) -> None:
@@ -49,10 +52,13 @@ class AtSizes(nn.Module):
 def detect_at(
     model: FasterRCNN, images: list[Tensor], *, min_size: int, flip: bool
 ) -> list[Result]:
-    """Run the model at another size, on mirrored images if `flip`; boxes fit the given images."""
+    """Run the model at another size, on mirrored images if `flip`.
+
+    The boxes returned are in pixels of the given images, not of the mirrored ones.
+    """
     transform = model.transform
     own = transform.min_size, transform.max_size
-    # torchvision takes the last of several sizes in evaluation
+    # In evaluation mode, torchvision uses the last of several sizes.
     transform.max_size = round(own[1] * min_size / own[0][-1])
     transform.min_size = (min_size,)
     try:
@@ -68,16 +74,16 @@ def detect_at(
 
 
 def mirrored(boxes: Tensor, *, width: int) -> Tensor:
-    """Boxes (D, 4) xyxy in the mirror image of an image of that width."""
+    """Mirror boxes (D, 4) xyxy left to right in an image of the given width in pixels."""
     x1, y1, x2, y2 = boxes.unbind(1)
     return torch.stack([width - x2, y1, width - x1, y2], dim=1)
 
 
 def merge(results: tuple[Result, ...], *, limit: int) -> Result:
-    """One result of several of one image, by descending score, `limit` boxes at most."""
+    """Merge several results of one image into at most `limit` boxes, by descending score."""
     boxes, scores, labels = (
         torch.cat([result[key] for result in results]) for key in ("boxes", "scores", "labels")
     )
-    # NMS in float32: autocast may leave scores in a type of less precision than boxes
+    # Run NMS in float32: under autocast, scores may have a lower precision than boxes.
     kept = batched_nms(boxes.float(), scores.float(), labels, MERGE_IOU)[:limit]
     return {"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]}

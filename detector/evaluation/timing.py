@@ -1,4 +1,4 @@
-"""Where the time of a detection goes, and how large the detector is."""
+"""Measure the time of each stage of a detection, and the size of the detector."""
 
 import time
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
 from detector.model.flops import forward_flops
 
-WARM_UP = 3  # images that are not counted
+WARM_UP = 3  # images that are run before the measurement
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Means over the images, one at a time.
+    """Times per image in milliseconds, as means over images that are run one at a time.
 
     Attributes:
-        load_ms: reading and decoding, in this process alone, and copying to the device.
+        load_ms: reading and decoding the image in this process, and copying it to the device.
         forward_ms: resizing, backbone, RPN (with its NMS) and box head.
-        post_ms: boxes and scores from the head's numbers, NMS per class, the image's own pixels.
-        num_images: that were measured.
-        num_parameters: of the model, frozen ones included.
-        gflops: of the largest input, as `forward_flops` counts them.
+        post_ms: decoding boxes and scores, NMS per class, and scaling boxes to the image's pixels.
+        num_images: the number of images measured.
+        num_parameters: the number of parameters of the model, including frozen ones.
+        gflops: the work of a forward pass at the largest input size, counted by `forward_flops`.
     """
 
     load_ms: float
@@ -38,7 +38,7 @@ class Timing:
     gflops: float
 
     def describe(self) -> str:
-        """One line."""
+        """Format the result as one line."""
         return (
             f"load {self.load_ms:.1f} ms, forward {self.forward_ms:.1f} ms, post-processing "
             f"{self.post_ms:.1f} ms; {self.num_parameters / 1e6:.2f} M parameters, "
@@ -56,14 +56,15 @@ def measure(
     max_images: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Timing:
-    """Time the model, which is on `device`, on the first images; it is left in evaluation mode.
+    """Time the model on the first images of a data set, and leave it in evaluation mode.
 
-    Before each reading of the clock, CUDA is waited for. The first of the images are run before as
-    a warm-up as well.
+    Some of these images are run as a warm-up before. The clock is read after CUDA has finished.
 
     Args:
-        precision: of autocast; float32 means none.
-        clock: seconds.
+        model: must be on `device`.
+        precision: the dtype of autocast; float32 means no autocast.
+        max_images: the number of images to measure, or all if there are fewer.
+        clock: returns the time in seconds.
 
     Raises:
         ValueError: there is no image to measure.

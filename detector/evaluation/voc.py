@@ -1,10 +1,12 @@
 """Average precision by the rules of PASCAL VOC.
 
-Written from VOCdevkit's VOCevaldet.m (2007: eleven points; 2010 and later: area under the curve)
-and from section 4.2 of Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge",
-IJCV 2010. As in the devkit, and unlike some ports of it, an IoU equal to the threshold matches.
+Implemented from VOCdevkit's VOCevaldet.m (2007: eleven points; 2010 and later: area under the
+curve) and from section 4.2 of Everingham et al., "The PASCAL Visual Object Classes (VOC)
+Challenge", IJCV 2010. As in the devkit, and unlike in some ports of it, an IoU equal to the
+threshold is a match.
 
-    G: objects, D: detections of one class, the latter by falling score;  P: pairs of the two.
+    G: objects of one class;  D: detections of one class, by descending score;
+    P: pairs of a detection and an object.
 """
 
 from dataclasses import dataclass
@@ -30,14 +32,14 @@ Rule = Literal["voc07", "voc12"]
 
 @dataclass(frozen=True)
 class VocMetrics:
-    """Average precisions, 0..1, each at one IoU threshold and named by it: "AP50" for 0.5.
+    """Average precisions in 0..1, each at one IoU threshold and named after it: "AP50" for 0.5.
 
     Attributes:
-        summary: their means over the classes, and before them "mAP", which is that at the first
-            threshold. None where no class has an object to be found.
-        per_class: class name -> the same but mAP, in the order of ids. None, and not part of the
-            means, for a class without an object to be found.
-        matches: of each class, at these thresholds.
+        summary: "mAP", then the mean AP over the classes at each threshold; mAP is the mean at the
+            first threshold. None if no class has objects to detect.
+        per_class: class name -> the AP at each threshold, in the order of category ids. A class
+            without objects to detect has None and is left out of the means.
+        matches: the matches of each class at these thresholds.
     """
 
     summary: dict[str, float | None]
@@ -46,15 +48,15 @@ class VocMetrics:
 
 
 def ap_name(iou_threshold: float) -> str:
-    """The name of the average precision at an IoU threshold: "AP50" for 0.5."""
+    """Return the name of the average precision at an IoU threshold: "AP50" for 0.5."""
     return f"AP{100 * iou_threshold:g}"
 
 
 def check_thresholds(iou_thresholds: tuple[float, ...]) -> None:
-    """Refuse IoU thresholds that average precisions cannot be computed at or named by.
+    """Refuse IoU thresholds that are out of range, or at which two APs would have the same name.
 
     Raises:
-        EvaluationError: there are none, one is not in (0, 1], or two have one name.
+        EvaluationError: there are none, one is not in (0, 1], or two have the same `ap_name`.
     """
     thresholds = f"iou_thresholds={list(iou_thresholds)}"
     if not iou_thresholds or not all(0 < threshold <= 1 for threshold in iou_thresholds):
@@ -74,27 +76,29 @@ def voc_metrics(
 ) -> VocMetrics:
     """Score `detections` against `ground_truth`; neither is changed.
 
-    The detections of a class, over all images and by falling score (the earlier first where equal),
-    are each compared with the object of the highest IoU in their image. Matching an object that
-    is not taken yet is right, matching a taken one is wrong, and so is no match. Matching a
-    difficult object (`iscrowd` 1) is neither.
+    The detections of a class in all images are processed by descending score; equal scores keep
+    their order. Each detection is compared with the object of its image with which it has the
+    highest IoU, and matches it if that IoU reaches the threshold. The first detection that matches
+    an object is a true positive. A later one, and one without a match, is a false positive. A
+    detection that matches a difficult object (`iscrowd` 1) is ignored.
 
     Args:
-        ground_truth: COCO-format, see `columns.py`.
-        detections: COCO-format results; none at all score 0 wherever there is ground truth.
-        rule: "voc07", the mean of the precision at recalls 0, 0.1 ... 1, or "voc12", the area under
-            the curve of precision over recall. Precision at a recall is the highest one at that
-            recall or above.
-        iou_thresholds: the IoUs, above 0 up to 1, from which on a detection matches.
-        pixel_inclusive: False where boxes span [x, x + width]: a VOC box whose first pixel is 1 and
-            last is 10 is then 10 wide, and the IoU is the devkit's own. True where width is the
-            last pixel minus the first, here 9: one pixel is then added to both sides, as the
-            devkit does with what stands in its XML files.
+        ground_truth: COCO-format content, see `columns.py`.
+        detections: COCO-format results. If they are empty, every class with objects to detect
+            scores 0.
+        rule: "voc07", the mean of the precisions at the recalls 0, 0.1 ... 1, or "voc12", the area
+            under the curve of precision over recall. The precision at a recall is the highest one
+            at that recall or above.
+        iou_thresholds: the smallest IoUs, in (0, 1], at which a detection matches an object.
+        pixel_inclusive: False if boxes span [x, x + width]: a VOC box with the first pixel 1 and
+            the last pixel 10 then has a width of 10, and IoUs equal the devkit's. True if width is
+            the last pixel minus the first, 9 in this example: one pixel is then added to width and
+            height, as the devkit does with the boxes of its XML files.
 
     Raises:
-        EvaluationError: one of the two breaks the format, they do not belong together, or
-            `check_thresholds` refuses the thresholds.
-        ValueError: an unknown rule.
+        EvaluationError: the ground truth or the detections break the format, a detection is of an
+            unknown image or category, or `check_thresholds` refuses the thresholds.
+        ValueError: the rule is unknown.
     """
     if rule not in get_args(Rule):
         raise ValueError(f"rule: expected one of {get_args(Rule)}, got {rule!r}")
@@ -119,8 +123,9 @@ def _class_matches(
     iou_thresholds: tuple[float, ...],
     pixel_inclusive: bool,
 ) -> list[ClassMatches]:
-    """What the detections of each class met. No ties are kept together: a detection and its copies
-    are neighbours.
+    """Match the detections of each class at each IoU threshold.
+
+    There are no ties: VOC ranks a detection and its copies in a resample as neighbours.
     """
     images, classes = placed(ground_truth, detections)
     order = np.lexsort((-detections.scores, classes))  # stable
@@ -155,20 +160,20 @@ def _class_matches(
 
 
 def _corners(boxes: np.ndarray, pixel_inclusive: bool) -> np.ndarray:
-    """Boxes (N, 4) xywh as xyxy."""
+    """Convert boxes (N, 4) from xywh to xyxy, with one pixel more if `pixel_inclusive`."""
     ends = boxes[:, 2:] + (boxes[:, :2] + pixel_inclusive)
     return np.concatenate([boxes[:, :2], ends], axis=1)
 
 
 def _best(pairs: Pairs) -> Pairs:
-    """Of each detection the pair of the highest IoU; of equals the one of the earlier object."""
+    """Keep the pair with the highest IoU of each detection; of equal ones, the first object's."""
     order = np.lexsort((pairs.objects, -pairs.ious, pairs.detections))
     best = order[np.unique(pairs.detections[order], return_index=True)[1]]
     return Pairs(pairs.detections[best], pairs.objects[best], pairs.ious[best])
 
 
 def _matches(best: Pairs, num_detections: int, iou_threshold: float) -> np.ndarray:
-    """Return the object (D,) that each detection matches, as an index below G, or -1 for none."""
+    """Return the index (D,) below G of the object that each detection matches, or -1 for none."""
     near = best.ious >= iou_threshold
     matches = np.full(num_detections, -1)
     matches[best.detections[near]] = best.objects[near]
@@ -178,7 +183,7 @@ def _matches(best: Pairs, num_detections: int, iou_threshold: float) -> np.ndarr
 def _ious(
     boxes: np.ndarray, gt_boxes: np.ndarray, detections: np.ndarray, objects: np.ndarray
 ) -> np.ndarray:
-    """Return the IoU (P,) of each pair, from boxes (D, 4) and (G, 4) xyxy; 0 for two empty ones."""
+    """Return the IoU (P,) of each pair of boxes (D, 4) and (G, 4) xyxy; 0 for two empty boxes."""
     boxes, gt_boxes = boxes[detections], gt_boxes[objects]
     starts = np.maximum(boxes[:, :2], gt_boxes[:, :2])
     ends = np.minimum(boxes[:, 2:], gt_boxes[:, 2:])
@@ -192,8 +197,13 @@ def _ious(
 
 
 def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return what `_matches` (D,) makes of each detection (D,), from its objects' flags (G,)."""
-    counts = ~np.append(difficult, False)[matches]  # the last flag is that of -1, no match
+    """Return the true positives and the false positives, bool (D,) each.
+
+    Args:
+        matches: (D,), as `_matches` returns them.
+        difficult: bool (G,), the flag of each object.
+    """
+    counts = ~np.append(difficult, False)[matches]  # index -1 (no match): False
     right = np.zeros(len(matches), dtype=bool)
     right[np.unique(matches, return_index=True)[1]] = True  # the first to match an object
     right &= counts & (matches >= 0)
@@ -201,7 +211,7 @@ def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.nda
 
 
 def _average_precisions(matches: ClassMatches, rule: Rule) -> list[float | None]:
-    """The average precision of a class at each IoU threshold."""
+    """Return the AP of a class at each IoU threshold; None if it has no objects to detect."""
     num_objects = len(matches.objects)
     if num_objects == 0:
         return [None] * len(matches.right)
@@ -212,12 +222,12 @@ def _average_precisions(matches: ClassMatches, rule: Rule) -> list[float | None]
 
 
 def _average_precision(right: np.ndarray, num_objects: int, rule: Rule) -> float:
-    """From the detections (D,) that count, which of them are right."""
+    """Compute AP from `right`, which tells true positives (D,) among those that are not ignored."""
     num_right = np.cumsum(right)
     precisions = num_right / np.arange(1, len(right) + 1)
     envelope = np.maximum.accumulate(precisions[::-1])[::-1]  # the best at this recall or above
     if rule == "voc12":
-        return float(envelope[right].sum() / num_objects)  # recall rises by 1 / num_objects
-    # In whole numbers, since 3 / 10 is less than the float 3 * 0.1.
+        return float(envelope[right].sum() / num_objects)  # recall rises by 1 / num_objects each
+    # Compare whole numbers, because 3 / 10 is less than the float 3 * 0.1.
     reached = np.searchsorted(10 * num_right, num_objects * np.arange(11))
     return float(np.append(envelope, 0.0)[reached].mean())
