@@ -1,16 +1,20 @@
-"""Times COCO's metrics on a set of full size: ours beside pycocotools and faster-coco-eval.
+"""Benchmark COCO's metrics on a data set of full size: ours, pycocotools and faster-coco-eval.
 
     python -m detector.evaluation.benchmark
     python -m detector.evaluation.benchmark --images 20000 --classes 1200 --objects 250000 \
         --detections 6000000 --candidates ours --rounds 1
     python -m detector.evaluation.benchmark --seed 7 --json evaluation.json
 
-Two JSON files are made, from `--seed`: objects of a few classes mostly, as data sets have them, one
-in a hundred a crowd; and detections, half of them near an object, with scores of three digits. Each
-candidate is a process of its own, from its start to the 12 numbers; rounds are interleaved. The
-last, `comparison`, is ours of two such results with 1000 resamples.
+Three JSON files are generated from `--seed`: the ground truth and the results of two detectors. As
+in real data sets, most objects are of a few classes, and one in a hundred is a crowd. Half of the
+detections are near an object, and scores have three digits.
 
-Printed are seconds, the peak of memory, and how far the 12 numbers are from pycocotools' at most.
+Each candidate runs in a process of its own, and is timed from the start of the process to the 12
+numbers. Rounds are interleaved: each runs all candidates, in random order. The last candidate,
+`comparison`, is our paired comparison of both results files with 1000 resamples.
+
+The command prints the time in seconds, the peak memory, and the largest difference of the 12
+numbers from those of pycocotools.
 """
 
 import argparse
@@ -36,16 +40,19 @@ from detector.evaluation.paired import compare
 from detector.evaluation.results import read_detections, read_ground_truth
 from detector.tables import table
 
-SIZE = np.array([640.0, 480.0])  # of every image, width and height in pixels
+SIZE = np.array([640.0, 480.0])  # width and height of every image in pixels
 RESAMPLES = 1000
-BLOCK = 100_000  # entries that are encoded at once
-UNFOUND = -1.0  # pycocotools' number where no object is to be found
+BLOCK = 100_000  # entries that are encoded at a time
+UNFOUND = -1.0  # the number that pycocotools gives where there are no objects to detect
 
 
 def random_ground_truth(
     num_images: int, num_classes: int, num_objects: int, rng: np.random.Generator
 ) -> GroundTruth:
-    """Objects of 8 to 360 pixels a side, of the k-th class 1 / (k + 10) as often as of another."""
+    """Generate objects with sides of 8 to 360 pixels.
+
+    The k-th class, counted from 0, has a frequency proportional to 1 / (k + 10).
+    """
     often = 1 / (np.arange(num_classes) + 10)
     sides = np.round(2 ** rng.uniform(3, 8.5, (num_objects, 2)), 2)
     corners = np.round(rng.uniform(size=(num_objects, 2)) * (SIZE - sides), 2)
@@ -68,8 +75,10 @@ def random_ground_truth(
 def random_detections(
     truth: GroundTruth, num_detections: int, rng: np.random.Generator
 ) -> Detections:
-    """Equally many in each image: half of them near one of its objects, and a fifth of these of a
-    wrong class; the others anywhere.
+    """Generate equally many detections in each image.
+
+    Half of them are near an object of the image, and a fifth of these have a random class. The
+    others are anywhere and have a random class.
     """
     images = np.sort(np.arange(num_detections) % len(truth.image_ids))
     by_image = np.argsort(truth.images, kind="stable")
@@ -98,13 +107,13 @@ def random_detections(
 
 
 def make_files(arguments: argparse.Namespace, folder: Path) -> None:
-    """Write ground_truth.json, first.json and second.json."""
+    """Write ground_truth.json, first.json and second.json into a folder."""
     rng = np.random.default_rng(arguments.seed)
     truth = random_ground_truth(arguments.images, arguments.classes, arguments.objects, rng)
     (folder / "ground_truth.json").write_bytes(msgspec.json.encode(truth.to_coco()))
     for name in ("first.json", "second.json"):
         detections = random_detections(truth, arguments.detections, rng)
-        with (folder / name).open("wb") as file:  # by blocks: dictionaries of all take gigabytes
+        with (folder / name).open("wb") as file:  # in blocks: all dictionaries need gigabytes
             for start in range(0, len(detections), BLOCK):
                 rows = np.arange(start, min(start + BLOCK, len(detections)))
                 encoded = msgspec.json.encode(detections.of(rows).to_coco())
@@ -116,7 +125,7 @@ def make_files(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def by_ours(folder: Path) -> list[float]:
-    """The 12 numbers, as `evaluate.py` has them."""
+    """Compute the 12 numbers as `evaluate.py` does."""
     truth = read_ground_truth(folder / "ground_truth.json")
     detections = read_detections(folder / "first.json", truth)
     summary = coco_metrics(truth, detections).summary
@@ -124,7 +133,7 @@ def by_ours(folder: Path) -> list[float]:
 
 
 def by_pycocotools(folder: Path) -> list[float]:
-    """The 12 numbers, as its README has it."""
+    """Compute the 12 numbers with pycocotools, as its README shows."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -132,7 +141,7 @@ def by_pycocotools(folder: Path) -> list[float]:
 
 
 def by_faster_coco_eval(folder: Path) -> list[float]:
-    """The same by the library whose interface is pycocotools'."""
+    """Compute the 12 numbers with faster-coco-eval, which has the interface of pycocotools."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     return _evaluated(COCO, COCOeval_faster, folder)
@@ -151,7 +160,7 @@ def _evaluated(
 
 
 def by_comparison(folder: Path) -> list[float]:
-    """The difference of AP, and its interval."""
+    """Compute the difference of AP and the two ends of its interval."""
     truth = read_ground_truth(folder / "ground_truth.json")
     both = [read_detections(folder / f"{name}.json", truth) for name in ("first", "second")]
     compared = compare(truth, *both, metric="coco", num_resamples=RESAMPLES, seed=0)
@@ -171,7 +180,7 @@ CANDIDATES: dict[str, Callable[[Path], list[float]]] = {
 
 
 def in_a_process(candidate: str, folder: Path) -> dict[str, Any]:
-    """What it took, from the start of a Python of its own."""
+    """Run a candidate in a new Python process; return its seconds, peak memory and numbers."""
     command = [sys.executable, "-m", "detector.evaluation.benchmark", "--alone", candidate]
     start = time.perf_counter()
     done = subprocess.run([*command, str(folder)], stdout=subprocess.PIPE, text=True, check=True)
@@ -179,16 +188,21 @@ def in_a_process(candidate: str, folder: Path) -> dict[str, Any]:
 
 
 def alone(candidate: str, folder: Path) -> None:
-    """Run a candidate in this process; print its numbers, and the memory's peak."""
+    """Run a candidate in this process; print its numbers and its peak memory as JSON."""
     numbers = CANDIDATES[candidate](folder)
-    lines = Path("/proc/self/status").read_text().splitlines()  # ru_maxrss is the parent's at first
+    # Not ru_maxrss, which starts at the value of the parent process.
+    lines = Path("/proc/self/status").read_text().splitlines()
     (peak,) = (int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     print(json.dumps({"numbers": numbers, "MiB": peak / 1024}))
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """By candidate: the median and range of its seconds, its highest peak, and the largest distance
-    of its numbers from pycocotools', None where that was not run.
+    """Summarise the rounds of each candidate.
+
+    Returns:
+        By candidate: the median and the range of its seconds, its highest peak memory in MiB, its
+        numbers, and their largest difference from those of pycocotools. The difference is None
+        for the comparison, and if pycocotools was not run.
     """
     judge = runs.get("pycocotools", [{"numbers": None}])[0]["numbers"]
     result = {}
@@ -208,7 +222,7 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
 
 
 def to_markdown(of_candidates: dict[str, dict[str, Any]]) -> str:
-    """The summary as a table."""
+    """Format the summary as a Markdown table."""
     rows = [
         [
             name,
@@ -223,7 +237,7 @@ def to_markdown(of_candidates: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Make the files, run the candidates in turns, print a table, and write JSON where asked."""
+    """Generate the files, run the candidates, print a table, and write JSON if asked to."""
     parser = argparse.ArgumentParser(
         prog="python -m detector.evaluation.benchmark",
         description=__doc__,
@@ -243,7 +257,7 @@ def main() -> None:
         alone(arguments.alone[0], Path(arguments.alone[1]))
         return
 
-    from ops.benchmark import machine  # torch, which takes seconds to import and is not measured
+    from ops.benchmark import machine  # imports torch, which takes seconds and is not measured
 
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.candidates}
     order = random.Random(arguments.seed)

@@ -1,19 +1,19 @@
 """Is one detector better than another? A paired bootstrap over the images of a test set.
 
-Each resample draws as many images as there are, with replacement, and scores both detectors on the
-same ones (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13: percentile
-interval). The interval says how far the difference depends on the choice of test images. It says
-nothing of the training seed: for that, compare runs of several seeds.
+Each resample draws as many images as the set has, with replacement, and scores both detectors on
+the same images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13:
+percentile interval). The interval shows how much the difference depends on the choice of test
+images. It does not cover the training seed: for that, compare runs of several seeds.
 
-An image that was drawn w times is w images with ids that follow each other, and the AP of a
-resample is the metric's on that data set. Nothing is matched again: matches are within an image, so
-a detection of it counts w times. Among w copies of a right detection precision and recall rise, so
-that the last copy's precision is the highest from the first one's recall on; among copies of a
-wrong one recall stays and precision falls. So the curve at the end of each block is enough, and
-only at the right ones.
+In a resample, an image that was drawn w times stands for w images with consecutive ids, and AP is
+the metric's AP on that data set. Detections are not matched again: they match objects of their own
+image only, so each of them simply counts w times. From copy to copy of a true positive, precision
+and recall rise, so the precision after the last copy is the highest one from the recall of the
+first copy on. From copy to copy of a false positive, recall is constant and precision falls. It is
+therefore enough to compute the precision-recall curve after the last copy of each true positive.
 
-D: detections of a class, by falling score;  R: the right ones of them at one IoU threshold;
-T: IoU thresholds;  I: images;  B: resamples.
+D: detections of a class, by descending score;  R: true positives among them;
+T: IoU thresholds;  I: images;  B: resamples;  K: classes.
 """
 
 from dataclasses import asdict, dataclass
@@ -29,18 +29,19 @@ from detector.evaluation.entries import EvaluationError
 from detector.evaluation.matches import ClassMatches, Matches
 from detector.evaluation.metrics import VOC_THRESHOLDS, match
 
-MEMORY = 2**27  # bytes, for the resamples of one class that are scored together
+MEMORY = 2**27  # bytes for the resamples of one class that are scored at a time
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One number of two detectors, 0..1, and how it differs: the first's less the second's.
+    """A score of two detectors, such as AP, and the difference of the two, with its interval.
 
     Attributes:
-        first, second: on the whole set, as the metric alone gives them.
+        first, second: the scores on the whole data set, 0..1.
         difference: first - second.
-        low, high: the interval that holds 95 % of the resamples' differences.
-        share_above: of the resamples, those where the first is better; equal ones count half.
+        low, high: the 95 % percentile interval of the differences in the resamples.
+        share_above: the fraction of the resamples in which the first detector is better; those in
+            which both are equal count half.
     """
 
     first: float
@@ -53,14 +54,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Name of a number, AP or mAP first -> its difference; None where no object is to be found."""
+    """The comparison of two detectors.
+
+    Attributes:
+        numbers: name of a score, AP or mAP first -> its difference; None where there are no
+            objects to detect.
+        num_images: the number of images in the test set, and in each resample.
+        num_resamples: the number of resamples.
+    """
 
     numbers: dict[str, Difference | None]
     num_images: int
     num_resamples: int
 
     def table(self) -> str:
-        """Markdown, in percent."""
+        """Format the comparison as a Markdown table, in percent."""
         lines = [
             "| | first | second | difference | 95 % interval | first better in |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -78,7 +86,7 @@ class Comparison:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain containers."""
+        """Convert to dictionaries and numbers that json.dumps accepts."""
         return asdict(self)
 
 
@@ -94,12 +102,21 @@ def compare(
     pixel_inclusive: bool = False,
     iou_thresholds: tuple[float, ...] = VOC_THRESHOLDS,
 ) -> Comparison:
-    """Compare two detectors' results on one ground truth: AP and AP50 by coco; mAP, at the first of
-    `iou_thresholds`, and the AP at each other by voc07 and voc12. The same seed gives the same
-    numbers.
+    """Compare the results of two detectors on the same ground truth by a paired bootstrap.
+
+    For coco, AP and AP50 are compared. For voc07 and voc12, mAP, which is the AP at the first of
+    `iou_thresholds`, and the AP at each other threshold are compared.
+
+    Args:
+        metric: one of `metrics.METRICS`.
+        num_resamples: at least 1.
+        seed: of the random generator that draws the resamples, at least 0. The same seed gives the
+            same numbers.
+        class_agnostic, pixel_inclusive, iou_thresholds: as in `metrics.score`.
 
     Raises:
-        EvaluationError: as `metrics.score`; there are no images, or too few resamples.
+        EvaluationError: `metrics.score` refuses the data or an option, an argument is out of range,
+            the ground truth has no images, or no resample has an object to detect.
     """
     if num_resamples < 1:
         raise EvaluationError(f"resamples={num_resamples} must be at least 1")
@@ -134,7 +151,10 @@ def compare(
 
 
 def _difference(first: float, second: float, firsts: np.ndarray, seconds: np.ndarray) -> Difference:
-    """From the numbers of the whole set and those of resamples (B,), nan where there is none."""
+    """Compute the difference from the scores on the whole set and those on resamples (B,).
+
+    A resample without objects to detect has nan and is left out.
+    """
     differences = (firsts - seconds)[np.isfinite(firsts)]
     if len(differences) == 0:
         raise EvaluationError(
@@ -146,7 +166,7 @@ def _difference(first: float, second: float, firsts: np.ndarray, seconds: np.nda
 
 
 def draw_images(num_images: int, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each image is in each resample: int16 (I, B); each column adds up to I."""
+    """Return how often each image is in each resample: int16 (I, B); each column sums to I."""
     counts = np.empty((num_images, num_resamples), dtype=np.int16)
     for resample in range(num_resamples):
         drawn = rng.integers(num_images, size=num_images)
@@ -155,20 +175,20 @@ def draw_images(num_images: int, num_resamples: int, rng: np.random.Generator) -
 
 
 def resampled(metric: str, matches: Matches, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """The summary's numbers in each resample: name -> float64 (B,).
+    """Compute the scores of the summary in each resample: name -> float64 (B,).
 
-    A class without an object to be found in a resample has no part in that resample's mean; the
-    mean over no classes is nan.
+    A class that has no objects to detect in a resample is left out of the mean of that resample;
+    the mean over no classes is nan.
 
     Args:
-        counts: integers (I, B), how often each image is there.
+        counts: integers (I, B), how often each image is in each resample.
     """
     means = class_mean(resampled_classes(metric, matches, counts))  # (T, B)
     return {name: means[chosen].mean(axis=0) for name, chosen in matches.thresholds.items()}
 
 
 def class_mean(aps: np.ndarray) -> np.ndarray:
-    """The mean (T, B) over the classes that have an object, of AP (K, T, B)."""
+    """Average AP (K, T, B) over the classes that have objects, where it is not nan; (T, B)."""
     present = np.isfinite(aps)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = np.where(present, aps, 0.0).sum(axis=0) / present.sum(axis=0)
@@ -176,10 +196,10 @@ def class_mean(aps: np.ndarray) -> np.ndarray:
 
 
 def resampled_classes(metric: str, matches: Matches, counts: np.ndarray) -> np.ndarray:
-    """AP (K, T, B) of each class in each resample, nan where it has no object to be found.
+    """Compute the AP (K, T, B) of each class in each resample, nan if it has no objects to detect.
 
     Args:
-        counts: integers (I, B), how often each image is there.
+        counts: integers (I, B), how often each image is in each resample.
     """
     num_resamples = counts.shape[1]
     counts = counts.astype(np.int32)
@@ -199,16 +219,18 @@ def resampled_classes(metric: str, matches: Matches, counts: np.ndarray) -> np.n
 def _average_precisions(
     metric: str, matches: ClassMatches, counts: np.ndarray, num_objects: np.ndarray
 ) -> np.ndarray:
-    """AP (T, B) of one class, where `num_objects` (B,) is not 0.
+    """Compute the AP (T, B) of one class. It is meaningless where `num_objects` (B,) is 0.
 
-    AP is the mean over recall points of the best precision at that recall or above: a right
-    detection with n up to it adds its best precision for each point that n objects reach and the
-    right one before it did not.
+    AP is the mean, over the recall points, of the best precision at that recall or above. Each true
+    positive therefore adds the best precision from its recall on, once for each recall point that
+    is reached with it and not with the true positive before.
     """
     detections, copies = _in_order(matches, int(counts.max()))
     is_right, is_wrong = matches.right[:, detections], matches.wrong[:, detections]  # (T, D)
     images = matches.images[detections]
-    of_one_copy = np.flatnonzero(copies >= 0)  # each is there once, or not: as an image of its own
+    # A single copy is present once or not at all. It gets a row of `counts` of its own, as if it
+    # were in an image of its own.
+    of_one_copy = np.flatnonzero(copies >= 0)
     own = counts[images[of_one_copy]] > copies[of_one_copy, None]
     images[of_one_copy] = len(counts) + np.arange(len(of_one_copy))
     counts = np.concatenate([counts, own.astype(np.int32)])
@@ -216,7 +238,7 @@ def _average_precisions(
     is_counted = is_right | is_wrong
     at_some = is_counted.any(axis=0)
     places = np.flatnonzero(is_right.any(axis=0))
-    weights = counts[images[places]]  # (R, B), of those that are right at some threshold
+    weights = counts[images[places]]  # (R, B), of the true positives at some threshold
     counted = _up_to(places, at_some, images, counts)
     reached, num_points = _points_reached(metric, num_objects)
     columns = np.arange(counts.shape[1])
@@ -230,9 +252,9 @@ def _average_precisions(
         is_ignored = at_some & ~is_counted[threshold]
         if is_ignored.any():
             num_counted -= _up_to(places[here], is_ignored, images, counts)
-        precisions = num_right / (num_counted + np.spacing(1))  # as pycocotools; never 0 / 0
+        precisions = num_right / (num_counted + np.spacing(1))  # as in pycocotools; never 0 / 0
         best = _accumulate(np.maximum, precisions[::-1])[::-1]
-        # reached[num_right, columns], in half the time
+        # The same as reached[num_right, columns], in half the time.
         num_reached = reached.take(num_right * len(columns) + columns)
         num_new = np.diff(num_reached, axis=0, prepend=np.int32(0))
         aps[threshold] = np.einsum("rb,rb->b", best, num_new) / num_points
@@ -242,8 +264,16 @@ def _average_precisions(
 def _up_to(
     places: np.ndarray, chosen: np.ndarray, images: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """How often the chosen detections (D,) up to each of the rising `places` are there: int32
-    (R, B), of detections in the images (D,), which are there `counts` (I, B) times.
+    """Count the chosen detections, copies included, up to each place in each resample.
+
+    Args:
+        places: (R,), ascending indices of detections.
+        chosen: bool (D,), the detections to count.
+        images: (D,), the row in `counts` of each detection.
+        counts: (I, B), how often each image is in each resample.
+
+    Returns:
+        int32 (R, B).
     """
     rows = np.searchsorted(places, np.flatnonzero(chosen))
     before = rows < len(places)
@@ -254,10 +284,18 @@ def _up_to(
 
 
 def _in_order(matches: ClassMatches, most_copies: int) -> tuple[np.ndarray, np.ndarray]:
-    """The detections as resamples rank them, and which copy of its image each stands for.
+    """Sort the detections as they are ranked in resamples.
 
-    The second is -1 for all copies, which are neighbours. They are not where ties stand together,
-    a b a b, and some of those are right and some wrong; these are listed copy by copy.
+    Usually all copies of a detection are neighbours, or may be treated so, and have one entry. An
+    exception are ties, which are ranked as a block (a b a b), if they include both true and false
+    positives: these have an entry for each copy.
+
+    Args:
+        most_copies: the largest number of copies of an image in a resample.
+
+    Returns:
+        The index of the detection of each entry, and which copy it stands for, from 0; -1 if it
+        stands for all copies.
     """
     num_detections = len(matches.images)
     detections = np.arange(num_detections)
@@ -278,15 +316,24 @@ def _in_order(matches: ClassMatches, most_copies: int) -> tuple[np.ndarray, np.n
 
 
 def _accumulate(operation: np.ufunc, rows: np.ndarray) -> np.ndarray:
-    """operation.accumulate(rows, axis=0), in place, and faster: that goes column by column."""
+    """Compute operation.accumulate(rows, axis=0) in place.
+
+    This is faster than NumPy, which works column by column.
+    """
     for above, row in pairwise(rows):
         operation(above, row, out=row)
     return rows
 
 
 def _points_reached(metric: str, num_objects: np.ndarray) -> tuple[np.ndarray, np.ndarray | int]:
-    """How many recall points 0, 1 ... N - 1 of `num_objects` (B,) reach: int32 (N, B); and of how
-    many points AP is the mean.
+    """Return how many recall points are reached with each number of true positives.
+
+    Args:
+        num_objects: (B,), the number of objects to detect in each resample.
+
+    Returns:
+        The points reached with 0, 1 ... N - 1 true positives, int32 (N, B), and the number of
+        points over which AP is the mean, in all resamples or (B,).
     """
     num_right = np.arange(num_objects.max() + 1, dtype=np.int32)[:, None]
     at_least_one = np.maximum(num_objects, 1)
@@ -297,7 +344,7 @@ def _points_reached(metric: str, num_objects: np.ndarray) -> tuple[np.ndarray, n
             num_points = len(RECALLS)
         case "voc07":
             reached, num_points = 1 + 10 * num_right // at_least_one, 11
-        case "voc12":  # each object is a point, a recall of 0 is not
+        case "voc12":  # a point for each object, and none at a recall of 0
             reached, num_points = np.tile(num_right, len(num_objects)), at_least_one
         case _:
             raise ValueError(f"metric: expected coco, voc07 or voc12, got {metric!r}")
