@@ -35,7 +35,7 @@ def content_of(encoded: bytes, path: Path) -> Any:
         EvaluationError: the file is none of these.
     """
     if encoded[:1] == b"\x80" or encoded[:2] == b"PK":  # a pickle, or torch's archive of one
-        from detector.model.weights import files  # torch, which takes seconds to import
+        from detector.model.weights import files  # imports torch, which takes seconds
 
         try:
             return _plain(files.read(path).objects)

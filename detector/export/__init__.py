@@ -1,1 +1,1 @@
-"""A trained detector for other runtimes: ONNX, and programs of torch.export."""
+"""Export a trained detector for other runtimes: as ONNX, or as a program of torch.export."""

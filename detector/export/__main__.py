@@ -1,10 +1,10 @@
-"""Writes a checkpoint's detector for another runtime, and checks that it finds the same there.
+"""Export the detector of a checkpoint, and check that the exported one gives the same detections.
 
     python -m detector.export checkpoint=runs/.../checkpoints/best.pt output=model.onnx
     python -m detector.export checkpoint=CHECKPOINT output=model.onnx images=DIR
     python -m detector.export checkpoint=CHECKPOINT format=torch output=model.pt2 size=[480,640]
 
-configs/export.yaml says what the values are.
+configs/export.yaml describes all values.
 """
 
 import sys
@@ -16,10 +16,10 @@ from detector.command_configs import typed_export
 
 
 def main() -> None:
-    """key=value arguments, as everywhere."""
+    """Run the command with the key=value arguments that it was called with."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = typed_export(compose("export", sys.argv[1:]))
-    from detector.commands import export  # torch, which takes seconds to import
+    from detector.commands import export  # imports torch, which takes seconds
 
     export.run(config)
 

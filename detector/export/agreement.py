@@ -1,4 +1,4 @@
-"""Whether an exported detector finds what the checkpoint's model finds."""
+"""Compare the detections of an exported detector with those of the checkpoint's model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,37 +10,47 @@ from torchvision.models.detection import FasterRCNN
 
 from detector import exit_codes
 
-MAX_BOX, MAX_SCORE = 0.1, 1e-3  # pixels; of 0..1
+MAX_BOX, MAX_SCORE = 0.1, 1e-3  # tolerances: of box coordinates in pixels, of scores in 0..1
 
 Found = dict[str, Tensor]  # boxes (D, 4), scores (D,), labels (D,)
 
 
 class ExportError(ValueError):
-    """A model that cannot be exported, or an exported one that finds something else."""
+    """Raised for a model that cannot be exported, or if the exported one detects something else."""
 
     exit_code = exit_codes.FAILED
 
 
 @dataclass
 class Agreement:
-    """The largest differences over all images."""
+    """The largest differences between both detectors over all images.
+
+    Attributes:
+        images: the number of images.
+        detections: the number of detections of the checkpoint's model.
+        box: the largest difference of a box coordinate in pixels.
+        score: the largest difference of a score.
+        left_over: the number of detections of either detector without a partner of the other.
+    """
 
     images: int = 0
     detections: int = 0
-    box: float = 0.0  # pixels
+    box: float = 0.0
     score: float = 0.0
-    left_over: int = 0  # detections without a partner
+    left_over: int = 0
 
     @property
     def holds(self) -> bool:
-        """Within the tolerances. One in a hundred may have no partner: where the overlap of two
-        boxes is at the threshold, the last bits decide which of them is suppressed.
+        """True if the differences are within the tolerances.
+
+        One detection in a hundred may lack a partner: if the IoU of two boxes is close to the
+        threshold of NMS, rounding decides which of them is suppressed.
         """
         is_near = self.box <= MAX_BOX and self.score <= MAX_SCORE
         return is_near and self.left_over <= self.detections // 100
 
     def describe(self) -> str:
-        """One line."""
+        """Format the differences as one line."""
         alone = f", {self.left_over} without a partner" if self.left_over else ""
         return (
             f"{self.detections} detections in {self.images} images differ by at most "
@@ -50,7 +60,7 @@ class Agreement:
 
 @torch.no_grad()
 def found_by(model: FasterRCNN, pixels: np.ndarray) -> Found:
-    """What the model finds in an image uint8 (H, W, 3)."""
+    """Run the model on an image uint8 (H, W, 3)."""
     (found,) = model([torch.from_numpy(pixels).permute(2, 0, 1).float() / 255])
     return dict(found)
 
@@ -58,10 +68,10 @@ def found_by(model: FasterRCNN, pixels: np.ndarray) -> Found:
 def agreement(
     model: FasterRCNN, exported: Callable[[np.ndarray], Found], images: list[np.ndarray]
 ) -> Agreement:
-    """Compare both on images uint8 (H, W, 3).
+    """Compare the model and the exported detector on images uint8 (H, W, 3).
 
-    A detection whose score is within the tolerance of the threshold, or of the last that is kept,
-    may be missing on one side.
+    A detection may be missing on one side if its score is within the tolerance of the score
+    threshold or, in an image with as many detections as are kept, of the lowest score.
     """
     result = Agreement()
     for pixels in images:

@@ -1,16 +1,16 @@
-"""The whole detector as an ONNX graph: an image's bytes in, boxes in its pixels out.
+"""The whole detector as an ONNX graph: uint8 images in, boxes in pixels of these images out.
 
-    images      uint8 (B, H, W, 3), RGB; B, H and W are free
+    images      uint8 (B, H, W, 3), RGB; B, H and W are dynamic
     boxes       float32 (B, D, 4), xyxy in pixels, by descending score
     scores      float32 (B, D)
     labels      int64 (B, D), 1..K; the metadata's `classes` is the list of their names
-    num         int64 (B,): so many of the D are detections, the rest is 0
+    num         int64 (B,), the number of detections of each image; the rows after them are 0
 
-It computes what torchvision's FasterRCNN does with images that are evaluated one by one. Every
-image has the same number of proposals and of detections here: those that are none have a score of
--1 until the end, and lose to every other one.
+The graph gives the results of torchvision's FasterRCNN for images that are evaluated one by one.
+In the graph, every image has the same number of proposals and of detections. Rows without a real
+one are padding: they have a score of -1, which is lower than every real score, until the end.
 
-B: images, D: detections per image, K: classes, A: anchors a cell, N: anchors or proposals.
+B: images;  D: detections per image;  K: classes;  A: anchors per cell;  N: anchors or proposals.
 """
 
 import json
@@ -24,15 +24,16 @@ from torchvision.models.detection import FasterRCNN
 from detector.export.graph import Graph
 from detector.export.network import features, linear, proposals_head, relu
 
-NO_SCORE = -1.0  # of what is no proposal and no detection
-MULTIPLE = 32  # pixels: images are padded to it
+NO_SCORE = -1.0  # the score of padding, which is no proposal and no detection
+MULTIPLE = 32  # pixels; the sides of images are padded to a multiple of it
 
 
 def onnx_model(model: FasterRCNN, classes: list[str], metadata: dict[str, str]) -> onnx.ModelProto:
-    """The graph of a detector in evaluation.
+    """Build the ONNX model of a detector in evaluation mode.
 
     Args:
-        metadata: what else the file is to say of itself.
+        classes: the names of the labels 1..K.
+        metadata: key -> text, stored in the file in addition to the classes.
     """
     graph = Graph()
     network_input, original, resized = preprocessed(graph, "images", model)
@@ -56,15 +57,18 @@ def onnx_model(model: FasterRCNN, classes: list[str], metadata: dict[str, str]) 
 
 
 def preprocessed(graph: Graph, images: str, model: FasterRCNN) -> tuple[str, str, str]:
-    """The network's input (B, 3, H, W), and the sizes int64 (2,), (h, w), before and after the
-    resize.
+    """Normalise, resize and pad the images.
+
+    Returns:
+        The network's input (B, 3, H, W), and the image size (h, w) before and after the resize,
+        int64 (2,).
     """
     transform = model.transform
     pixels = graph.cast(graph.node("Transpose", images, perm=[0, 3, 1, 2]), "float32")
     original = graph.node("Shape", pixels, start=2)
     pixels = graph.node("Div", pixels, graph.number(255))
     if transform.channel_order == "bgr":
-        ends = ([-1], [-4], [1], [-1])  # backwards along the channels
+        ends = ([-1], [-4], [1], [-1])  # start, end, axis and step: reverses the channels
         pixels = graph.node("Slice", pixels, *map(graph.constant, ends))
     mean, std = (
         graph.constant([[[value]] for value in values], "float32")
@@ -72,7 +76,7 @@ def preprocessed(graph: Graph, images: str, model: FasterRCNN) -> tuple[str, str
     )
     pixels = graph.node("Div", graph.node("Sub", pixels, mean), std)
 
-    # In float64, as torchvision: which of two sizes is the lower one is a matter of the last bits.
+    # Use float64 as torchvision does, because rounding may decide which of two scales is lower.
     sides = graph.cast(original, "float64")
     least, most = (
         graph.constant([size], "float64") for size in (transform.min_size[-1], transform.max_size)
@@ -105,7 +109,7 @@ def preprocessed(graph: Graph, images: str, model: FasterRCNN) -> tuple[str, str
 def proposals(
     graph: Graph, maps: dict[str, str], network_input: str, resized: str, model: FasterRCNN
 ) -> tuple[str, str]:
-    """Proposals (B, N, 4), and of each whether it is one, bool (B, N)."""
+    """Return proposals (B, N, 4), and which of them are real and not padding, bool (B, N)."""
     rpn, all_boxes, all_scores = model.rpn, [], []
     for level, of_level in enumerate(list(maps.values())[: rpn.head.num_levels]):
         logits, deltas = proposals_head(graph, of_level, rpn.head)
@@ -131,7 +135,7 @@ def proposals(
 
 
 def anchors_of(graph: Graph, level: int, maps: str, network_input: str, model: FasterRCNN) -> str:
-    """The anchors (H W A, 4) of a level."""
+    """Return the anchors (H W A, 4) of a level."""
     generator = model.rpn.anchor_generator
     axes = []
     for axis in (2, 3):
@@ -153,7 +157,7 @@ def anchors_of(graph: Graph, level: int, maps: str, network_input: str, model: F
 
 
 def by_anchor(graph: Graph, deltas: str) -> str:
-    """(B, 4 A, H, W) -> (B, H W A, 4)"""
+    """Reorder deltas (B, 4 A, H, W) to (B, H W A, 4), in the order of the anchors."""
     rows = graph.node("Transpose", deltas, perm=[0, 2, 3, 1])
     return graph.reshape(rows, 0, -1, 4)
 
@@ -164,7 +168,7 @@ def by_anchor(graph: Graph, deltas: str) -> str:
 def detections(
     graph: Graph, maps: dict[str, str], boxes: str, valid: str, resized: str, model: FasterRCNN
 ) -> tuple[str, str, str]:
-    """Boxes (B, D, 4), scores (B, D) and labels (B, D), in the resized image."""
+    """Return boxes (B, D, 4) in pixels of the resized image, scores (B, D) and labels (B, D)."""
     heads = model.roi_heads
     batch, number = graph.size(boxes, 0), graph.size(boxes, 1)
     pooled = pool(graph, maps, boxes, heads.box_roi_pool)
@@ -185,7 +189,7 @@ def detections(
     scores = graph.node("Where", graph.node("Unsqueeze", valid, graph.constant([2])), scores, none)
     scores = where_large(graph, boxes, scores, heads.min_side)
 
-    # Images times classes are a batch of their own: boxes of another class are not suppressed.
+    # Make each class of each image an item of the batch: NMS is then separate for each class.
     boxes = graph.reshape(graph.node("Transpose", boxes, perm=[0, 2, 1, 3]), -1, number, 4)
     scores = graph.reshape(graph.node("Transpose", scores, perm=[0, 2, 1]), -1, number)
     scores = suppressed(
@@ -200,7 +204,7 @@ def detections(
 
 
 def pool(graph: Graph, maps: dict[str, str], boxes: str, pooling: Any) -> str:
-    """Features (B N, C, size, size) of all proposals, each from the level of its size."""
+    """Pool the features (B N, C, size, size) of proposals, each from the level of its size."""
     batch, number = graph.size(boxes, 0), graph.size(boxes, 1)
     image = graph.node("Range", graph.constant(0), graph.node("Squeeze", batch), graph.constant(1))
     both = graph.concat([batch, number], 0)
@@ -229,7 +233,7 @@ def pool(graph: Graph, maps: dict[str, str], boxes: str, pooling: Any) -> str:
             )
         )
         orders.append(rows)
-    order = graph.concat(orders, 0)  # of the rows of `parts`; its inverse puts them back
+    order = graph.concat(orders, 0)  # proposals in the order of `parts`, which is undone here
     places = graph.node(
         "Range", graph.constant(0), graph.node("Squeeze", graph.size(order, 0)), graph.constant(1)
     )
@@ -238,7 +242,7 @@ def pool(graph: Graph, maps: dict[str, str], boxes: str, pooling: Any) -> str:
 
 
 def levels(graph: Graph, boxes: str, pooling: Any) -> str:
-    """The level float32 (N,), 0 for the finest, as `BoxPooling.levels`."""
+    """Return the level of each box, float32 (N,), 0 for the finest, as in `BoxPooling.levels`."""
     x1, y1, x2, y2 = graph.columns(boxes, 4)
     area = graph.node("Mul", graph.node("Sub", x2, x1), graph.node("Sub", y2, y1))
     size = graph.reshape(graph.node("Sqrt", area), -1)
@@ -260,7 +264,7 @@ def levels(graph: Graph, boxes: str, pooling: Any) -> str:
 def in_pixels(
     graph: Graph, boxes: str, scores: str, labels: str, original: str, resized: str
 ) -> tuple[str, str, str, str]:
-    """Boxes in the pixels of the image, 0 for what is no detection, and the number that are."""
+    """Scale boxes to pixels of the given images, set padding to 0, and count the detections."""
     ratio = graph.node("Div", graph.cast(original, "float32"), graph.cast(resized, "float32"))
     by_side = graph.node("Gather", ratio, graph.constant([1, 0, 1, 0]))
     boxes = graph.node("Mul", boxes, by_side)
@@ -279,12 +283,12 @@ def in_pixels(
 
 
 def at_most(graph: Graph, number: int, size: str) -> str:
-    """int64 (1,): the number, or the size if it is less."""
+    """Return the smaller of a number and a size, int64 (1,)."""
     return graph.node("Min", graph.constant([number]), size)
 
 
 def gather_rows(graph: Graph, values: str, order: str) -> str:
-    """(B, N, 4) and (B, M) -> (B, M, 4)"""
+    """Gather the rows with the indices (B, M) from (B, N, 4): (B, M, 4)."""
     return str(
         graph.node(
             "GatherND", values, graph.node("Unsqueeze", order, graph.constant([2])), batch_dims=1
@@ -293,7 +297,7 @@ def gather_rows(graph: Graph, values: str, order: str) -> str:
 
 
 def decoded(graph: Graph, deltas: str, boxes: str, decoder: Any) -> str:
-    """Boxes (..., 4) of the deltas (..., 4) of boxes (..., 4), as `BoxDecoder`."""
+    """Apply deltas (..., 4) to boxes (..., 4) as `BoxDecoder` does; return boxes (..., 4)."""
     x1, y1, x2, y2 = graph.columns(boxes, 4)
     dx, dy, dw, dh = (
         graph.node("Div", delta, graph.number(weight))
@@ -315,13 +319,16 @@ def decoded(graph: Graph, deltas: str, boxes: str, decoder: Any) -> str:
 
 
 def clipped(graph: Graph, boxes: str, resized: str) -> str:
-    """Boxes (..., 4) within the image."""
+    """Clip boxes (..., 4) to the resized image."""
     ends = graph.node("Gather", graph.cast(resized, "float32"), graph.constant([1, 0, 1, 0]))
     return graph.node("Min", graph.node("Max", boxes, graph.number(0)), ends)
 
 
 def where_large(graph: Graph, boxes: str, scores: str, least: float) -> str:
-    """The scores (...) of boxes (..., 4) whose sides are at least this long; NO_SCORE of others."""
+    """Keep the scores (...) of boxes (..., 4) with sides of at least `least` pixels.
+
+    The scores of other boxes become NO_SCORE.
+    """
     x1, y1, x2, y2 = graph.columns(boxes, 4)
     shorter = graph.node("Min", graph.node("Sub", x2, x1), graph.node("Sub", y2, y1))
     shorter = graph.node("Squeeze", shorter, graph.constant([-1]))
@@ -330,8 +337,12 @@ def where_large(graph: Graph, boxes: str, scores: str, least: float) -> str:
 
 
 def suppressed(graph: Graph, boxes: str, scores: str, *, threshold: float, least: float) -> str:
-    """The scores (B, N) of boxes (B, N, 4) that non-maximum suppression keeps; NO_SCORE of others
-    and of those not above `least`.
+    """Keep the scores (B, N) of boxes (B, N, 4) that non-maximum suppression keeps.
+
+    The scores of other boxes, and scores that are not above `least`, become NO_SCORE.
+
+    Args:
+        threshold: the IoU above which a box is suppressed by a better one.
     """
     selected = graph.node(
         "NonMaxSuppression",

@@ -1,4 +1,4 @@
-"""The convolutions of a detector as ONNX nodes: backbone, neck and the RPN's head."""
+"""Add the layers of a detector to an ONNX graph: backbone, neck and the head of the RPN."""
 
 from typing import Any
 
@@ -13,7 +13,11 @@ from detector.model.deformable_conv import DeformableConv2d
 
 
 def features(graph: Graph, images: str, model: FasterRCNN) -> dict[str, str]:
-    """The maps of the network's input (B, 3, H, W), by the model's names and in its order."""
+    """Add backbone and neck for the network's input (B, 3, H, W).
+
+    Returns:
+        The feature maps by the names of the model, in its order.
+    """
     stages = backbone(graph, images, model.backbone.body)
     if isinstance(model.backbone, DilatedBackbone):
         reduced = relu(graph, convolution(graph, stages[3], model.backbone.reduction))
@@ -23,7 +27,7 @@ def features(graph: Graph, images: str, model: FasterRCNN) -> dict[str, str]:
 
 
 def backbone(graph: Graph, images: str, body: ResNet) -> list[str]:
-    """c2 to c5."""
+    """Add a ResNet; return the maps c2 to c5."""
     maps = relu(graph, convolution(graph, images, body.conv1, body.bn1))
     maps = graph.node("MaxPool", maps, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     stages = []
@@ -35,7 +39,7 @@ def backbone(graph: Graph, images: str, body: ResNet) -> list[str]:
 
 
 def residual(graph: Graph, maps: str, block: Any) -> str:
-    """A basic or a bottleneck block."""
+    """Add a basic or a bottleneck block of a ResNet."""
     shortcut, branch = maps, maps
     if block.downsample is not None:
         shortcut = convolution(graph, maps, block.downsample[0], block.downsample[1])
@@ -50,7 +54,7 @@ def residual(graph: Graph, maps: str, block: Any) -> str:
 
 
 def fpn(graph: Graph, stages: list[str], module: Any) -> list[str]:
-    """p2 to p6: Lin et al. 2017."""
+    """Add a feature pyramid network (Lin et al. 2017) for c2 to c5; return the maps p2 to p6."""
     laterals = [
         convolution(graph, maps, block[0])
         for maps, block in zip(stages, module.inner_blocks, strict=True)
@@ -72,25 +76,32 @@ def fpn(graph: Graph, stages: list[str], module: Any) -> list[str]:
 
 
 def proposals_head(graph: Graph, maps: str, head: Any) -> tuple[str, str]:
-    """Logits (B, A, H, W) and deltas (B, 4 A, H, W) of the anchors of a level."""
+    """Add the RPN's head for the maps of a level.
+
+    Returns:
+        Logits (B, A, H, W) and box deltas (B, 4 A, H, W) of the anchors, A per cell.
+    """
     hidden = relu(graph, convolution(graph, maps, head.conv[0][0]))
     logits = convolution(graph, hidden, head.cls_logits)
     return logits, convolution(graph, hidden, head.bbox_pred)
 
 
 def relu(graph: Graph, value: str) -> str:
-    """Negative values become 0."""
+    """Add a ReLU."""
     return graph.node("Relu", value)
 
 
 def linear(graph: Graph, value: str, layer: nn.Linear) -> str:
-    """(N, I) -> (N, O)"""
+    """Add a linear layer: (N, I) -> (N, O)."""
     weights = (graph.weight(layer.weight, "weight"), graph.weight(layer.bias, "bias"))
     return graph.node("Gemm", value, *weights, transB=1)
 
 
 def convolution(graph: Graph, maps: str, conv: nn.Conv2d, norm: Any = None) -> str:
-    """A convolution, plain or deformable, with a batch norm folded into its weights."""
+    """Add a plain or deformable convolution and the norm layer after it.
+
+    A batch norm is folded into the weights; a group norm gets nodes of its own.
+    """
     weight, bias = conv.weight, conv.bias
     if norm is not None and not isinstance(norm, nn.GroupNorm):
         weight, bias = folded(weight, norm)
@@ -116,7 +127,11 @@ def convolution(graph: Graph, maps: str, conv: nn.Conv2d, norm: Any = None) -> s
 
 
 def offsets(graph: Graph, maps: str, conv: DeformableConv2d) -> tuple[str, str]:
-    """What the layer predicts, as `DeformableConv2d.split` has it; "" where there is no mask."""
+    """Add the prediction of offsets and mask, as in `DeformableConv2d.split`.
+
+    Returns:
+        The offsets and the mask, which is "" if the layer has none.
+    """
     offset, mask = convolution(graph, maps, conv.conv_offset), ""
     if conv.num_masks:
         sizes = graph.constant([conv.num_offsets, conv.num_masks])
@@ -130,7 +145,11 @@ def offsets(graph: Graph, maps: str, conv: DeformableConv2d) -> tuple[str, str]:
 
 
 def folded(weight: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution without bias and the batch norm behind it, in one."""
+    """Fold a batch norm into the convolution without bias before it.
+
+    Returns:
+        The weight and the bias of the convolution that does both.
+    """
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
     bias = norm.bias.double() - mean * scale
@@ -138,7 +157,7 @@ def folded(weight: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def group_norm(graph: Graph, maps: str, norm: nn.GroupNorm) -> str:
-    """As InstanceNormalization of the groups: opset 19 has no better."""
+    """Add a group norm as InstanceNormalization of the groups: opset 19 has no better operator."""
     ones = graph.weight(torch.ones(norm.num_groups), "ones")
     zeros = graph.weight(torch.zeros(norm.num_groups), "zeros")
     grouped = graph.reshape(maps, 0, norm.num_groups, -1)

@@ -3,8 +3,8 @@
     image   uint8 (H, W, 3), RGB
     boxes (D, 4), scores (D,), labels (D,)   as the model's own result
 
-torchvision's classes ask for the number of boxes in Python, which a program cannot: this is the
-same arithmetic on their parts, without the questions.
+Python code in torchvision's classes branches on the number of boxes, which cannot be exported. This
+module does the same arithmetic with the parts of these classes, without such branches.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,12 @@ from ops import deform_roi_pool
 
 
 class Program(nn.Module):
-    """What is exported."""
+    """The module that is exported.
+
+    Args:
+        model: in evaluation mode.
+        size: (H, W) of the images in pixels.
+    """
 
     def __init__(self, model: FasterRCNN, size: tuple[int, int]) -> None:
         super().__init__()
@@ -30,7 +35,11 @@ class Program(nn.Module):
         self.size = size
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 (H, W, 3) -> boxes (D, 4), scores (D,), labels (D,), by descending score."""
+        """Detect objects in an image uint8 (H, W, 3).
+
+        Returns:
+            Boxes (D, 4), scores (D,) and labels (D,), by descending score.
+        """
         model = self.model
         images, _ = model.transform([image.permute(2, 0, 1).float() / 255])
         (resized,) = images.image_sizes
@@ -53,7 +62,7 @@ class Program(nn.Module):
         return boxes[kept] * scale, scores[kept], labels[kept] + 1
 
     def proposals(self, images: object, maps: list[Tensor], resized: tuple[int, int]) -> Tensor:
-        """The proposals (N, 4) of the one image."""
+        """Compute the proposals (N, 4) of a single image."""
         rpn = self.model.rpn
         logits, deltas = rpn.head(maps)
         (anchors,) = rpn.anchor_generator(images, maps)
@@ -79,16 +88,18 @@ class Program(nn.Module):
 
 
 def decoded(decoder: BoxDecoder, deltas: Tensor, boxes: Tensor) -> Tensor:
-    """Deltas (N, 4 K) of boxes (N, 4) -> boxes (N, K, 4)."""
+    """Apply deltas (N, 4 K) to boxes (N, 4); return boxes (N, K, 4)."""
     return decoder.decode_single(deltas, boxes).reshape(-1, deltas.shape[1] // 4, 4)
 
 
 def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """The indices of what is kept, by descending score. Boxes of two groups are moved apart, in
-    float64, where that changes no overlap.
+    """Suppress boxes within each group; return the indices of those kept, by descending score.
 
-    A program takes NMS to keep two boxes at least. So there are two more, which come last and are
-    always kept, and are taken away again.
+    Groups are moved apart, so that a single NMS treats them separately. This is done in float64,
+    in which it does not change the overlaps.
+
+    torch.export assumes that NMS keeps at least two boxes. Two boxes are therefore added that are
+    always kept and come last, and are removed from the result.
     """
     apart = boxes.double() + (groups.double() * 1e5)[:, None]
     more = apart.new_tensor([[-2e5, 0, -1e5, 1], [-4e5, 0, -3e5, 1]])
@@ -98,7 +109,10 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float
 
 
 def pooled_features(features: dict[str, Tensor], boxes: Tensor, pooling: Any) -> Tensor:
-    """Features (N, C, size, size) of boxes (N, 4): each level pools all; a box takes its own."""
+    """Pool the features (N, C, size, size) of boxes (N, 4).
+
+    All boxes are pooled from every level, and for each box the result of its own level is taken.
+    """
     rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
     level = pooling.levels(boxes)
 
