@@ -102,7 +102,7 @@ class Overlaps:
         is_ignored = self._is_crowd | (self._gt_areas < smallest) | (self._gt_areas > largest)
         taken = choose(self._pairs, self.ranks, thresholds, self._is_crowd, is_ignored)
         matched = taken >= 0
-        not_counted = np.append(is_ignored, False)[taken]  # index -1 (no match): False
+        not_counted = np.append(is_ignored, False)[taken]  # index -1 (no match) gives False
         not_counted |= ~matched & ((self._areas < smallest) | (self._areas > largest))
         right, wrong = matched & ~not_counted, ~matched & ~not_counted
         is_new = np.diff(self._images, prepend=-1) != 0

@@ -203,7 +203,7 @@ def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.nda
         matches: (D,), as `_matches` returns them.
         difficult: bool (G,), the flag of each object.
     """
-    counts = ~np.append(difficult, False)[matches]  # index -1 (no match): False
+    counts = ~np.append(difficult, False)[matches]  # index -1 (no match) gives False
     right = np.zeros(len(matches), dtype=bool)
     right[np.unique(matches, return_index=True)[1]] = True  # the first to match an object
     right &= counts & (matches >= 0)

@@ -1,4 +1,4 @@
-"""The matches of a whole set against pycocotools, which takes one image and class at a time."""
+"""Compare the matches of a whole data set with those of pycocotools, by image and class."""
 
 import copy
 from typing import Any
@@ -18,9 +18,12 @@ IMAGE_IDS = [9, 2**63 - 1, 2, -4, 5]
 
 
 def crowded_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
-    """Boxes on a coarse grid: many equal ones, equal IoUs and equal scores, IoUs that are exactly a
-    threshold, crowds, boxes beyond the largest area, more than 100 detections of a class, empty
-    boxes, areas that are not the box's, images with one of the two only, listed without order.
+    """Draw boxes on a coarse grid, for many special cases.
+
+    There are equal boxes, equal IoUs, equal scores, IoUs that are exactly a threshold, crowds,
+    boxes beyond the largest area, more than 100 detections of a class, empty boxes, areas that
+    differ from the box's, and images with only objects, only detections or neither. Detections are
+    listed in random order.
     """
     rng = np.random.default_rng(seed)
 
@@ -54,7 +57,7 @@ def crowded_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
 def one_by_one(
     ground_truth: dict, detections: list[dict], class_agnostic: bool
 ) -> list[dict[str, Any] | None]:
-    """pycocotools' own results, by class and then by image."""
+    """Return the results of pycocotools by class and then by image."""
     coco, found = COCO(), COCO()
     coco.dataset = copy.deepcopy(ground_truth)
     found.dataset = coco.dataset | {
@@ -107,7 +110,9 @@ def test_every_detection_and_threshold(
 
 
 def test_the_sets_have_what_they_are_for() -> None:
-    """Each detection that matches what is ignored, is cut off, or is too large to be wrong."""
+    """They have detections that match an ignored annotation, detections that are too large to be
+    wrong, matches, and images with 100 detections or more of a class.
+    """
     counts = np.zeros(4, dtype=int)
     for seed in range(25):
         ground_truth, detections = crowded_set(seed)

@@ -1,4 +1,4 @@
-"""COCO metrics against pycocotools used the plain way, on files, and against small sums by hand."""
+"""Compare COCO metrics with plain pycocotools on files, and with small sums by hand."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def box(x: float, size: float, category: int = 2, image: int = 0, **more: Any) -
 
 
 def random_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
-    """Objects of all sizes, some of them crowds, and detections near and far, with equal scores."""
+    """Draw objects of all sizes, some crowds, and detections near and far, with equal scores."""
     rng = np.random.default_rng(seed)
     num_images = 5
     annotations, detections = [], []
@@ -61,7 +61,7 @@ def plain_pycocotools(
     gt_path.write_text(json.dumps(ground_truth))
     dt_path.write_text(json.dumps(detections))
     coco = COCO(str(gt_path))
-    if not coco.imgs or not detections:  # which loadRes cannot take
+    if not coco.imgs or not detections:  # loadRes would fail
         return np.full(12, 0.0 if any(not a["iscrowd"] for a in coco.anns.values()) else -1.0)
     evaluator = COCOeval(coco, coco.loadRes(str(dt_path)), "bbox")
     if category is not None:
@@ -111,7 +111,7 @@ def test_the_class_does_not_matter_where_all_are_one() -> None:
 
 @pytest.mark.parametrize("num_sets", [50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_both_backends_are_equal(num_sets: int) -> None:
-    """To the last bit, also with ids that are one number to a float, and with nothing detected."""
+    """They agree to the last bit, also without detections and with ids too large for a float."""
     for seed in range(num_sets):
         ground_truth, detections = random_set(seed)
         if seed % 25 == 0:
@@ -134,7 +134,10 @@ def test_both_backends_are_equal(num_sets: int) -> None:
 
 @pytest.mark.parametrize("area", [32**2, 96**2, 1e10])
 def test_areas_at_the_limits_of_the_sizes(area: float) -> None:
-    """Exactly at it, and a hair beside it: objects by their area, detections by their box."""
+    """Areas are exactly at a limit or one float step beside it.
+
+    Objects are sorted into sizes by their area, detections by the area of their box.
+    """
     sides = [np.nextafter(area**0.5, to) for to in (0, area**0.5, np.inf)]
     objects = [box(4 * area**0.5 * i, side) for i, side in enumerate(sides)]
     found = [entry | {"score": 0.5} for entry in objects]
@@ -154,7 +157,7 @@ def test_a_backend_that_is_not_there() -> None:
 
 
 def test_more_detections_than_are_counted(tmp_path: Path) -> None:
-    """Only the best hundred of an image and class count: the 101st, though right, is not seen."""
+    """Only the best 100 of an image and class count: the 101st is ignored, although it is right."""
     ground_truth = ground_truth_of([box(0, 50, area=2500, iscrowd=0)])
     detections = [box(300 + i, 10, score=0.9) for i in range(100)] + [box(0, 50, score=0.5)]
     assert coco_metrics(ground_truth, detections).summary["AP"] == 0
@@ -172,7 +175,7 @@ def test_perfect_detections_score_one_in_each_size_that_exists() -> None:
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_one_of_two_found(times: int) -> None:
-    """Precision is 1 at the recalls 0, 0.01 ... 0.50, which are 51 of 101, and 0 above."""
+    """Precision is 1 at the recalls 0, 0.01 ... 0.50, which are 51 of 101 points, and 0 above."""
     detections = [box(0, 10, score=0.1)] * times
     metrics = coco_metrics(ground_truth_of([box(0, 10), box(50, 10)]), detections)
     assert metrics.summary["AP"] == pytest.approx(51 / 101, abs=1e-12)
@@ -186,7 +189,7 @@ def test_one_detection_allowed_of_two() -> None:
 
 
 def test_iou_decides_the_thresholds_that_are_met() -> None:
-    """Boxes 10 x 10, 2 apart: IoU 8 / 12 = 0.667 meets 0.50, 0.55, 0.60, 0.65, four of ten."""
+    """Boxes of 10 x 10, 2 apart, have an IoU of 8 / 12 = 0.667, above four of ten thresholds."""
     metrics = coco_metrics(ground_truth_of([box(0, 10)]), [box(2, 10, score=0.5)])
     assert metrics.per_class["cat"] == pytest.approx({"AP": 0.4, "AP50": 1.0}, abs=1e-12)
     assert metrics.summary["AP75"] == 0
@@ -247,10 +250,10 @@ def test_nan_score_refused() -> None:
 
 
 def test_curves() -> None:
-    """Two of three objects are found and something wrong between: 1 of 1, 1 of 2, 2 of 3.
+    """Two of three objects are found, with a wrong detection between: precisions 1/1, 1/2, 2/3.
 
-    The second is found at an IoU of 27 / 53 = 0.51; a crowd is not to be found, nor what
-    is larger than COCO's largest area.
+    The second object is found at an IoU of 27 / 53 = 0.51. The crowd, and the object that is
+    larger than COCO's largest area, are ignored.
     """
     others = [box(400, 40, iscrowd=1), box(500, 40, area=2e10)]
     ground_truth = ground_truth_of([box(0, 40), box(100, 40), box(200, 40), *others])

@@ -1,4 +1,4 @@
-"""The benchmark's files, its candidates and what it prints."""
+"""Test the files, the candidates and the output of the benchmark of COCO's metrics."""
 
 import json
 import sys

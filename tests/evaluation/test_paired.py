@@ -1,4 +1,4 @@
-"""The paired bootstrap against the metrics of data sets whose images are there several times."""
+"""Compare the paired bootstrap with the metrics of data sets in which images are repeated."""
 
 import copy
 import json
@@ -26,9 +26,10 @@ from detector.schema import EvaluateConfig
 def repeated(
     ground_truth: dict, detections: list[dict], counts: np.ndarray, in_place: bool = False
 ) -> tuple[dict, list[dict]]:
-    """The i-th image counts[i] times, its copies' ids following each other; all ids are new.
+    """Return a data set in which the i-th image is repeated counts[i] times.
 
-    Detections are listed image by image, or, `in_place`, each beside its copies.
+    Images get new ids, and the ids of copies are consecutive. Detections are listed image by image
+    or, if `in_place`, each next to its copies.
     """
     ids = sorted(image["id"] for image in ground_truth["images"])
     new_ids = np.split(np.arange(counts.sum()), np.cumsum(counts)[:-1])
@@ -52,13 +53,13 @@ def repeated(
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
 def test_coco_of_repeated_images(tmp_path: Path, class_agnostic: bool) -> None:
-    """Equal scores within an image and among images, crowds, absent classes, images left out."""
+    """The sets have equal scores in and across images, crowds, absent classes and absent images."""
     rng = np.random.default_rng(7)
     num_interesting = 0
     for seed in range(12):
         ground_truth, detections = random_set(seed)
         counts = rng.integers(0, 4, (5, 4))
-        counts[rng.integers(5), :] += 1  # no set without any image
+        counts[rng.integers(5), :] += 1  # so that no set is empty
         matches = match("coco", ground_truth, detections, class_agnostic=class_agnostic)
         aps = resampled("coco", matches, counts)
         for column in range(counts.shape[1]):
@@ -133,7 +134,8 @@ def test_the_interval_is_that_of_scoring_every_resample(tmp_path: Path) -> None:
         assert [difference.first, difference.second] == [whole[0][i], whole[1][i]]
         assert difference.difference == whole[0][i] - whole[1][i]
         differences = stats[:, 0, i] - stats[:, 1, i]
-        # Of 40 sorted numbers, 2.5 % lies at 0.025 * 39 = 0.975, between the first and the second.
+        # Of 40 sorted numbers, the 2.5th percentile is at 0.025 * 39 = 0.975, between the first
+        # two.
         lowest, next_lowest = np.sort(differences)[:2]
         assert difference.low == pytest.approx(0.025 * lowest + 0.975 * next_lowest, abs=1e-12)
         highest, next_highest = np.sort(differences)[:-3:-1]
@@ -145,7 +147,7 @@ def test_the_interval_is_that_of_scoring_every_resample(tmp_path: Path) -> None:
 def test_images_are_drawn_with_replacement_and_alike_for_one_seed() -> None:
     counts = draw_images(50, 2000, np.random.default_rng(0))
     assert (counts.sum(axis=0) == 50).all()
-    # Each count is binomial (50, 1/50): mean 1, variance 0.98, over 100 000 of them.
+    # Each of the 100 000 counts is binomial (50, 1/50), with mean 1 and variance 0.98.
     assert counts.mean() == 1 and counts.var() == pytest.approx(0.98, abs=0.02)
     assert (counts == draw_images(50, 2000, np.random.default_rng(0))).all()
 
@@ -192,7 +194,7 @@ def test_refusals() -> None:
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    """What evaluate.py writes."""
+    """Run evaluate.py in this process, and return its metrics.json."""
     with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         config = compose("evaluate", overrides=[*overrides, f"output={folder}"])
     evaluate.run(typed(EvaluateConfig, config))

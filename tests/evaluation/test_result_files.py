@@ -1,4 +1,4 @@
-"""Results as other detectors write them, all of the same two detections."""
+"""Test reading results as other detectors write them; every file has the same two detections."""
 
 import gzip
 import json
@@ -36,7 +36,11 @@ XYXY = ([60.0, 50.0, 90.0, 70.0], [100.0, 20.0, 140.0, 50.0])
 
 
 def entries(**changes: tuple) -> list[dict[str, Any]]:
-    """The two as COCO has them, with another pair of values where one is given."""
+    """Return both detections in COCO's format, with other values for some keys.
+
+    Args:
+        changes: key -> its values in the first and in the second detection.
+    """
     return [
         one | {key: pair[index] for key, pair in changes.items()}
         for index, one in enumerate(EXPECTED)
@@ -147,7 +151,7 @@ def test_a_folder_of_yolo(tmp_path: Path) -> None:
 
 
 def test_a_file_with_image_ids_of_its_own(tmp_path: Path) -> None:
-    """As predict.py writes coco.json: its images and categories are the ground truth's by name."""
+    """As in predict.py's coco.json, images and categories agree with the ground truth by name."""
     own = {
         "images": [{"id": 1, "file_name": "nine.jpg"}, {"id": 2, "file_name": "a/seven.jpg"}],
         "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
@@ -167,7 +171,7 @@ def test_options_do_not_change_forms_that_say_what_they_are(tmp_path: Path) -> N
 
 
 def test_a_name_that_looks_like_an_id(tmp_path: Path) -> None:
-    """1.jpg has the id 2, and the other way round: a number is an id, a file's name a name."""
+    """1.jpg has the id 2, and 2.jpg the id 1: a number is an id, and a file name is a name."""
     images = [{"id": 1, "file_name": "2.jpg"}, {"id": 2, "file_name": "1.jpg"}]
     sizes = {"width": 200, "height": 100}
     truth = as_ground_truth(CONTENT | {"annotations": [], "images": [o | sizes for o in images]})
@@ -254,7 +258,7 @@ def test_a_message_shows_at_most_eighty_characters_of_the_content(tmp_path: Path
 
 
 def hints(folder: Path, content: Any, only: int | None = None, **options: str) -> list[str]:
-    """Of all, or of the objects of one image."""
+    """Return the lines of `explain`, for all objects or for those of the image `only`."""
     objects = [one for one in CONTENT["annotations"] if only in (None, one["image_id"])]
     truth = as_ground_truth(CONTENT | {"annotations": objects})
     how = {"box_format": "xywh", "categories": "ids"} | options
@@ -281,7 +285,7 @@ def test_exchanged_categories_are_noticed(tmp_path: Path) -> None:
 
 
 def test_shifted_categories_are_noticed(tmp_path: Path) -> None:
-    """Counted from 0 by the writer, and read as counted from 1."""
+    """Categories are counted from 0 in the file, and read as if counted from 1."""
     content = entries(category_id=(1, 1))[1:]
     told = hints(tmp_path, content, categories="from_one", only=9)
     assert "read with categories=from_zero, AP50 is 100.0" in told

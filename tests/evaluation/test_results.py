@@ -1,4 +1,4 @@
-"""Files of ground truth and detections: what is refused, in which words, and what is completed."""
+"""Test which files of ground truth and detections are refused, how, and what is filled in."""
 
 import copy
 import gzip
@@ -40,7 +40,7 @@ MISSING = object()
 
 
 def changed(original: Any, place: tuple, value: Any) -> Any:
-    """A copy of `original` with another value at `place`, or with none there."""
+    """Return a copy of `original` with another value at `place`, or without it for `MISSING`."""
     result = copy.deepcopy(original)
     parent = result
     for key in place[:-1]:
@@ -59,7 +59,7 @@ def test_ground_truth_is_completed_and_renumbered(tmp_path: Path) -> None:
         "images": GROUND_TRUTH["images"],
         "categories": GROUND_TRUTH["categories"],
         "annotations": [
-            # given: area; filled in: iscrowd
+            # The area is given, iscrowd is filled in.
             {
                 "id": 1,
                 "image_id": 7,
@@ -68,7 +68,7 @@ def test_ground_truth_is_completed_and_renumbered(tmp_path: Path) -> None:
                 "area": 900.5,
                 "iscrowd": 0,
             },
-            # given: iscrowd; filled in: area = 2.5 * 4
+            # iscrowd is given, the area is filled in: 2.5 * 4.
             {
                 "id": 2,
                 "image_id": 9,
@@ -280,7 +280,7 @@ DETECTION_PLACES = [
 
 
 def outcome(read: Callable[[], Any]) -> Any:
-    """What was read, or the message of the refusal."""
+    """Return the content that was read, or the message of the error."""
     try:
         return read().to_coco()
     except EvaluationError as error:
@@ -309,7 +309,7 @@ def test_detections_with_anything_anywhere_are_read_as_the_json_module_does(
 def test_ground_truth_with_anything_anywhere_is_read_as_the_json_module_does(
     tmp_path_factory: pytest.TempPathFactory, place: tuple, value: Any
 ) -> None:
-    """But for ids, boxes and areas that are text, or 1.0 for 1, which a file may hold."""
+    """Exceptions are ids, boxes and areas that are text, or 1.0 for 1, which a file may hold."""
     path = tmp_path_factory.getbasetemp() / "anything.json"
     content = json.dumps(changed(GROUND_TRUTH, place, value))
     path.write_text(content)
@@ -320,7 +320,7 @@ def test_ground_truth_with_anything_anywhere_is_read_as_the_json_module_does(
 
 
 def test_usual_files_are_decoded_into_columns_at_once() -> None:
-    """With whatever else stands in them; an outline is not even kept."""
+    """Other keys in the entries, such as segmentations, are skipped."""
     assert plain_detections(json.dumps(DETECTIONS).encode()) is not None
     more = [one | {"id": 3, "segmentation": [[1, 2, 3, 4]], "name": "ä"} for one in DETECTIONS]
     assert plain_detections(json.dumps(more).encode()) is not None
@@ -329,7 +329,7 @@ def test_usual_files_are_decoded_into_columns_at_once() -> None:
 
 
 def test_ground_truth_as_tools_write_it(tmp_path: Path) -> None:
-    """Ids as text and as 1.0, a box as text, an area that is null, gzip: the same as without."""
+    """Ids as text or 1.0, a box as text, an area of null and gzip give the same ground truth."""
     odd = copy.deepcopy(GROUND_TRUTH)
     odd["images"][0]["id"], odd["categories"][0]["id"] = "7", 3.0
     first, second = odd["annotations"]

@@ -1,4 +1,4 @@
-"""Several sizes and mirrored images, with a detector whose answers are known."""
+"""Test detection at several sizes and on mirrored images, with a detector of known answers."""
 
 from types import SimpleNamespace
 
@@ -10,9 +10,12 @@ from detector.evaluation.sizes import AtSizes
 
 
 class Known(nn.Module):
-    """Answers each call by its size: a list of (x1, y1, x2, y2, score, label) an image.
+    """A detector that returns a given answer for each size, plain or mirrored.
 
-    An image is mirrored if its left pixel is brighter than its right one.
+    An image counts as mirrored if its left pixel is brighter than its right one.
+
+    Args:
+        answers: size, and True if mirrored -> list of (x1, y1, x2, y2, score, label).
     """
 
     def __init__(self, answers: dict[tuple[int, bool], list[tuple]]) -> None:
@@ -34,7 +37,7 @@ class Known(nn.Module):
         return results
 
 
-IMAGE = torch.linspace(0, 1, 200).expand(3, 80, 200)  # brighter to the right; 200 wide
+IMAGE = torch.linspace(0, 1, 200).expand(3, 80, 200)  # 200 wide, brighter to the right
 
 
 def rows_of(result: dict[str, Tensor]) -> list[tuple]:
@@ -47,7 +50,7 @@ def rows_of(result: dict[str, Tensor]) -> list[tuple]:
 
 
 def test_one_size_is_the_models_own_answer() -> None:
-    # two boxes of one class at the same place, not in order: no NMS and no sorting is done here
+    # Two boxes of one class at the same place, not sorted: a single pass is not suppressed again.
     answer = [(10.0, 10.0, 50.0, 50.0, 0.5, 1), (10.0, 10.0, 50.0, 50.0, 0.75, 1)] * 2
     model = Known({(100, False): answer})
     assert rows_of(AtSizes(model, min_sizes=[100], flip=False)([IMAGE])[0]) == answer
@@ -67,12 +70,12 @@ def test_each_image_by_its_own_width() -> None:
 
 
 def test_sizes_are_merged_by_class_and_score() -> None:
-    """IoU of (0..40) and (0..50), 40 high: 0.8; of (0..40) and (25..65): 15 / 65 = 0.23."""
+    """Boxes are 40 high. The IoU of (0..40) and (0..50) is 0.8, of (0..40) and (25..65) 15 / 65."""
     model = Known(
         {
             (50, False): [(0.0, 0.0, 40.0, 40.0, 0.5, 1), (100.0, 0.0, 140.0, 40.0, 0.25, 1)],
             (200, False): [
-                (0.0, 0.0, 50.0, 40.0, 0.75, 1),  # the same object, surer
+                (0.0, 0.0, 50.0, 40.0, 0.75, 1),  # the same object with a higher score
                 (0.0, 0.0, 40.0, 40.0, 0.375, 2),  # another class
                 (25.0, 0.0, 65.0, 40.0, 0.625, 2),  # another place
             ],
@@ -89,7 +92,7 @@ def test_sizes_are_merged_by_class_and_score() -> None:
 
 
 def test_the_threshold_is_one_half() -> None:
-    # all 40 high: (0..40) with (0..76) is IoU 40 / 76 = 0.526, with (0..84) 40 / 84 = 0.476
+    # All are 40 high. The IoU of (0..40) and (0..76) is 40 / 76 = 0.526, with (0..84) it is 0.476.
     close = {(100, False): [(0.0, 0.0, 40.0, 40.0, 0.5, 1)]}
     for width, num_left in ((76.0, 1), (84.0, 2)):
         model = Known(close | {(120, False): [(0.0, 0.0, width, 40.0, 0.25, 1)]})

@@ -1,4 +1,4 @@
-"""The split of an image's time, on a clock that moves only where the test lets it."""
+"""Test how the time of an image is split, with a clock that moves only where the test lets it."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from detector.model.resnet import resnet
 
 
 class Clock:
-    """Seconds; whoever takes time moves it."""
+    """A clock in seconds that the test moves."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -21,7 +21,7 @@ class Clock:
 
 
 class Slow:
-    """Images that take 1 s, 2 s ... to load, and remember that they were looked at."""
+    """A data set whose images take 1 s, 2 s ... to load; it records the indices asked for."""
 
     def __init__(self, clock: Clock, num_images: int) -> None:
         self.clock = clock
@@ -56,7 +56,7 @@ def model() -> FasterRCNN:
 
 def test_each_part_gets_its_own_time(model: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    parts = [  # 10 + 20 + 30 + 40 s of the forward, 300 + 200 of the post-processing
+    parts = [  # forward: 10 + 20 + 30 + 40 s; post-processing: 300 + 200 s
         *((model.transform, "forward", 10), (model.backbone, "forward", 20)),
         *((model.rpn, "forward", 30), (model.roi_heads.box_head, "forward", 40)),
         *((model.roi_heads, "postprocess_detections", 300), (model.transform, "postprocess", 200)),

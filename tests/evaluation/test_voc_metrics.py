@@ -1,4 +1,4 @@
-"""VOC metrics against the definition written as loops over exact fractions, and sums by hand."""
+"""Compare VOC metrics with the definition, as loops over exact fractions, and with sums by hand."""
 
 import copy
 from fractions import Fraction
@@ -27,7 +27,7 @@ def box(x: float, size: float = 10, category: int = 2, image: int = 0, **more: A
     return {"image_id": image, "category_id": category, "bbox": bbox} | more
 
 
-# ---- The definition, slowly ----
+# ---- The definition in plain Python ----
 
 
 def slow_iou(first: list[int], second: list[int], pixel: int) -> Fraction:
@@ -43,7 +43,7 @@ def slow_iou(first: list[int], second: list[int], pixel: int) -> Fraction:
 def slow_curve(
     objects: list[dict], detections: list[dict], threshold: Fraction, pixel: int
 ) -> list[tuple[Fraction, Fraction]]:
-    """Recall and precision after each detection that counts."""
+    """Return recall and precision after each detection that is not ignored."""
     num_objects = sum(not entry["iscrowd"] for entry in objects)
     taken: set[int] = set()
     curve, right, wrong = [], 0, 0
@@ -97,7 +97,7 @@ def slow_aps(
 
 
 def random_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
-    """Boxes on a coarse grid: equal IoUs, IoUs of exactly 1/2, equal scores, and repetitions."""
+    """Draw boxes on a coarse grid: equal boxes, equal IoUs, IoUs of exactly 1/2, equal scores."""
     rng = np.random.default_rng(seed)
     num_images = int(rng.integers(1, 4))
 
@@ -173,8 +173,8 @@ def test_the_tables_have_both_thresholds(rule: str, pixel_inclusive: bool) -> No
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        # Right, wrong (the same again), right: recalls 1/2, 1/2, 1, precisions 1, 1/2, 2/3.
-        ("voc07", (6 * 1 + 5 * 2 / 3) / 11),  # 0 ... 0.5 are reached at 1, 0.6 ... 1 at 2/3
+        # Right, wrong (a duplicate), right: recalls 1/2, 1/2, 1, precisions 1, 1/2, 2/3.
+        ("voc07", (6 * 1 + 5 * 2 / 3) / 11),  # precision 1 at 0 ... 0.5, 2/3 at 0.6 ... 1
         ("voc12", 0.5 * 1 + 0.5 * 2 / 3),
     ],
 )
@@ -187,24 +187,25 @@ def test_second_detection_of_an_object_is_wrong(rule: Any, expected: float) -> N
 
 @pytest.mark.parametrize("rule", RULES)
 def test_only_the_best_overlap_is_compared(rule: Any) -> None:
-    """The second detection overlaps both (IoU 9/11 and 8/12), and the nearer one is taken."""
+    """The second detection overlaps both objects (IoU 9/11 and 8/12) and matches the nearer one."""
     ground_truth = ground_truth_of([box(0), box(3)])
     detections = [box(0, score=0.9), box(1, score=0.8), box(3, score=0.7)]
     metrics = voc_metrics(ground_truth, detections, rule=rule)
-    # Right, wrong, right, as above; had it taken the other: right, right, wrong, which is 1.
+    # The detections are right, wrong, right as above. If the second one had matched the other
+    # object, they would be right, right, wrong, and AP would be 1.
     assert metrics.summary["mAP"] is not None and metrics.summary["mAP"] < 0.9
 
 
 @pytest.mark.parametrize(
     ("rule", "at_60"),
     [
-        # At 0.6 the first is wrong: recalls 0, 1/2, precisions 0, 1/2.
-        ("voc07", 6 / 11 * 1 / 2),  # 0 ... 0.5 are reached at 1/2
+        # At 0.6 the first detection is wrong: recalls 0, 1/2, precisions 0, 1/2.
+        ("voc07", 6 / 11 * 1 / 2),  # precision 1/2 at 0 ... 0.5
         ("voc12", 1 / 2 * 1 / 2),
     ],
 )
 def test_other_iou_thresholds(rule: str, at_60: float) -> None:
-    """IoUs are 5/15 and 8/12. mAP is that of the first threshold, not of the lowest."""
+    """The IoUs are 5/15 and 8/12. mAP is the AP at the first threshold, not at the lowest one."""
     ground_truth = ground_truth_of([box(0), box(50)])
     detections = [box(5, score=0.9), box(52, score=0.8)]
     metrics = score(rule, ground_truth, detections, iou_thresholds=(0.6, 0.3, 0.75))
@@ -215,7 +216,10 @@ def test_other_iou_thresholds(rule: str, at_60: float) -> None:
 
 
 def test_recall_reaches_a_tenth_exactly() -> None:
-    """3 of 10 found, all right: precision 1 at 0, 0.1, 0.2, 0.3. In floats 3 * 0.1 > 3 / 10."""
+    """With 3 of 10 objects found and nothing wrong, precision is 1 at recalls 0, 0.1, 0.2 and 0.3.
+
+    In floats, 3 * 0.1 > 3 / 10.
+    """
     ground_truth = ground_truth_of([box(20 * i) for i in range(10)])
     detections = [box(20 * i, score=0.5) for i in range(3)]
     metrics = voc_metrics(ground_truth, detections, rule="voc07")
@@ -241,7 +245,10 @@ def test_equal_scores_keep_their_order(rule: Any) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_an_iou_of_the_threshold_is_enough(rule: Any) -> None:
-    """10 x 10 against its half: 50 / 100. With a pixel added, 11 x 11 and 6 x 11: 66 / 121."""
+    """A box of 10 x 10 and its half have an IoU of 50 / 100.
+
+    With a pixel added, they are 11 x 11 and 6 x 11, and have an IoU of 66 / 121.
+    """
     ground_truth, half = ground_truth_of([box(0, 10)]), [box(0, 5, score=0.5)]
     assert voc_metrics(ground_truth, half, rule=rule).summary == {"mAP": 1, "AP50": 1}
     stricter = voc_metrics(ground_truth, half, rule=rule, iou_thresholds=(0.51,))
