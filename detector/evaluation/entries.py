@@ -6,7 +6,7 @@ from typing import Any
 
 from detector import exit_codes
 
-Kind = tuple[str, Callable[[Any], bool]]  # what the value of a key must be: in words, as a check
+Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words, and its check
 LARGEST = 1e100  # limit of the numbers: the area of a box with larger sides might not be finite
 
 

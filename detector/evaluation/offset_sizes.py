@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from detector.model.deformable_conv import DeformableConv2d
 
-EDGES = 2.0**-10 * 1.02 ** np.arange(850)  # of the bins, in pixels, up to 20 000
+EDGES = 2.0**-10 * 1.02 ** np.arange(850)  # edges of the bins in pixels, up to 20 000
 BODY = re.compile(r"^(module\.)?backbone\.body\.")  # the common prefix of the layers' names
 
 

@@ -1,4 +1,4 @@
-"""Is one detector better than another? A paired bootstrap over the images of a test set.
+"""Compare two detectors by a paired bootstrap over the images of a test set.
 
 Each resample draws as many images as the set has, with replacement, and scores both detectors on
 the same images (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13:
@@ -188,7 +188,7 @@ def resampled(metric: str, matches: Matches, counts: np.ndarray) -> dict[str, np
 
 
 def class_mean(aps: np.ndarray) -> np.ndarray:
-    """Average AP (K, T, B) over the classes that have objects, where it is not nan; (T, B)."""
+    """Return the mean (T, B) of AP (K, T, B) over the classes in which it is not nan."""
     present = np.isfinite(aps)
     with np.errstate(invalid="ignore"):
         mean: np.ndarray = np.where(present, aps, 0.0).sum(axis=0) / present.sum(axis=0)

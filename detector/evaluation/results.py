@@ -30,7 +30,7 @@ from detector.evaluation.entries import EvaluationError
 log = logging.getLogger(__name__)
 
 _Box = tuple[float, float, float, float]
-UNDECODED = (
+UNDECODED = (  # what is raised for a file that does not have the usual types
     msgspec.MsgspecError,
     LookupError,
     TypeError,

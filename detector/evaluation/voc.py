@@ -222,7 +222,7 @@ def _average_precisions(matches: ClassMatches, rule: Rule) -> list[float | None]
 
 
 def _average_precision(right: np.ndarray, num_objects: int, rule: Rule) -> float:
-    """Compute AP from `right`, which tells true positives (D,) among those that are not ignored."""
+    """Compute AP from the detections that are not ignored: bool (D,), true for true positives."""
     num_right = np.cumsum(right)
     precisions = num_right / np.arange(1, len(right) + 1)
     envelope = np.maximum.accumulate(precisions[::-1])[::-1]  # the best at this recall or above

@@ -233,7 +233,7 @@ def pool(graph: Graph, maps: dict[str, str], boxes: str, pooling: Any) -> str:
             )
         )
         orders.append(rows)
-    order = graph.concat(orders, 0)  # the proposal of each row of `parts`; its inverse restores it
+    order = graph.concat(orders, 0)  # the proposal in each row of `parts`; its inverse sorts them
     places = graph.node(
         "Range", graph.constant(0), graph.node("Squeeze", graph.size(order, 0)), graph.constant(1)
     )

@@ -54,7 +54,7 @@ def crowded_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
     return ground_truth, [detections[i] for i in order]
 
 
-def one_by_one(
+def pycocotools_results(
     ground_truth: dict, detections: list[dict], class_agnostic: bool
 ) -> list[dict[str, Any] | None]:
     """Return the results of pycocotools by class and then by image."""
@@ -85,7 +85,7 @@ def test_every_detection_and_threshold(
     monkeypatch.setattr(matches_module, "BLOCK", 7 if seed % 2 else 2000)
     ground_truth, detections = crowded_set(seed)
     matches = coco_matches(ground_truth, detections, class_agnostic=class_agnostic)
-    of_images = one_by_one(ground_truth, detections, class_agnostic)
+    of_images = pycocotools_results(ground_truth, detections, class_agnostic)
     assert len(matches.classes) == (1 if class_agnostic else 2)
     for place, of_class in enumerate(matches.classes):
         num_found = 0
@@ -116,7 +116,7 @@ def test_the_sets_have_what_they_are_for() -> None:
     counts = np.zeros(4, dtype=int)
     for seed in range(25):
         ground_truth, detections = crowded_set(seed)
-        for expected in one_by_one(ground_truth, detections, False):
+        for expected in pycocotools_results(ground_truth, detections, False):
             if expected is not None:
                 found, ignored = expected["dtMatches"] != 0, expected["dtIgnore"] != 0
                 full = len(expected["dtScores"]) == 100

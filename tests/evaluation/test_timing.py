@@ -20,7 +20,7 @@ class Clock:
         return self.seconds
 
 
-class Slow:
+class SlowDataset:
     """A data set whose images take 1 s, 2 s ... to load; it records the indices asked for."""
 
     def __init__(self, clock: Clock, num_images: int) -> None:
@@ -63,7 +63,7 @@ def test_each_part_gets_its_own_time(model: FasterRCNN, monkeypatch: pytest.Monk
     ]
     for module, name, seconds in parts:
         monkeypatch.setattr(module, name, slowed(clock, getattr(module, name), seconds))
-    dataset = Slow(clock, 9)
+    dataset = SlowDataset(clock, 9)
     timing = measure(
         model.train(),
         dataset,  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_the_size_of_the_model(model: FasterRCNN) -> None:
     count = sum(tensor.numel() for tensor in dict(model.named_parameters()).values())
     timing = measure(
         model,
-        Slow(Clock(), 1),  # type: ignore[arg-type]
+        SlowDataset(Clock(), 1),  # type: ignore[arg-type]
         device=torch.device("cpu"),
         precision=torch.bfloat16,
         max_images=100,
@@ -104,7 +104,7 @@ def test_the_hook_is_gone_after_an_error(
     with pytest.raises(RuntimeError):
         measure(
             model,
-            Slow(Clock(), 2),  # type: ignore[arg-type]
+            SlowDataset(Clock(), 2),  # type: ignore[arg-type]
             device=torch.device("cpu"),
             precision=torch.float32,
             max_images=2,
@@ -116,7 +116,7 @@ def test_no_image(model: FasterRCNN) -> None:
     with pytest.raises(ValueError, match="an image to measure"):
         measure(
             model,
-            Slow(Clock(), 0),  # type: ignore[arg-type]
+            SlowDataset(Clock(), 0),  # type: ignore[arg-type]
             device=torch.device("cpu"),
             precision=torch.float32,
             max_images=5,
