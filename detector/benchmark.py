@@ -1,23 +1,25 @@
-"""Times a training step of ours beside torchvision's: Faster R-CNN R50-FPN, 512x512, batch 2.
+"""Compares the time and memory of a training step with torchvision's, for Faster R-CNN R50-FPN on a
+batch of two 512x512 images.
 
     python -m detector.benchmark
     python -m detector.benchmark --threads 1 --rounds 5 --dtypes float32
     python -m detector.benchmark --device cuda --json step.json
 
     ours                    `model=resnet50_fpn deform=none`, as the application builds it
-    ours deformable         the same with `deform=c3-c5_v2`
-    torchvision             what `fasterrcnn_resnet50_fpn` builds on pretrained weights
-    torchvision deformable  the same with torchvision's deformable convolution in c3 to c5
+    ours deformable         the same network with `deform=c3-c5_v2`
+    torchvision             the network that `fasterrcnn_resnet50_fpn` builds for pretrained weights
+    torchvision deformable  the same network with torchvision's deformable convolution in c3 to c5
 
-A step is the forward with targets, the backward and SGD's step, each in float32 and under bfloat16
-autocast (`--dtypes float32` leaves that out, which a processor with AVX2 alone takes minutes for).
-Images, boxes and initial weights are the same for all, and so is the optimizer, whose
-rate of 0 makes every step the same step; batch norm is frozen, layer2 to layer4 learn. Nothing is
-downloaded: random weights, with statistics and offsets as a trained network has them. The seed of
-each step is the same, so that all sample the same number of anchors and proposals.
+A step is the forward pass with targets, the backward pass and the step of SGD. It is timed in
+float32 and under bfloat16 autocast; `--dtypes float32` skips bfloat16, which takes minutes on a
+processor that has AVX2 only. All candidates get the same images, boxes, initial weights and
+optimizer. The learning rate is 0, so that every step repeats the same computation. Batch norm is
+frozen, and layer2 to layer4 are trained. Nothing is downloaded: the weights are random, and the
+batch norm statistics and the offsets resemble those of a trained network. Every step starts from
+the same seed, so that all candidates sample the same number of anchors and proposals.
 
-Rounds are interleaved as in `ops.benchmark`: each runs every candidate once, in an order of its
-own; a first round warms up and is left out.
+Rounds are interleaved as in `ops.benchmark`: each round runs every candidate once, in a random
+order. The first round is a warm-up and is not counted.
 """
 
 import argparse
@@ -56,11 +58,11 @@ CANDIDATES = ("ours", "ours deformable", "torchvision", "torchvision deformable"
 DTYPES = ("float32", "bfloat16")
 SIZE = 512  # pixels
 BATCH = 2
-NUM_BOXES = 8  # an image
+NUM_BOXES = 8  # per image
 NUM_CLASSES = 80
-OFFSET = 2.0  # pixels, the standard deviation of the offsets
+OFFSET = 2.0  # standard deviation of the offsets, in pixels
 
-# ratio -> over, under, goal
+# name of the ratio -> candidate of the numerator, candidate of the denominator, goal
 RATIOS = {
     "ours / torchvision": ("ours", "torchvision", "at most 0.8"),
     "deformable / plain, ours": ("ours deformable", "ours", "at most 1.15"),
@@ -80,7 +82,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model, its optimizer and the batch that it learns from."""
+    """A model, its optimizer and the batch that it trains on."""
 
     model: FasterRCNN
     optimizer: Optimizer
@@ -88,7 +90,7 @@ class Candidate:
     targets: list[dict[str, Tensor]]
 
     def step(self, dtype_name: str) -> dict[str, Tensor]:
-        """One training step; the losses, in float32."""
+        """Run one training step and return its losses in float32."""
         device, dtype = self.images[0].device.type, getattr(torch, dtype_name)
         torch.manual_seed(0)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -101,10 +103,11 @@ class Candidate:
 
 
 class TorchvisionDeformableConv2d(torchvision.ops.DeformConv2d):
-    """A 3x3 deformable convolution v2 as a user of torchvision writes it.
+    """A 3x3 deformable convolution v2, written as a user of torchvision would write it.
 
-    Parameters, and the order of the offset convolution's channels, are those of our layer. On the
-    CPU torchvision's operator knows no bfloat16 and refuses autocast: it runs in float32.
+    It has the parameters of our layer, and its offset convolution has the same channel order. It
+    always runs in float32, because on the CPU torchvision's operator supports neither bfloat16 nor
+    autocast.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -113,7 +116,7 @@ class TorchvisionDeformableConv2d(torchvision.ops.DeformConv2d):
         self.conv_offset = nn.Conv2d(channels, 3 * 9, 3, stride=stride, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, O, Ho, Wo)"""
+        """Map the input of shape (N, C, H, W) to an output of shape (N, O, Ho, Wo)."""
         with torch.autocast(input.device.type, enabled=False):
             input = input.float()
             offset, logits = self.conv_offset(input).split([18, 9], dim=1)
@@ -121,7 +124,13 @@ class TorchvisionDeformableConv2d(torchvision.ops.DeformConv2d):
 
 
 def build(name: str, device: str, size: int) -> Candidate:
-    """The candidate of a name, on images of `size`; `ours` and `torchvision` have equal weights."""
+    """Build a candidate on images of `size` x `size` pixels.
+
+    Candidates of ours and torchvision's have equal weights.
+
+    Args:
+        name: one of `CANDIDATES`.
+    """
     who, *how = name.split()
     deform = "c3-c5_v2" if how else "none"
     images, targets = batch(device, size)
@@ -146,7 +155,9 @@ def build(name: str, device: str, size: int) -> Candidate:
 
 
 def config(deform: str, norm: str) -> TrainConfig:
-    """ResNet-50-FPN without weights to download, and SGD with a rate of 0."""
+    """Compose the configuration of a ResNet-50-FPN without pretrained weights and of SGD with a
+    learning rate of 0.
+    """
     choices = ["model=resnet50_fpn", f"deform={deform}", "schedule=1x"]
     values = ["model.weights=null", f"model.norm={norm}", "schedule.lr=0"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
@@ -154,12 +165,12 @@ def config(deform: str, norm: str) -> TrainConfig:
 
 
 def ours(config: TrainConfig) -> FasterRCNN:
-    """Our detector."""
+    """Build our detector."""
     return build_model(config.model, config.deform, config.data.transform, NUM_CLASSES)
 
 
 def torchvisions(deformable: bool) -> FasterRCNN:
-    """torchvision's detector, with the images taken as they come: ours are not resized either."""
+    """Build torchvision's detector, which does not resize the images, as ours does not either."""
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     if deformable:
         for name in convolutions_3x3(backbone.body, ["c3", "c4", "c5"]):
@@ -170,17 +181,19 @@ def torchvisions(deformable: bool) -> FasterRCNN:
 
 
 def initial_state(deform: str, images: list[Tensor]) -> dict[str, Tensor]:
-    """Random weights with the images' own statistics in batch norm, and with offsets.
+    """Return a state dict of random weights whose batch norm statistics are those of the images and
+    whose offsets have a standard deviation of `OFFSET` pixels.
 
-    Offsets at zero would flatter every sampler: it would read the input in order.
+    With offsets of zero every deformable convolution would read its input in order, which is faster
+    than in a trained network.
     """
     torch.manual_seed(0)
     model = ours(config(deform, "batch"))
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean of all batches, of which there is one
+            module.momentum = None  # use the mean over all batches; here there is one
         if name.endswith(".conv_offset"):
-            # The input is a ReLU of a normalised tensor: its mean square is 1/2.
+            # The input is the ReLU of a normalised tensor, so its mean square is 1/2.
             nn.init.normal_(module.weight, std=OFFSET / (module.weight[0].numel() / 2) ** 0.5)
     with torch.no_grad():
         model.backbone(model.transform(images)[0].tensors)
@@ -188,7 +201,9 @@ def initial_state(deform: str, images: list[Tensor]) -> dict[str, Tensor]:
 
 
 def batch(device: str, size: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Noise, and boxes from an eighth of its size to half of it."""
+    """Return images of noise, and targets whose boxes have sides between an eighth and a half of
+    the image's side.
+    """
     rng = torch.Generator().manual_seed(0)
     images = [torch.rand(3, size, size, generator=rng).to(device) for _ in range(BATCH)]
     targets = []
@@ -205,7 +220,9 @@ def batch(device: str, size: int) -> tuple[list[Tensor], list[dict[str, Tensor]]
 
 
 def work_of(name: str, candidate: Candidate) -> Row:
-    """What a float32 step computes, counted."""
+    """Run one float32 step and return its losses and counts: the parameters, the floating-point
+    operations and the RoIs that the box head classifies.
+    """
     rois: list[int] = []
     head = candidate.model.roi_heads.box_head
     hook = head.register_forward_pre_hook(lambda _, given: rois.append(len(given[0])))
@@ -217,7 +234,7 @@ def work_of(name: str, candidate: Candidate) -> Row:
         "candidate": name,
         "parameters": sum(p.numel() for p in parameters),
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        # torchvision's operator is unknown to the counter.
+        # The counter does not support torchvision's operator.
         "GFLOP": None if name == "torchvision deformable" else products(counter) / 1e9,
         "RoIs": rois[0],
         **{loss: value.item() for loss, value in losses.items()},
@@ -225,10 +242,16 @@ def work_of(name: str, candidate: Candidate) -> Row:
 
 
 def check_equal_work(rows: list[Row]) -> None:
-    """Plain and deformable networks are each other's twins, and all classify as many RoIs.
+    """Check that our networks do the same work as torchvision's.
 
-    The plain twins' losses agree; the deformable ones' do so roughly: thirteen layers that sample
-    noise at random offsets amplify a difference in rounding until the features are others.
+    The two plain networks must have equal numbers of parameters, trainable parameters and
+    floating-point operations, the two deformable networks equal numbers of parameters, and all four
+    must classify the same number of RoIs. Losses are not compared. Those of the plain networks
+    agree, but those of the deformable networks agree only roughly: thirteen layers that sample
+    noise at random offsets amplify rounding differences until the features differ.
+
+    Raises:
+        AssertionError: the work differs.
     """
     by_name = {row["candidate"]: row for row in rows}
     for how, keys in (("", ("parameters", "trainable", "GFLOP")), (" deformable", ("parameters",))):
@@ -244,13 +267,17 @@ def check_equal_work(rows: list[Row]) -> None:
 def measure(
     candidates: dict[str, Candidate], device: str, rounds: int, dtypes: list[str]
 ) -> Samples:
-    """Seconds of every candidate's step in each dtype, in every round but the first."""
+    """Time every candidate's step in each dtype.
+
+    Returns:
+        The seconds of each round, without the warm-up round.
+    """
     calls = {
         f"{name} {dtype}": (candidate, dtype)
         for dtype in dtypes
         for name, candidate in candidates.items()
     }
-    order = random.Random(0)  # nobody is always behind the same neighbour
+    order = random.Random(0)  # so that no candidate always runs after the same other one
     samples: Samples = {name: [] for name in calls}
     for round_ in range(rounds + 1):
         for name in order.sample(list(calls), len(calls)):
@@ -263,16 +290,18 @@ def measure(
 
 
 def step_seconds(candidate: Candidate, dtype: str, device: str) -> float:
-    """Time of one step; its gradients are freed, so that nobody runs beside those of another."""
+    """Return the seconds of one step, then free its gradients, so that they take no memory while
+    the next candidate runs.
+    """
     elapsed = seconds(lambda: candidate.step(dtype), device)
     candidate.optimizer.zero_grad(set_to_none=True)
     return elapsed
 
 
 def peak_in_child(name: str, dtype: str, device: str) -> float:
-    """MiB of `peak`, in a fresh process."""
+    """Return the result of `peak`, measured in a new process."""
     progress(f"peak memory: {name} {dtype}")
-    # glibc gives back what is freed at once, as in `ops.memory`.
+    # Make glibc return freed memory to the system at once, as `ops.memory` does.
     environment = {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -290,9 +319,11 @@ def peak_in_child(name: str, dtype: str, device: str) -> float:
 
 
 def peak(name: str, dtype: str, device: str, size: int) -> float:
-    """MiB that a step needs at most above the weights and images: momentum, gradients, activations.
+    """Return the peak memory of a step in MiB, without the weights and the images. It includes
+    momentum, gradients and activations.
 
-    A step on small images comes first: it makes the momentum, and loads what a first call loads.
+    A step on small images runs first. It allocates the momentum and loads the libraries that the
+    first call of an operator loads.
     """
     candidate = build(name, device, size)
     small, targets = batch(device, 64)
@@ -302,7 +333,7 @@ def peak(name: str, dtype: str, device: str, size: int) -> float:
 
 
 def progress(text: str) -> None:
-    """One line, not among the results."""
+    """Print a line of progress to stderr, so that stdout holds the results only."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -310,7 +341,9 @@ def progress(text: str) -> None:
 
 
 def rows_of(samples: Samples, peaks: dict[str, float]) -> list[Row]:
-    """A row for each candidate and dtype: its median, spread, and peak memory where measured."""
+    """Return a row for each candidate and dtype with its median time, its spread and its peak
+    memory, if that was measured. The spread is the range of the rounds divided by the median.
+    """
     rows = []
     for name, times in samples.items():
         median = statistics.median(times)
@@ -321,7 +354,7 @@ def rows_of(samples: Samples, peaks: dict[str, float]) -> list[Row]:
 
 
 def ratios_of(rows: list[Row], dtypes: list[str]) -> list[Row]:
-    """The ratios of the medians that have a goal, in each dtype."""
+    """Return the ratios of `RATIOS` between median times, in each dtype."""
     medians = {row["candidate"]: row["seconds"] for row in rows}
     return [
         {
@@ -334,12 +367,12 @@ def ratios_of(rows: list[Row], dtypes: list[str]) -> list[Row]:
 
 
 def table_of(rows: list[Row]) -> str:
-    """Rows of equal keys as a markdown table."""
+    """Format rows that have the same keys as a markdown table."""
     return table(rows[0], (row.values() for row in rows))
 
 
 def time_table(rows: list[Row]) -> str:
-    """Medians, with half the range as the spread, and peak memory."""
+    """Format median times, half the range of the rounds, and peak memory as a markdown table."""
     lines = [
         [row["candidate"], row["seconds"], f"{row['spread'] / 2:.0%}", row["MiB"]] for row in rows
     ]
@@ -347,7 +380,7 @@ def time_table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Measure, print markdown tables, and write JSON where asked."""
+    """Measure, print markdown tables and, with --json, write the results to a file."""
     parser = argparse.ArgumentParser(
         prog="python -m detector.benchmark",
         description=__doc__,

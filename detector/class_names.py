@@ -1,11 +1,13 @@
-"""Which class a name means, among those of the training."""
+"""Matches class names of other files with the classes of a training."""
 
 from collections.abc import Collection
 
 
 def class_named(name: str, classes: Collection[str]) -> str | None:
-    """The class of this name; or else the only one that differs in capitals and surrounding blanks
-    alone; or else None.
+    """Return the class that a name refers to.
+
+    This is the class of exactly this name. If there is none, it is the class that differs only in
+    letter case and whitespace, provided that there is just one such class; otherwise None.
     """
     if name in classes:
         return name

@@ -1,4 +1,4 @@
-"""The configurations of evaluate.py, predict.py and the commands that look into a checkpoint."""
+"""Typed configurations of evaluate.py, predict.py and the commands that read a checkpoint."""
 
 from dataclasses import replace
 
@@ -15,15 +15,15 @@ from detector.schema import (
     TrainConfig,
 )
 
-SAVED = ("drawn", "crops", "coco", "yolo", "csv")  # what predict.py can write
+SAVED = ("drawn", "crops", "coco", "yolo", "csv")  # outputs that predict.py can write
 
 
 def typed_evaluate(config: DictConfig) -> EvaluateConfig:
-    """The configuration of an evaluation.
+    """Convert and check the configuration of an evaluation.
 
     Raises:
-        ConfigError: as `typed`; neither or both of a checkpoint and a results file are given, or a
-            results file without its ground truth.
+        ConfigError: as in `typed`; or neither or both of a checkpoint and a results file are given,
+            a results file is given without its ground truth, or a value is out of its range.
     """
     check_given(config)
     result = typed(EvaluateConfig, config)
@@ -45,11 +45,13 @@ def typed_evaluate(config: DictConfig) -> EvaluateConfig:
 
 
 def with_data_of_evaluation(config: DictConfig) -> DictConfig:
-    """The configuration with what only a training needs of `data` filled in, where there is any:
-    no augmentation, and the validation images for training ones.
+    """Fill in the parts of `data` that only training uses: an evaluation need not give them.
+
+    If `data` has a transform, missing augmentation values are set to no augmentation. If it has a
+    training split, that is replaced by the validation split.
 
     Raises:
-        ConfigError: values are missing.
+        ConfigError: other values are missing.
     """
     OmegaConf.set_struct(config, False)
     if "transform" in config.data:
@@ -63,10 +65,10 @@ def with_data_of_evaluation(config: DictConfig) -> DictConfig:
 
 
 def typed_offsets(config: DictConfig) -> OffsetsConfig:
-    """The configuration of a look at offsets.
+    """Convert and check the configuration of `python -m detector.analysis.offsets`.
 
     Raises:
-        ConfigError: as `typed`, or no image is to be looked at.
+        ConfigError: as in `typed`, or `max_images` is below 1.
     """
     check_given(config)
     result = typed(OffsetsConfig, config)
@@ -76,20 +78,21 @@ def typed_offsets(config: DictConfig) -> OffsetsConfig:
 
 
 def typed_sampling(config: DictConfig) -> SamplingConfig:
-    """The configuration of a look at sampled places.
+    """Convert and check the configuration of `python -m detector.analysis.sampling`.
 
     Raises:
-        ConfigError: as `typed`.
+        ConfigError: as in `typed`.
     """
     check_given(config)
     return typed(SamplingConfig, config)
 
 
 def typed_export(config: DictConfig) -> ExportConfig:
-    """The configuration of an export.
+    """Convert and check the configuration of an export.
 
     Raises:
-        ConfigError: as `typed`, or the format or the NMS is unknown, or the size is none.
+        ConfigError: as in `typed`, or the format or the NMS is unknown, or `size` is not two
+            positive numbers.
     """
     check_given(config)
     result = typed(ExportConfig, config)
@@ -102,10 +105,10 @@ def typed_export(config: DictConfig) -> ExportConfig:
 
 
 def typed_predict(config: DictConfig) -> PredictConfig:
-    """The configuration of a prediction.
+    """Convert and check the configuration of a prediction.
 
     Raises:
-        ConfigError: as `typed`, or a value that none can be.
+        ConfigError: as in `typed`, or a value is unknown or out of its range.
     """
     check_given(config)
     result = typed(PredictConfig, config)
@@ -121,10 +124,11 @@ def typed_predict(config: DictConfig) -> PredictConfig:
 def with_nms(
     trained: TrainConfig, nms: str | None, nms_iou: float | None, nms_sigma: float | None
 ) -> TrainConfig:
-    """A checkpoint's configuration with another suppression of detections, which needs no training.
+    """Return a checkpoint's configuration with other NMS settings, which need no new training.
 
     Args:
-        nms, nms_iou, nms_sigma: as of `model`; None: those of the training.
+        nms, nms_iou, nms_sigma: values for the `model` keys of these names; None keeps the
+            checkpoint's value.
     """
     model = trained.model
     model = replace(

@@ -1,7 +1,7 @@
-"""What Hydra composed, turned into the dataclasses of `schema.py`.
+"""Converts the configuration that Hydra composed into the dataclasses of `schema.py`.
 
-`typed` refuses unknown keys, wrong types and missing values with their full key; `typed_train` what
-is out of its range as well.
+`typed` refuses unknown keys, wrong types and missing values, and names the full key. `typed_train`
+also refuses values that are out of their range.
 """
 
 import hashlib
@@ -24,14 +24,19 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 class ConfigError(ValueError):
-    """A value that the configuration cannot have. The message names the key."""
+    """The configuration has a value that is not allowed. The message names the key."""
 
 
 def typed(schema: type[T], config: DictConfig | dict[str, Any], where: str = "") -> T:
-    """The configuration as the dataclass `schema`.
+    """Convert a configuration to the dataclass `schema`.
+
+    Args:
+        where: the key under which the configuration stands, for error messages; empty for a whole
+            configuration.
 
     Raises:
-        ConfigError: an unknown key, a wrong type or a missing value, with its full key.
+        ConfigError: a key is unknown, or a value is missing or has the wrong type. The message
+            names the full key.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
@@ -44,10 +49,11 @@ def typed(schema: type[T], config: DictConfig | dict[str, Any], where: str = "")
 
 
 def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
-    """The `data` part, by its format.
+    """Convert the `data` part to the dataclass of its format.
 
     Raises:
-        ConfigError: as `typed`, or the format is unknown, or what is to happen on an error.
+        ConfigError: as in `typed`, or `format`, `num_workers` or `on_error` has a value that is not
+            allowed.
     """
     schemas = {"coco": CocoConfig, "voc": VocConfig, "shapes": ShapesConfig}
     name = config.get("format")
@@ -63,10 +69,10 @@ def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
 
 
 def typed_conventions(config: dict[str, Any] | None) -> Conventions | None:
-    """`model.conventions`, or None where they are those of the weights.
+    """Convert `model.conventions`; return None if the conventions of the weights are to be used.
 
     Raises:
-        ConfigError: as `typed`, or a value is none that a network can have.
+        ConfigError: as in `typed`, or a value is not allowed.
     """
     if config is None or config == {"framework": "auto"}:
         return None
@@ -77,17 +83,22 @@ def typed_conventions(config: dict[str, Any] | None) -> Conventions | None:
 
 
 def conventions(framework: str) -> Conventions:
-    """Those of `torchvision`, `detectron2` or `mmdetection`, as configs/conventions/ has them."""
+    """Read the conventions of a framework from configs/conventions/.
+
+    Args:
+        framework: torchvision, detectron2 or mmdetection.
+    """
     file = OmegaConf.load(CONFIGS / "conventions" / f"{framework}.yaml")
     assert isinstance(file, DictConfig)
     return typed(Conventions, file)
 
 
 def check_given(config: DictConfig) -> None:
-    """Refuse a configuration without what nobody but the user knows.
+    """Refuse a configuration that lacks mandatory values, which are marked with ???.
 
     Raises:
-        ConfigError: values are missing; it names all of them, as they are to be given.
+        ConfigError: values are missing. The message lists all of them, as the user has to give
+            them on the command line.
     """
     kinds = dict.fromkeys(("annotations", "checkpoint", "detections", "output"), "FILE")
     missing = list(_missing_keys(OmegaConf.to_container(config)))
@@ -97,7 +108,10 @@ def check_given(config: DictConfig) -> None:
 
 
 def _missing_keys(content: Any, prefix: str = "") -> Iterator[str]:
-    """What is ???, in plain containers. OmegaConf's own fails at what refers to it."""
+    """Yield the full key of every value that is ???.
+
+    OmegaConf.missing_keys cannot be used: it fails where another value refers to a missing one.
+    """
     if isinstance(content, dict):
         for name, value in content.items():
             yield from _missing_keys(value, f"{prefix}.{name}" if prefix else str(name))
@@ -106,20 +120,24 @@ def _missing_keys(content: Any, prefix: str = "") -> Iterator[str]:
 
 
 def check_root(data: DataConfig) -> None:
-    """Refuse a data.root that is not there, before anything is built.
+    """Refuse a data.root that does not exist, before anything is built.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder does not exist.
     """
     if not isinstance(data, ShapesConfig) and not Path(data.root).is_dir():
         raise ConfigError(f"data.root={data.root}: no such folder; give the one with the data")
 
 
 def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
-    """The configuration of a training run, `data` included.
+    """Convert and check the configuration of a training run, including its `data` part.
 
     Args:
-        config: as Hydra composed it, or as a checkpoint holds it, perhaps of an earlier version.
+        config: the configuration that Hydra composed, or one that was saved in a checkpoint,
+            possibly by an earlier version.
+
+    Raises:
+        ConfigError: as in `typed`, or a part is missing or a value is out of its range.
     """
     if isinstance(config, DictConfig):
         check_given(config)
@@ -131,17 +149,18 @@ def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
 
 
 def completed(config: DictConfig | dict[str, Any]) -> DictConfig:
-    """The configuration with what those of earlier versions lack: the values that make their model.
+    """Add the keys that configurations of earlier versions lack, with the values that reproduce
+    their model.
 
     Raises:
-        ConfigError: a part is missing altogether.
+        ConfigError: the configuration has no `model` or no `deform` part.
     """
     result = OmegaConf.create(config)
     assert isinstance(result, DictConfig)
     OmegaConf.set_struct(result, False)
     for part in ("model", "deform"):
         if part not in result:
-            raise ConfigError(f"{part}: is missing: this is no configuration of a training")
+            raise ConfigError(f"{part}: is missing: this is not a training configuration")
     result.setdefault("plan", False)
     result.setdefault("rank_timeout", 1800.0)
     result.deform.setdefault("offset_limit", None)
@@ -167,7 +186,7 @@ def completed(config: DictConfig | dict[str, Any]) -> DictConfig:
 
 
 def _check_ranges(config: TrainConfig) -> None:
-    """What would fail far from here, or silently mean something else."""
+    """Refuse values that would fail much later or would silently be misunderstood."""
     at_least: dict[str, tuple[float | None, float]] = {
         "seed": (config.seed, 0),
         "devices": (config.devices, 1),
@@ -221,10 +240,14 @@ def _check_ranges(config: TrainConfig) -> None:
 def check_nms(
     nms: str | None, nms_iou: float | None, nms_sigma: float | None, prefix: str = ""
 ) -> None:
-    """Refuse values that non-maximum suppression cannot have; None is not looked at.
+    """Refuse invalid settings of non-maximum suppression.
+
+    Args:
+        nms, nms_iou, nms_sigma: values to check; None is not checked.
+        prefix: text that the error message puts before the key, such as "model.".
 
     Raises:
-        ConfigError: one is unknown or out of its range; `prefix` comes before its key.
+        ConfigError: a value is unknown or out of its range.
     """
     if nms is not None and nms not in NMS:
         raise ConfigError(f"{prefix}nms={nms} is none of {', '.join(NMS)}")
@@ -235,11 +258,13 @@ def check_nms(
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
-    """Plain containers: what a checkpoint and config.yaml hold. `typed_train` is the way back."""
+    """Convert to the dictionaries and lists that a checkpoint and config.yaml hold. `typed_train`
+    converts back.
+    """
     return asdict(config)
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Twelve hexadecimal digits that name the configuration."""
+    """Return twelve hexadecimal digits that identify the configuration."""
     text = json.dumps(to_plain(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,9 +1,10 @@
-"""The details that frameworks compute differently: a checkpoint gives its own results only with
-those it was trained with. It imports nothing, and is known to the configuration and the model.
+"""Conventions: details of Faster R-CNN that torchvision, detectron2 and mmdetection compute
+differently. A checkpoint reproduces its results only with the conventions it was trained with.
 
-The values of torchvision, detectron2 and mmdetection are in configs/conventions/. What differs in
-the names of weights and in the place of the background alone is undone when they are loaded
-(`detector/model/weights/`), and is none of these.
+configs/conventions/ holds the values of each framework. Differences in the names of weights and in
+the index of the background class are not conventions: they are removed when weights are loaded
+(`detector/model/weights/`). This module imports nothing of ours, since both the configuration and
+the model use it.
 """
 
 from dataclasses import dataclass
@@ -11,27 +12,32 @@ from dataclasses import dataclass
 
 @dataclass
 class Conventions:
-    """How images are scaled, and what the network does with numbers that papers leave open.
+    """How images are normalised, and the details of the network that papers leave open.
 
     Attributes:
-        framework: whose they are, for the reader of a configuration.
-        channel_order: `rgb` or `bgr`, of the network's input. Images are given in RGB always.
-        pixel_mean, pixel_std: three numbers in the input's order, for pixels of 0 to 255.
-        stride_in_1x1: a bottleneck that halves the resolution does so in its first 1x1 convolution,
-            as MSRA's weights have it, and not in its 3x3.
-        norm_eps: added to the variance by the norm layers of the backbone.
-        round_anchors: to whole pixels, before they are moved over the image.
-        fixed_strides: anchors are 4, 8, 16, 32 and 64 pixels apart; otherwise as far as the size of
-            the image over that of the feature map, rounded down, which is another number for the
-            last level where its map was rounded up.
-        clamp_shrinking: a predicted change of a box's size is at most a factor of 62.5 downwards
-            too, and not upwards alone.
-        min_proposal_side, min_detection_side: pixels; proposals and detections with a side below
-            it are dropped.
-        max_train_proposals: kept in all after NMS in training, of `rpn_top_n_train` a level.
-        roi_aligned: RoIAlign's pixels have their centres at .5, as in Detectron2's `ROIAlignV2`.
-        roi_sampling_ratio: samples of RoIAlign along a side of a cell; 0: as many as it has pixels.
-        roi_level_rule: which level a proposal is read from, by its size s = sqrt(area):
+        framework: the name of the framework, for the reader of a configuration.
+        channel_order: `rgb` or `bgr`, the channel order of the network's input. Images are always
+            passed to the model in RGB.
+        pixel_mean, pixel_std: three numbers in `channel_order`, for pixel values of 0 to 255.
+        stride_in_1x1: whether a bottleneck that halves the resolution does so in its first 1x1
+            convolution, as MSRA's weights expect, or in its 3x3 convolution.
+        norm_eps: the number that the normalisation layers of the backbone add to the variance.
+        round_anchors: round the base anchors to whole pixels before they are shifted over the
+            image.
+        fixed_strides: place anchors 4, 8, 16, 32 and 64 pixels apart. Otherwise the distance is the
+            size of the image divided by that of the feature map, rounded down, which gives another
+            number for the last level if the size of its map was rounded up.
+        clamp_shrinking: limit the predicted shrinking of a box to a factor of 62.5. Its growth is
+            always limited to that factor.
+        min_proposal_side, min_detection_side: pixels. Proposals and detections with a shorter side
+            are dropped.
+        max_train_proposals: the largest number of proposals of an image that are kept after NMS in
+            training, even if `rpn_top_n_train` is larger.
+        roi_aligned: RoIAlign takes pixel centres to be at .5, as Detectron2's `ROIAlignV2` does.
+        roi_sampling_ratio: the number of samples of RoIAlign along each side of a bin. With 0 there
+            are as many as the bin has pixels along that side, rounded up.
+        roi_level_rule: the rule that chooses the FPN level from which a proposal is pooled, by the
+            proposal's size s = sqrt(area):
             torchvision  floor(4 + log2(s / 224) + 1e-6)
             detectron2   floor(4 + log2(s / 224 + 1e-8))
             mmdetection  floor(2 + log2(s / 56 + 1e-6))
@@ -54,10 +60,11 @@ class Conventions:
     roi_level_rule: str
 
     def __post_init__(self) -> None:
-        """Refuse values that no network can have.
+        """Refuse values that are not allowed.
 
         Raises:
-            ValueError: it names the key, the value and what is expected.
+            ValueError: a value is not allowed. The message names the key, the value and what is
+                expected.
         """
         choices = {
             "channel_order": ("rgb", "bgr"),
@@ -70,5 +77,5 @@ class Conventions:
         if not (len(self.pixel_mean) == len(self.pixel_std) == 3 and min(self.pixel_std) > 0):
             raise ValueError(
                 f"model.conventions.pixel_mean={self.pixel_mean} and pixel_std={self.pixel_std} "
-                "must be three numbers each, of the channels, and the second above 0"
+                "must be three numbers each, one for each channel, and those of pixel_std above 0"
             )
