@@ -24,9 +24,10 @@ class Conventions:
         norm_eps: the number that the normalisation layers of the backbone add to the variance.
         round_anchors: round the base anchors to whole pixels before they are shifted over the
             image.
-        fixed_strides: place anchors 4, 8, 16, 32 and 64 pixels apart. Otherwise the distance is the
-            size of the image divided by that of the feature map, rounded down, which gives another
-            number for the last level if the size of its map was rounded up.
+        fixed_strides: place anchors as far apart as the stride of their level, which is 4, 8, 16,
+            32 and 64 pixels in an FPN without dilation. Otherwise the distance is the size of the
+            image divided by that of the feature map, rounded down, which gives another number for
+            the last level if the size of its map was rounded up.
         clamp_shrinking: limit the predicted shrinking of a box to a factor of 62.5. Its growth is
             always limited to that factor.
         min_proposal_side, min_detection_side: pixels. Proposals and detections with a shorter side

@@ -1,7 +1,8 @@
-"""What the entry points share. It is imported before torch, which takes seconds to import: help and
-errors of the configuration are there at once, and what torch reads from its environment is set.
+"""Shared start-up code of the commands: help, environment variables, and errors in one line.
 
-A user's error is one line and an exit code, not a traceback.
+This module does not import torch, which takes seconds to import. Help and configuration errors
+therefore appear at once, and the environment variables that torch reads are set before its import.
+An error of the user ends a command with one line and an exit code instead of a traceback.
 """
 
 import errno
@@ -22,35 +23,36 @@ from detector import exit_codes
 from detector.config import CONFIGS, ConfigError
 from detector.out_of_memory import is_out_of_memory
 
-WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # how OpenMP's threads wait
+WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # set how OpenMP threads wait
 FRUGAL = {
-    "OMP_WAIT_POLICY": "passive",  # LLVM's and Intel's
-    "GOMP_SPINCOUNT": "4000",  # GNU's, which is torch's on Linux
+    "OMP_WAIT_POLICY": "passive",  # for LLVM's and Intel's OpenMP
+    "GOMP_SPINCOUNT": "4000",  # for GNU's OpenMP, which torch uses on Linux
 }
-DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # what writing may meet
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # errors of writing to a disk
 CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a Hydra main, so that composing the configuration fails in one line as well."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints and exits by itself
+    """Run a Hydra main function, and report errors of composing the configuration in one line."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints the error and exits
     share_the_machine()
     with one_line_errors():
         main()
 
 
 def share_the_machine() -> None:
-    """Let threads that wait for others soon sleep, unless the user has said what they do.
+    """Make waiting OpenMP threads go to sleep soon, unless the user has configured how they wait.
 
-    OpenMP's spin, and so take the cores from those that they wait for as soon as anything else
-    wants one. What that costs, `detector/step_benchmark.py` measures and docs/benchmarks.md says.
+    By default OpenMP threads spin while they wait. When another program needs a core, spinning
+    threads keep the cores that the threads they wait for need. `detector/step_benchmark.py`
+    measures the cost, and docs/benchmarks.md reports it.
     """
     if not WAITS & os.environ.keys():
         os.environ.update(FRUGAL)
 
 
 def show_help(text: str | None) -> None:
-    """Print a command's help and exit, if it is asked for."""
+    """Print a command's help and exit, if the command line has -h or --help."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(text)
         sys.exit(0)
@@ -58,7 +60,9 @@ def show_help(text: str | None) -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit with an error's code, and with one line of it, where it has a code."""
+    """Turn an error that has an exit code into one line on stderr and exit with that code; let
+    every other error pass.
+    """
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -71,7 +75,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def exit_code(error: BaseException) -> int | None:
-    """One of `exit_codes`, or None for a bug."""
+    """Return the exit code for an error, one of `exit_codes`; None if the error is a bug."""
     if isinstance(error, CONFIG_ERRORS):
         return exit_codes.REFUSED
     if isinstance(error, KeyboardInterrupt):
@@ -83,14 +87,17 @@ def exit_code(error: BaseException) -> int | None:
 
 
 def _names_a_file(error: BaseException) -> bool:
-    """A file or folder that cannot be read or written; an open one does not know its name."""
+    """Return whether an error says that a file, a folder or the disk cannot be read or written.
+
+    An error of a file that is already open has no file name, hence the check of its number.
+    """
     if not isinstance(error, OSError):
         return False
     return error.filename is not None or error.errno in DISK_ERRNOS
 
 
 def one_line(error: BaseException) -> str:
-    """The message, without the traceback that a worker process wraps it in."""
+    """Return an error's message in one line, without the traceback that a worker process adds."""
     if _names_a_file(error):
         assert isinstance(error, OSError)
         return f"{error.filename or 'the disk'}: {error.strerror}"
@@ -103,25 +110,27 @@ def one_line(error: BaseException) -> str:
 
 
 def _of_hydra(message: str) -> str:
-    """Hydra's message without what is no help here, and with the key that may have been meant."""
+    """Return Hydra's message without its search path and links, and with a hint at the key that may
+    have been meant.
+    """
     unknown = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", message)
     if unknown is None and ("mismatched input" in message or "no viable" in message):
         what = " ".join(message.split("See https:")[0].split())
-        return f"{what}; a value with such signs needs quotes of its own: \"key='a (1).png'\""
+        return f"{what}; a value with special characters needs its own quotes: \"key='a (1).png'\""
     if unknown is None:
         return " ".join(re.split(r"Config search path:|See https:", message)[0].split())
     key, owners = unknown[1], known_keys()
     if key in owners:
         return f"{key} belongs to {' and '.join(owners[key])}, which this command does not use"
-    if (CONFIGS / key).is_dir():  # a group of which nothing is chosen by default
-        return f"{key} is added to what is chosen: +{key}=..., with a plus"
+    if (CONFIGS / key).is_dir():  # a group without a default choice
+        return f"{key} has no default choice to replace: add one with a plus, +{key}=..."
     meant = get_close_matches(key, owners, n=1)
-    hint = f"did you mean {meant[0]}?" if meant else "--help lists what there is"
+    hint = f"did you mean {meant[0]}?" if meant else "--help lists the keys that exist"
     return f"there is no {key}: {hint}"
 
 
 def known_keys() -> dict[str, list[str]]:
-    """Every group and every key of the configuration -> the commands or choices that have it."""
+    """Map every group and key of the configuration to the commands or choices that have it."""
     commands = {
         "train": "train.py",
         "evaluate": "evaluate.py",
@@ -134,7 +143,7 @@ def known_keys() -> dict[str, list[str]]:
     owners: dict[str, list[str]] = defaultdict(list)
     for path in sorted(CONFIGS.glob("**/*.yaml")):
         group = path.relative_to(CONFIGS).parent.as_posix()
-        if group.startswith(("experiment", "ablation")):  # these set keys of the others
+        if group.startswith(("experiment", "ablation")):  # these only set keys of other groups
             continue
         content = OmegaConf.to_container(OmegaConf.load(path))
         if group == ".":

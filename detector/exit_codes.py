@@ -1,7 +1,7 @@
-"""What the exit code of a command says."""
+"""The exit codes of the commands."""
 
-FAILED = 1  # data, weights, checkpoints, memory, a full disk, a folder in use; also any bug
-REFUSED = 2  # the configuration
-PREEMPTED = 75  # told to leave, and the state is saved: EX_TEMPFAIL of sysexits.h, try again
-INTERRUPTED = 130  # a hasty Ctrl-C
-STOPPED = (PREEMPTED, INTERRUPTED)  # nothing was wrong with the run
+FAILED = 1  # an error of data, weights, checkpoints, memory or disk, a folder in use, or a bug
+REFUSED = 2  # an error in the configuration
+PREEMPTED = 75  # stopped by a signal after saving the state; EX_TEMPFAIL of sysexits.h: try again
+INTERRUPTED = 130  # stopped by Ctrl-C without saving the state
+STOPPED = (PREEMPTED, INTERRUPTED)  # stopped from outside; nothing was wrong with the run

@@ -1,10 +1,10 @@
-"""Which errors say that there is no memory; torch is not imported to tell."""
+"""Recognises errors that mean a lack of memory, without importing torch."""
 
 import sys
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a computation asked for more memory than there is."""
+    """Return whether an error was raised because memory could not be allocated."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")

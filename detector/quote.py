@@ -1,35 +1,38 @@
-"""Puts figures from committed JSON files into markdown, between comments that name the file, so
-that no page can say anything else than what was measured.
+"""Copies figures from committed JSON files into markdown pages, so that every page states what was
+measured.
 
     python -m detector.quote README.md docs/*.md
     python -m detector.quote --check README.md docs/*.md
 
-A table, or a few lines, stands between two comments on lines of their own:
+A quote is a table or a few lines between two comments, each on its own line:
 
     <!-- quote operator ../ops/results/cpu.json -->
     <!-- end of quote -->
 
-The word after `quote` says what is made of the file, which is relative to the markdown file:
+The file name is relative to the markdown page. The word after `quote` says what to write:
 
-    study       what a study says, its arms, and what it could have seen
-    operator    the operator's times beside its peers'; operator-means their geometric means
-    roi         RoI pooling's times
-    step        a training step's times and memory
-    neighbours  steps beside busy processes; medians any other comparison of step_benchmark
-    evaluation  COCO's metrics beside other libraries'
-    simulation  the intervals' coverage
-    noted NAME  a table that was noted by hand from what a command printed
+    study           the verdict of a study, its arms, and the smallest difference it could detect
+    operator        the operator's times, compared with other implementations
+    operator-means  the geometric means of these comparisons
+    roi             the times of RoI pooling
+    step            the time and memory of a training step
+    neighbours      the time of a training step beside busy processes
+    medians         any other comparison of detector.step_benchmark
+    evaluation      the time and memory of COCO evaluation, compared with other libraries
+    simulation      the coverage of the confidence intervals
+    noted NAME      a table that was copied by hand from the output of a command
 
 A single value stands within a sentence:
 
     at least <!-- value cpu.json: summary/threads=2/times conv2d: least .1f -->1.1<!-- end --> times
 
-Of the three parts the second is a path of keys; `key=value,key!=value` chooses the entries of a
-list that agree, whole numbers count them from 0, and `*` takes all. The third is a format of
-Python's, with `least` or `most` before it where several entries are chosen, and `100 *` to
-multiply. A line must not begin with such a comment, which markdown would take for a paragraph of
-HTML. What stands in code, fenced or in backticks, is left alone. --check changes nothing, and fails
-if something would.
+Its three parts are a file, a path and a format. The path is a list of keys with slashes between
+them. In a list, `key=value,key!=value` selects the entries that satisfy all conditions, a whole
+number is an index from 0, and `*` selects all entries. The format is a format specification of
+Python. `least` or `most` before it takes the smallest or largest of several selected values, and
+`100 *` multiplies the value. A line must not begin with such a comment, because markdown would take
+it for a paragraph of HTML. Code, in a fence or in backticks, is not changed. --check changes no
+file, and fails if a page is out of date.
 """
 
 import json
@@ -61,10 +64,10 @@ Rows = list[dict[str, Any]]
 
 
 def quoted(path: Path) -> str:
-    """The text of a markdown file with every quote as its JSON file has it now.
+    """Return the text of a markdown page with all its quotes brought up to date.
 
     Raises:
-        ConfigError: a file, an entry or a kind that is named is not there.
+        ConfigError: a quote names a file, an entry or a kind that does not exist.
     """
 
     def fresh(found: re.Match[str]) -> str:
@@ -98,7 +101,15 @@ def quoted(path: Path) -> str:
 
 
 def value(content: Any, path: str, form: str) -> str:
-    """What a path leads to, in a format."""
+    """Format the value at a path.
+
+    Args:
+        content: the content of a JSON file.
+        path, form: as in a `value` comment; see the module's docstring.
+
+    Raises:
+        ValueError: the path leads to no value or to several.
+    """
     found = [content]
     for step in path.split("/"):
         found = [inner for one in found for inner in _step(one, step)]
@@ -112,7 +123,7 @@ def value(content: Any, path: str, form: str) -> str:
 
 
 def _step(one: Any, step: str) -> list[Any]:
-    """The entries of a list that a step chooses, or the one of an object."""
+    """Return the entries of a list or an object that one step of a path selects."""
     if isinstance(one, dict):
         return list(one.values()) if step == "*" else [one[step]]
     if step == "*":
@@ -130,13 +141,13 @@ def _step(one: Any, step: str) -> list[Any]:
 
 
 def study(content: dict[str, Any]) -> str:
-    """What a study says, its table, and what it could have seen."""
+    """Format a study's verdict, its table of arms, and the smallest difference it could detect."""
     said = [content["says"], table(*arms_rows(content)), could_have_seen(content)]
     return "\n\n".join(part for part in said if part)
 
 
 def operator(content: dict[str, Any]) -> str:
-    """Milliseconds of ops.benchmark, and how many times as fast as torchvision."""
+    """Format the milliseconds of ops.benchmark and the speed relative to torchvision."""
     candidates = ["ours float32", "ours bfloat16", "torchvision float32", "onnxruntime float32"]
     candidates += ["conv2d float32", "conv2d bfloat16"]
     names = [name.replace("torchvision float32", "torchvision") for name in candidates]
@@ -145,7 +156,7 @@ def operator(content: dict[str, Any]) -> str:
 
 
 def roi(content: dict[str, Any]) -> str:
-    """Milliseconds of ops.roi_benchmark, and how many times as fast as torchvision."""
+    """Format the milliseconds of ops.roi_benchmark and the speed relative to torchvision."""
     names = {
         "ours float32": "ours",
         "ours float32 NCHW": "ours, NCHW",
@@ -171,7 +182,7 @@ def _times(content: dict[str, Any], by: str, candidates: list[str], names: list[
 
 
 def _shape(problem: str) -> str:
-    """C128@100x152 N1 -> C128, 100x152."""
+    """Shorten a problem's name: C128@100x152 N1 becomes C128, 100x152."""
     return problem.replace("@", ", ").removesuffix(" N1")
 
 
@@ -185,7 +196,7 @@ def _time(one: dict[str, Any] | None) -> str:
 
 
 def operator_means(content: dict[str, Any]) -> str:
-    """Geometric means over the shapes."""
+    """Format the geometric means over the shapes of ops.benchmark."""
     rows = [
         [
             f"{one['dtype']}, {one['pass'].replace('+', ' + ')}",
@@ -200,7 +211,7 @@ def operator_means(content: dict[str, Any]) -> str:
 
 
 def step(content: dict[str, Any]) -> str:
-    """Seconds of a training step, and memory."""
+    """Format the seconds and the peak memory of detector.benchmark."""
     rows = []
     for one in content["steps"]:
         name, _, dtype = one["candidate"].rpartition(" ")
@@ -224,7 +235,9 @@ STEPS = {
 
 
 def neighbours(content: dict[str, Any]) -> str:
-    """A line for each way to wait, a column for each number of neighbours."""
+    """Format the medians of detector.step_benchmark neighbours, with a row for each way to wait and
+    a column for each number of busy processes.
+    """
     medians: dict[str, list[str]] = {}
     for name, of_rounds in content["seconds"].items():
         way = name.rpartition(", ")[0]
@@ -241,12 +254,12 @@ def _median(of_rounds: Iterable[Iterable[float]]) -> float:
 
 
 def medians(content: dict[str, Any]) -> str:
-    """Any comparison of detector.step_benchmark."""
+    """Format any comparison of detector.step_benchmark."""
     return f"{_sentence(of(content))}.\n\n" + medians_table(content["seconds"])
 
 
 def evaluation(content: dict[str, Any]) -> str:
-    """COCO's 12 numbers by several libraries."""
+    """Format a comparison of libraries that compute COCO's 12 metrics."""
     said = (
         f"{content['images']} images, {content['classes']} classes, {content['objects']} objects "
         f"and {content['detections']} detections; {of(content)}."
@@ -255,13 +268,13 @@ def evaluation(content: dict[str, Any]) -> str:
 
 
 def simulation(content: Rows) -> str:
-    """A line for each world and size."""
+    """Format the simulation of studies, with a row for each way to draw runs and each size."""
     header = ["runs are drawn", "seeds", "arms", *KINDS, "false alarms", "power", "paired"]
     return table(header, [row(Result(**one)) for one in content])
 
 
 def noted(content: dict[str, Any], name: str) -> str:
-    """A table that was noted by hand."""
+    """Format a table that was copied by hand from the output of a command."""
     one = content[name]
     return f"{_sentence(one['what'])}; {one['device']}, {one['date']}.\n\n" + table(
         one["header"], one["rows"]
@@ -269,7 +282,7 @@ def noted(content: dict[str, Any], name: str) -> str:
 
 
 def of(content: dict[str, Any]) -> str:
-    """The machine, the versions, the date and how often it was measured, in words."""
+    """Describe a measurement: its rounds, the machine, the versions and the date."""
     machine = content["machine"]
     processor = machine["processor"].replace("(R)", "").replace(" Processor", "")
     flags = ", ".join(FLAGS[flag] for flag in machine["flags"])
@@ -304,7 +317,7 @@ KINDS_OF_QUOTE: dict[str, Callable[..., str]] = {
 
 
 def main() -> None:
-    """Files, and perhaps --check."""
+    """Update the markdown files of the command line or, with --check, verify them."""
     check = "--check" in sys.argv[1:]
     paths = [Path(word) for word in sys.argv[1:] if word != "--check"]
     if not paths:
@@ -317,7 +330,7 @@ def main() -> None:
             if not check:
                 path.write_text(text, encoding="utf-8")
     if check and stale:
-        raise ConfigError(f"{', '.join(stale)}: not what was measured; run this without --check")
+        raise ConfigError(f"{', '.join(stale)}: figures are out of date; run this without --check")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""What a run on many GPUs will cost, calculated from what was measured on single machines.
+"""Estimates the time of a training run on many GPUs from measurements on single machines.
 
     python -m detector.scale > docs/scale.md
 
-No run of these sizes has been made: the page can be wrong, and `results/scale/measured.json`, which
-has every number that it starts from, is where to correct it. The model of a step is simple:
+No run of these sizes has been made, so the estimates can be wrong. Every number that they start
+from is in `results/scale/measured.json`: correct it there. The model of a step is simple:
 
-    computing   the greater of what the GPU needs for its images, in proportion to their pixels,
-                and of what Python needs to launch a step, whatever their size
-    reducing    a ring's 2 (n - 1) / n times the gradient's bytes through the slowest link, as far
-                as the backward does not hide it
-    loading     images over the cores that are there, where that is slower than the rest
+    computing   the larger of two times: the time of the GPU, which is proportional to the pixels of
+                its images, and the time that Python needs to launch a step, whatever the size of
+                the images
+    reducing    the ring all-reduce of the gradient over n GPUs, which moves 2 (n - 1) / n times its
+                bytes through the slowest link; only the part that does not overlap with the
+                backward pass counts
+    loading     the time in which the CPU cores of a GPU load its images; it counts only if it is
+                longer than the rest of the step
 """
 
 import json
@@ -27,15 +30,15 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A run.
+    """A training run whose time is estimated.
 
     Attributes:
-        images: of the training set.
-        pixels: of an image after its resize, on average.
+        images: number of images in the training set.
+        pixels: mean number of pixels of an image after resizing.
         batch: images of a step, over all GPUs.
-        checkpoint_every: steps.
-        evaluation: which of the measured evaluations it has, once an epoch.
-        val_images: of the validation set.
+        checkpoint_every: steps between two checkpoints.
+        evaluation: index of the measured evaluation that is run after every epoch.
+        val_images: number of images in the validation set.
     """
 
     name: str
@@ -71,11 +74,11 @@ PLANS = [
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds: of a step's parts, of a step, and of the whole run's parts."""
+    """Seconds of the parts of a step, of a whole step, and of the parts of the run."""
 
     gpu: float
     python: float
-    reducing: float  # in full; what the backward hides is part of it
+    reducing: float  # including the part that overlaps with the backward pass
     loading: float
     step: float
     start: float
@@ -85,7 +88,7 @@ class Costs:
 
     @property
     def bound(self) -> str:
-        """What decides how long a step takes."""
+        """The part of a step that decides how long the step takes."""
         if self.loading >= self.step:
             return "loading"
         if self.step > max(self.gpu, self.python):
@@ -98,7 +101,7 @@ class Costs:
 
 
 def measured() -> dict[str, Any]:
-    """What the calculation starts from, with the files that it names."""
+    """Read the measurements that the estimates start from, including the files they refer to."""
     content: dict[str, Any] = json.loads((RESULTS / "measured.json").read_text())
     loader = json.loads((RESULTS / content["loading"]["file"]).read_text())
     content["loading"]["rate"] = loader["summary"]["ours"]["median"]
@@ -116,10 +119,10 @@ def measured() -> dict[str, Any]:
 
 
 def costs(plan: Plan, known: dict[str, Any], deform: str) -> Costs:
-    """What a plan costs.
+    """Estimate the time of a run.
 
     Args:
-        known: as `measured` returns it.
+        known: the measurements, as `measured` returns them.
         deform: none or c3-c5_v2.
     """
     step, assumed = known["step"], known["assumed"]
@@ -153,47 +156,49 @@ def costs(plan: Plan, known: dict[str, Any], deform: str) -> Costs:
 
 PAGE = """# At scale, on paper
 
-Calculated by `python -m detector.scale` from measurements on single machines. **No run of these
-sizes has been made.** Where a number is wrong, correct it in
+These estimates are calculated by `python -m detector.scale` from measurements on single machines.
+**No run of these sizes has been made.** If a number is wrong, correct it in
 [measured.json](../results/scale/measured.json) and run the command again.
 
 ## A step, in milliseconds
 
 {steps}
 
-The GPU's time is that of two images of 512x512 in proportion to pixels; Python's is what launching
-a step took, of whatever size. Reducing is in full: the backward hides it.
+The time of the GPU is that of two 512x512 images, scaled by the number of pixels. The time of
+Python is what launching a step took; it does not depend on the size of the images. The time of
+reducing includes the part that overlaps with the backward pass.
 
 ## A run, in hours
 
 {runs}
 
-## What it starts from
+## Measurements and assumptions
 
 {sources}
 
-Assumed, from vendors' pages or by rule of thumb, and not measured:
+These values are assumed, from vendors' pages or by rule of thumb, and were not measured:
 
 {assumed}
 
-## What bounds first, and what to change then
+## The bottlenecks, and what to do about them
 
-- **Python** bounds a deformable step of two images on such a GPU. More images on each
-  (`schedule.batch_size`) cost nothing up to the size at which the GPU takes as long, and bounds.
-- **Loading** comes next. `data.num_workers` is at most 8 by itself; where a GPU uses more images
-  than these load, give more, as far as there are cores.
-- **Reducing** stays hidden behind the backward at these bandwidths. A network of a tenth of that
-  would add {slow:.0f} ms to a step of two images on each of 64 GPUs: more images on each, then.
-- **Evaluation** is one process's, while the other GPUs wait: {seconds:.0f} s and {GiB:.1f} GiB for
-  the {images} images of Objects365. `schedule.evaluate_every` makes it rarer.
-- **The start** reads all annotations in every process: {memory:.0f} GB each for Objects365, eight
-  times that on a node, which it may not have. This fails first there; reading once a node and
-  sharing the arrays is the change to make.
+- **Python** limits a deformable step of two images on such a GPU. More images per GPU
+  (`schedule.batch_size`) cost no time until the GPU needs as long as Python.
+- **Loading** is the next bottleneck. `data.num_workers=auto` starts at most 8 workers per process.
+  If a GPU trains on more images than these load, set a larger number, up to the number of cores.
+- **Reducing** overlaps with the backward pass entirely at these bandwidths. A network with a tenth
+  of the bandwidth would add {slow:.0f} ms to a step of two images on each of 64 GPUs; more images
+  per GPU would then help.
+- **Evaluation** runs in one process while the other GPUs wait: {seconds:.0f} s and {GiB:.1f} GiB
+  for the {images} images of Objects365. A larger `schedule.evaluate_every` makes it less frequent.
+- **The start** reads all annotations in every process: {memory:.0f} GB each for Objects365, and
+  eight times as much on a node, which may not have that much memory. This is what fails first. The
+  remedy would be to read the annotations once per node and to share the arrays.
 """
 
 
 def page(known: dict[str, Any]) -> str:
-    """The page, as markdown."""
+    """Return the page as markdown."""
     evaluation = known["evaluation"]["sets"][1]
     assumed = [[name, f"{value:g}"] for name, value in known["assumed"].items()]
     return PAGE.format(
@@ -253,7 +258,9 @@ def _all(known: dict[str, Any]) -> Iterable[tuple[Plan, str, Costs]]:
 
 
 def _slow_network(known: dict[str, Any]) -> float:
-    """Milliseconds of a step that a network of a tenth of the bandwidth adds, two images a GPU."""
+    """Return the milliseconds that a network with a tenth of the bandwidth would add to a step of
+    two images per GPU.
+    """
     key = "network, bytes/s of a GPU"
     slow = known | {"assumed": known["assumed"] | {key: known["assumed"][key] / 10}}
     plan = PLANS[3]

@@ -1,4 +1,4 @@
-"""The schema of the configurations: types, and no defaults. The numbers live in `configs/`."""
+"""The types of all configuration values. Default values are in `configs/`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 
 @dataclass
 class ModelConfig:
-    """ResNet, neck, RPN and box head; see `detector/model/` for what the values mean.
+    """ResNet, neck, RPN and box head; `detector/model/` documents the values.
 
-    `conventions` are `Conventions`, or None: those of the weights.
+    `conventions` is a `Conventions` object, or None for the conventions of the weights.
     """
 
     backbone: str
@@ -40,7 +40,7 @@ class ModelConfig:
 
 @dataclass
 class DeformConfig:
-    """Which 3x3 convolutions deform, and how."""
+    """Which 3x3 convolutions are deformable, and in which way."""
 
     stages: str
     last_layers: int | None
@@ -53,7 +53,9 @@ class DeformConfig:
 
 @dataclass
 class TransformConfig:
-    """Image sizes in pixels, of `data`, and the rest of the training transform, of `augment`."""
+    """Image sizes in pixels, which configs/data/ sets, and the augmentation, which configs/augment/
+    sets.
+    """
 
     train_min_sizes: list[int]
     min_size: int
@@ -76,7 +78,10 @@ class CocoSplit:
 
 @dataclass
 class CocoConfig:
-    """COCO-format data, paths relative to `root`; classes are given, or the annotations'."""
+    """COCO-format data.
+
+    Paths are relative to `root`. If `classes` is None, the classes are those of the annotations.
+    """
 
     format: str
     root: str
@@ -100,7 +105,7 @@ class VocSplit:
 
 @dataclass
 class VocConfig:
-    """VOC-format data; the classes are given, or collected from the annotations."""
+    """VOC-format data. If `classes` is None, the classes are collected from the annotations."""
 
     format: str
     root: str
@@ -116,7 +121,7 @@ class VocConfig:
 
 @dataclass
 class ShapesConfig:
-    """Generated data; `cache` is where it is kept, null being the user's cache folder."""
+    """Generated data. `cache` is the folder that keeps it; None is the user's cache folder."""
 
     format: str
     num_train: int
@@ -136,7 +141,7 @@ DataConfig = CocoConfig | VocConfig | ShapesConfig
 
 @dataclass
 class ScheduleConfig:
-    """Optimizer and learning rate; lengths are in epochs but for the warm-up's steps."""
+    """Optimizer and learning rate. Lengths are in epochs, except `warmup_steps`."""
 
     epochs: int
     batch_size: int
@@ -188,7 +193,7 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """One evaluation, of a checkpoint, of a results file, or of two results files side by side."""
+    """An evaluation of a checkpoint or of a results file, or a comparison of two results files."""
 
     checkpoint: str | None
     detections: str | None
@@ -216,7 +221,7 @@ class EvaluateConfig:
 
 @dataclass
 class PredictConfig:
-    """What to detect in, by which checkpoint."""
+    """The checkpoint and the images of a prediction, and what to write."""
 
     checkpoint: str
     images: str
@@ -233,7 +238,7 @@ class PredictConfig:
 
 @dataclass
 class ExportConfig:
-    """Which checkpoint to export, and on what to check the result."""
+    """The checkpoint to export, and the images to check the exported model on."""
 
     checkpoint: str
     output: str
@@ -245,7 +250,7 @@ class ExportConfig:
 
 @dataclass
 class OffsetsConfig:
-    """Which checkpoint's offsets to look at, and on what."""
+    """The checkpoint whose offsets are summarised, and the images to run it on."""
 
     checkpoint: str
     data: Any
@@ -256,7 +261,7 @@ class OffsetsConfig:
 
 @dataclass
 class SamplingConfig:
-    """Which checkpoint samples in which images, and for which points (x, y)."""
+    """The checkpoint whose sampling locations are drawn, the images, and the points (x, y)."""
 
     checkpoint: str
     images: str
@@ -267,7 +272,7 @@ class SamplingConfig:
 
 @dataclass
 class DataCommandConfig:
-    """What configs/data_command.yaml adds to a training's configuration."""
+    """The values that configs/data_command.yaml adds to the configuration of a training."""
 
     decode: bool
     fix: str | None

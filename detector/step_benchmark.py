@@ -1,17 +1,19 @@
-"""Seconds of a training step, and what they depend on beside the network.
+"""Measures how the time of a training step depends on the memory format, the loading of images and
+other busy processes.
 
     python -m detector.step_benchmark formats model=resnet50_fpn model.weights=null ...
     python -m detector.step_benchmark workers +experiment=aquarium data.root=aquarium
     python -m detector.step_benchmark neighbours rounds=5 steps=8 json=neighbours.json
 
-formats      the features in channels-last order and in NCHW
-workers      the images loaded by the process that trains, and by one and two others
-neighbours   alone and beside one and two busy processes, by what OpenMP's threads wait with
+formats      compares features in channels-last order with NCHW
+workers      compares loading in the training process with loading in one or two worker processes
+neighbours   compares settings of how OpenMP threads wait, beside zero, one and two busy processes
 
-All take what train.py takes, and rounds=N, steps=N and json=FILE. Every step is that of a training
-run, its images' loading included. The candidates take turns, one round after the other, each in a
-process of its own, since OpenMP reads its environment only once; the first steps of a process are
-left out. Printed are medians over all steps, and those of the slowest and of the fastest round.
+All of them take the arguments of train.py, and rounds=N, steps=N and json=FILE. A step is one of a
+training run, including the loading of its images. In each round every candidate runs once, in a new
+process, because OpenMP reads its environment variables only once. The first steps of a process are
+not counted. The table shows the median over all steps, and the medians of the fastest and of the
+slowest round.
 """
 
 import json
@@ -39,9 +41,9 @@ if TYPE_CHECKING:
     from detector.data.dataset import DetectionDataset
     from detector.training.trainer import Trainer
 
-WARM_UP = 2  # steps of a process that are not counted
+WARM_UP = 2  # first steps of a process, which are not counted
 BUSY = "while True: pass"
-WAITING: dict[str, dict[str, str]] = {  # what OpenMP's threads wait with
+WAITING: dict[str, dict[str, str]] = {  # environment variables that set how OpenMP threads wait
     "as OpenMP does by itself": {},
     "as here": entry.FRUGAL,
     "1000 looks": entry.FRUGAL | {"GOMP_SPINCOUNT": "1000"},
@@ -50,11 +52,14 @@ WAITING: dict[str, dict[str, str]] = {  # what OpenMP's threads wait with
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a process trains with.
+    """The settings of one process that trains.
 
     Attributes:
-        memory_format: a name of torch's, or None for the one that training chooses.
-        neighbours: busy processes beside it.
+        name: the candidate's name in the table.
+        overrides: additional arguments of train.py.
+        environment: environment variables to set.
+        memory_format: the name of a torch.memory_format, or None for the one that training chooses.
+        neighbours: the number of busy processes that run at the same time.
     """
 
     name: str
@@ -84,7 +89,11 @@ COMPARISONS = {
 def compare(
     candidates: list[Candidate], overrides: list[str], *, rounds: int, steps: int
 ) -> dict[str, list[list[float]]]:
-    """Seconds of each candidate's steps: a list for each round."""
+    """Time the candidates in turn.
+
+    Returns:
+        For each candidate's name a list of rounds, each a list of the seconds of its steps.
+    """
     seconds: dict[str, list[list[float]]] = {candidate.name: [] for candidate in candidates}
     for round_ in range(1, rounds + 1):
         for candidate in candidates:
@@ -94,10 +103,10 @@ def compare(
 
 
 def in_child(candidate: Candidate, overrides: list[str], steps: int) -> list[float]:
-    """The steps of one process.
+    """Train in a new process and return the seconds of its steps.
 
     Raises:
-        ConfigError: it failed, with what it said last.
+        ConfigError: the process failed; the message has the last line of its output.
     """
     words = [*overrides, *candidate.overrides, f"limit_train_batches={steps + WARM_UP}"]
     environment = {k: v for k, v in os.environ.items() if k not in entry.WAITS}
@@ -117,7 +126,7 @@ def in_child(candidate: Candidate, overrides: list[str], steps: int) -> list[flo
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that do nothing, as fast as they can."""
+    """Run `count` processes that keep a core busy each, until the context ends."""
     processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
     try:
         yield
@@ -128,7 +137,12 @@ def busy(count: int) -> Iterator[None]:
 
 
 def child(memory_format: str, overrides: list[str]) -> list[float]:
-    """The seconds of the steps of an epoch on the CPU."""
+    """Train on the CPU in this process and return the seconds of the steps after the warm-up.
+
+    Args:
+        memory_format: the name of a torch.memory_format, or "None" for the one that training
+            chooses.
+    """
     import torch
 
     from detector.builders.data import build_data
@@ -152,8 +166,10 @@ def step_seconds(
     steps: int,
     memory_format: "torch.memory_format | None" = None,
 ) -> "tuple[Trainer, list[float]]":
-    """Train for some steps, without evaluation or a run folder; return the trainer and how long
-    each took after those that warm up.
+    """Train for some steps, without evaluation and without a run folder.
+
+    Returns:
+        The trainer, and the seconds of each of the `steps` steps that follow the warm-up.
     """
     import torch
 
@@ -179,7 +195,7 @@ def step_seconds(
 
 
 def to_markdown(seconds: dict[str, list[list[float]]]) -> str:
-    """A row for each candidate."""
+    """Format the medians as a markdown table with a row for each candidate."""
     lines = ["| | seconds of a step | of the rounds |", "| --- | --- | --- |"]
     for name, of_rounds in seconds.items():
         medians = sorted(statistics.median(of_round) for of_round in of_rounds)
@@ -189,7 +205,11 @@ def to_markdown(seconds: dict[str, list[list[float]]]) -> str:
 
 
 def options(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The command's own values, and what is train.py's."""
+    """Split the words of the command line into the command's own values and those of train.py.
+
+    Raises:
+        ConfigError: rounds or steps is not a number of at least 1.
+    """
     own = {"rounds": "3", "steps": "10", "json": ""}
     given = dict(word.partition("=")[::2] for word in words if word.partition("=")[0] in own)
     for name in ("rounds", "steps"):
@@ -199,7 +219,7 @@ def options(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
+    """Measure, print a table and, with json=FILE, write the results to a file."""
     if len(sys.argv) < 2 or sys.argv[1] not in (*COMPARISONS, "child"):
         raise ConfigError(f"give one of {', '.join(COMPARISONS)}")
     name, *words = sys.argv[1:]

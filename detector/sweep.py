@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are, for what is done when they have ended."""
+"""Remembers the folder of a sweep, so that its runs can be studied when they have ended."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from omegaconf import DictConfig
 
 
 class SweepFolder(Callback):
-    """Remembers the folder of this process's sweep; configs/train.yaml names it for Hydra."""
+    """A Hydra callback that stores the folder of this process's sweep; configs/train.yaml
+    registers it.
+    """
 
     path: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before the first run."""
+        """Store the sweep's folder before the first run starts."""
         SweepFolder.path = Path(config.hydra.sweep.dir)

@@ -1,14 +1,14 @@
-"""Text for terminals and markdown tables, with what would break either escaped."""
+"""Formats text for terminals and markdown tables, and escapes characters that would break them."""
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table; what would break a row, or a terminal, is escaped."""
+    """Format a markdown table; line ends, pipes and control characters are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
 
 
 def one_line(text: str) -> str:
-    """A text without line ends, and without what would disturb a terminal."""
+    """Return a text in one line, with characters that are not printable escaped."""
     line = " ".join(text.split())
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 

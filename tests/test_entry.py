@@ -61,8 +61,8 @@ def test_help_of_the_data_commands(words: list[str], tmp_path: Path) -> None:
     [
         (["shedule.lr=1"], "there is no shedule.lr: did you mean schedule.lr?"),
         (["schedul=1x"], "there is no schedul: did you mean schedule?"),
-        (["experiment=aquarium"], "experiment is added to what is chosen: +experiment=..., with a"),
-        (["qwertz=1"], "there is no qwertz: --help lists what there is"),
+        (["experiment=aquarium"], "experiment has no default choice to replace: add one with a"),
+        (["qwertz=1"], "there is no qwertz: --help lists the keys that exist"),
         (["data.root=x"], "data.root belongs to data=coco and data=voc, which this command does"),
         (["data=cocoo"], "Could not find 'data/cocoo' Available options in 'data': coco shapes"),
         (["data.num_workers=some"], "data.num_workers=some must be auto or at least 0"),

@@ -128,7 +128,7 @@ def test_check_fails_where_something_is_stale(
     text = "a <!-- value a.json: times/0/ms: .0f -->5<!-- end -->\n"
     path = page(tmp_path, text, a={"times": TIMES})
     monkeypatch.setattr(sys, "argv", ["quote", "--check", str(path)])
-    with pytest.raises(ConfigError, match="page.md: not what was measured"):
+    with pytest.raises(ConfigError, match="page.md: figures are out of date"):
         quote.main()
     assert path.read_text() == text
     monkeypatch.setattr(sys, "argv", ["quote", str(path)])
