@@ -1,10 +1,10 @@
-"""Scores a checkpoint, or results files that anything may have made.
+"""Scores a checkpoint or results files of any detector.
 
     python evaluate.py checkpoint=PATH [data=...] [metric=coco|voc07|voc12]
     python evaluate.py detections=RESULTS.json data.annotations=GT.json [metric=...]
     python evaluate.py detections=A.json compare_with=B.json data.annotations=GT.json [metric=...]
 
-configs/evaluate.yaml says what else there is, `detector/commands/evaluate.py` what is done.
+configs/evaluate.yaml lists all values.
 """
 
 import hydra
@@ -16,7 +16,7 @@ from detector.command_configs import typed_evaluate, with_data_of_evaluation
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    """A checkpoint or a results file."""
+    """Check the configuration, then evaluate; torch is imported only for a checkpoint."""
     with entry.one_line_errors():
         config = typed_evaluate(with_data_of_evaluation(cfg))
         from detector.commands import evaluate

@@ -1,8 +1,9 @@
-"""Detects in images with a checkpoint's model, and draws what it finds.
+"""Detects objects in images with a checkpoint's model, and draws them.
 
     python predict.py checkpoint=PATH images=DIR|FILE [output=DIR] [min_score=0.5]
 
-configs/predict.yaml says what else there is, `detector/commands/predict.py` what is written.
+configs/predict.yaml lists all values. `detector/commands/predict.py` and
+`detector/commands/written.py` describe the files that are written.
 """
 
 import hydra
@@ -14,7 +15,7 @@ from detector.command_configs import typed_predict
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="predict")
 def main(cfg: DictConfig) -> None:
-    """One image, or a folder of them."""
+    """Check the configuration, then detect in an image or in all images of a folder."""
     with entry.one_line_errors():
         config = typed_predict(cfg)
         from detector.commands import predict  # torch, which takes seconds to import

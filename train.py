@@ -1,10 +1,9 @@
-"""One training run: compose -> type -> build -> train -> evaluate -> summary. Several (-m) end in a
-study.
+"""Trains and evaluates a detector. A sweep of several runs (-m) ends in a study.
 
     python train.py [group=choice] [key=value]
 
-configs/train.yaml says what there is, `detector/commands/train.py` what is done and what is left in
-the run folder, `detector/commands/study.py` what is left in a sweep's.
+configs/train.yaml lists the choices and values. `detector/commands/train.py` describes the files of
+a run folder, and `detector/commands/study.py` those of a sweep's folder.
 """
 
 from contextlib import suppress
@@ -23,7 +22,7 @@ from detector.sweep import SweepFolder
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="train")
 def main(cfg: DictConfig) -> None:
-    """A run of its own, or one of several."""
+    """Do a single run, or one run of a sweep."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         with entry.one_line_errors():
@@ -31,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         return
     try:
         run(checked(cfg), folder)
-    except Exception as error:  # Hydra goes on to the next run, unless all were told to stop
+    except Exception as error:  # Hydra starts the next run, unless a signal stopped this one
         if entry.exit_code(error) in exit_codes.STOPPED:
             with entry.one_line_errors():
                 raise
@@ -39,14 +38,14 @@ def main(cfg: DictConfig) -> None:
 
 
 def checked(cfg: DictConfig) -> TrainConfig:
-    """Refuse what can be refused without torch."""
+    """Check everything in the configuration that can be checked without importing torch."""
     config = typed_train(cfg)
     check_root(config.data)
     return config
 
 
 def run(config: TrainConfig, folder: Path) -> None:
-    """Train, or say how long that would take."""
+    """Train or, with plan=true, estimate how long that would take."""
     if config.plan:
         from detector.commands import plan
 
@@ -58,19 +57,19 @@ def run(config: TrainConfig, folder: Path) -> None:
 
 
 def run_or_sweep() -> None:
-    """Train; a sweep whose runs have ended, well or not, is then summed up."""
+    """Train; after the runs of a sweep have ended, even if some failed, study them."""
     SweepFolder.path = None
     try:
         main()
-    except Exception:  # not one that says that all were told to stop: there is no time then
-        with suppress(ValueError):  # nothing to sum up; the error says why
+    except Exception:  # not the SystemExit of a run that a signal stopped: there is no time then
+        with suppress(ValueError):  # no run has finished; the error of the runs says why
             sum_up()
         raise
     sum_up()
 
 
 def sum_up() -> None:
-    """End a sweep, if this was one."""
+    """Write the study of a sweep; do nothing after a single run."""
     if SweepFolder.path is not None:
         from detector.commands import sweep
 

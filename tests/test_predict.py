@@ -111,7 +111,7 @@ def test_a_folder(
     said = (tmp_path / "run" / "predict.log").read_text()
     assert "left out: " + str(images / "a.jpg") in said and str(images / "z.png") in said
     assert "4 images in" in said
-    assert "no images, and left aside: 1 .txt" in said
+    assert "ignored files that are not images: 1 .txt" in said
 
     predictions = json.loads((output / "predictions.json").read_text())
     assert [one["file"] for one in predictions] == ["b.png", "c.JPG", "d.webp", "more/e.png"]
@@ -259,7 +259,7 @@ def test_many_of_one_class_are_counted() -> None:
     many = [{"class": "star", "score": 0.9 - 0.01 * n} for n in range(10)]
     many.insert(1, {"class": "fish", "score": 0.895})
     assert predict_command.found(many, 0.5) == "star x10, fish 0.90"
-    assert predict_command.found([], 0.5) == "nothing of a score of 0.5 or more"
+    assert predict_command.found([], 0.5) == "nothing with a score of at least 0.5"
 
 
 @pytest.mark.parametrize(

@@ -577,7 +577,7 @@ def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
         assert summary["metrics"] == {"AP": 0.3}
     assert load_checkpoint(tmp_path / "checkpoints" / "best.pt")["epoch"] == 2
     log = (tmp_path / "train.log").read_text()
-    assert log.count("no better evaluation in the last 2: the run ends") == 2
+    assert log.count("no improvement in the last 2 evaluations: the run ends") == 2
     more = [*plan, "schedule.patience=3"]  # it goes on where it stopped
     assert command(train.main, tmp_path, *more, monkeypatch=monkeypatch) == 0
     assert read_json(tmp_path / "summary.json")["epochs"] == 5

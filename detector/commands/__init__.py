@@ -1,1 +1,1 @@
-"""What train.py, evaluate.py and predict.py do once their configuration is there."""
+"""The work of each command, after its configuration was composed and checked."""

@@ -1,4 +1,4 @@
-"""What `python -m detector.data` does with data, once its configuration is there."""
+"""The work of `python -m detector.data check`, `sheet` and `benchmark`."""
 
 import json
 import os
@@ -21,10 +21,13 @@ from detector.schema import DataCommandConfig, DataConfig
 
 
 def check(data: DataConfig, command: DataCommandConfig, words: list[str]) -> int:
-    """Report on both splits, and write a mended copy where one is wanted; 1 where there are errors.
+    """Check both splits, print a report and, if `fix` is set, write a mended copy.
 
     Args:
-        words: of the command line, to say what comes next.
+        words: the arguments of the command line, to repeat in the proposed next command.
+
+    Returns:
+        The exit code: 1 if there are errors, otherwise 0.
     """
     splits, refusals = read(data)
     report = check_data(splits, data, decode=command.decode)
@@ -41,7 +44,7 @@ def check(data: DataConfig, command: DataCommandConfig, words: list[str]) -> int
 
 
 def next_step(report: Report, words: list[str]) -> str:
-    """What to do about the report."""
+    """Return a text that proposes the next commands."""
     own = ("decode=", "fix=", "json=", "--json")
     same = shlex.join(word for word in words if not word.startswith(own))
     if any(problem.kind == "cannot be read" for problem in report.problems):
@@ -57,11 +60,14 @@ def next_step(report: Report, words: list[str]) -> str:
 
 
 def fix(report: Report, file: Path) -> list[str]:
-    """Write what can be used of each split, and what was changed, into new files; say which.
+    """Write the usable part of each split, and a list of the changes, into new files.
+
+    Returns:
+        A line for each split that names its files.
 
     Raises:
-        ConfigError: a file is there already, or cannot be written.
-        DatasetError: no image of a split can be used.
+        ConfigError: a file exists already or cannot be written.
+        DatasetError: a split has no image that can be used.
     """
     told = []
     for split, dataset in report.usable("warn").items():
@@ -83,7 +89,7 @@ def fix(report: Report, file: Path) -> list[str]:
 
 
 def mended(dataset: DetectionDataset, folder: Path) -> dict[str, Any]:
-    """The data set in COCO format, its file names relative to a folder."""
+    """Convert a data set to COCO format, with file names relative to `folder`."""
     content = dataset.ground_truth()
     for image, record in zip(content["images"], dataset.records, strict=True):
         image["file_name"] = Path(os.path.relpath(record.path, folder)).as_posix()
@@ -91,26 +97,31 @@ def mended(dataset: DetectionDataset, folder: Path) -> dict[str, Any]:
 
 
 def write_new(path: Path, content: str) -> None:
-    """Write a file that is not there.
+    """Write a new file.
 
     Raises:
-        ConfigError: it is, or it cannot be written.
+        ConfigError: the file exists already or cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(content)
     except FileExistsError as error:
-        raise ConfigError(f"fix: {path} is there already; give another name") from error
+        raise ConfigError(f"fix: {path} exists already; give another name") from error
     except OSError as error:
         raise ConfigError(f"fix={path} cannot be written ({error.strerror})") from error
 
 
 def read(data: DataConfig) -> tuple[dict[str, DetectionDataset], list[Problem]]:
-    """The splits that their reader takes, and what it says of the other."""
+    """Read both splits.
+
+    Returns:
+        The splits that can be read, and a problem for a split that cannot. The validation split is
+        not read without the training split, whose classes it needs.
+    """
     try:
         train_set = build_train_set(data)
-    except DatasetError as error:  # without its classes, the other is not read
+    except DatasetError as error:
         return {}, [refusal("train", error)]
     try:
         return {"train": train_set, "val": build_val_set(data, train_set.classes)}, []
@@ -119,10 +130,10 @@ def read(data: DataConfig) -> tuple[dict[str, DetectionDataset], list[Problem]]:
 
 
 def usable_train_set(data: DataConfig) -> DetectionDataset:
-    """The training images; what is wrong with them is told on stderr.
+    """Return the training images that can be used, and print all problems to stderr.
 
     Raises:
-        DatasetError: they cannot be used, as far as data.on_error does not overlook it.
+        DatasetError: there is an error and data.on_error=stop, or no image can be used.
     """
     report = check_data({"train": build_train_set(data)}, data)
     for line in report.lines():
@@ -131,21 +142,21 @@ def usable_train_set(data: DataConfig) -> DetectionDataset:
 
 
 def sheet(data: DataConfig, seed: int, command: DataCommandConfig) -> int:
-    """Write the picture sheet of training images."""
+    """Write the picture sheet of training images; return the exit code."""
     transform = build_transform(data.transform)
     samples = Augmented(usable_train_set(data), transform=transform, seed=seed)
     picture = picture_sheet(samples, num_images=command.num_images, epoch=0)
     try:
         Path(command.out).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(command.out)
-    except (OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
+    except (OSError, ValueError) as error:  # ValueError: a suffix that Pillow does not know
         raise ConfigError(f"out={command.out} cannot be written ({error})") from error
     print(command.out)
     return 0
 
 
 def benchmark(data: DataConfig, command: DataCommandConfig) -> int:
-    """Print images a second of our loading and of a plain loader."""
+    """Print the images per second of our loading and of a plain loader; return the exit code."""
     transform = data.transform
     rates = loading_benchmark.benchmark(
         usable_train_set(data),
@@ -162,7 +173,7 @@ def benchmark(data: DataConfig, command: DataCommandConfig) -> int:
 
 
 def write_json(file: str | None, content: dict[str, Any]) -> None:
-    """Write a report, if a file is given.
+    """Write a report as JSON; do nothing if `file` is None.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What is wrong with the detections of a results file: tables, JSON, pictures, TensorBoard."""
+"""Reports the errors in a results file by kind: tables, JSON, pictures and TensorBoard events."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,17 @@ from detector.tables import table
 
 
 def report(results: Path, annotations: Path, folder: Path, *, iou: float, min_score: float) -> str:
-    """Write all files into the folder; return the tables.
+    """Write all files of the report into a folder; return the tables as markdown.
 
     Args:
-        results: detections of any detector, as `read_results` takes them.
+        results: a results file of any detector, in a format that `read_results` accepts.
         annotations: the COCO-format ground truth.
-        iou, min_score: of the confusion matrix.
+        iou: the smallest IoU at which the confusion matrix matches a detection with an object.
+        min_score: the smallest score of the detections that the confusion matrix counts.
 
     Raises:
-        EvaluationError: a file cannot be read, breaks the format, or has no object to be found.
+        EvaluationError: a file cannot be read or has a wrong format, or the ground truth has no
+            object.
     """
     ground_truth = read_ground_truth(annotations)
     detections = read_results(results, ground_truth)
@@ -61,13 +63,17 @@ def report(results: Path, annotations: Path, folder: Path, *, iou: float, min_sc
 
 
 def split_table(split: ErrorSplit) -> str:
-    """Markdown: the kinds, their counts and their gains in percent."""
+    """Return a markdown table of the kinds of errors, their counts and the AP50 that correcting
+    them would add, in percent.
+    """
     rows = [[kind, str(split.counts[kind]), f"{100 * split.gains[kind]:.1f}"] for kind in KINDS]
     return table(["error", "count", "AP50 gained"], rows)
 
 
 def confusion_table(matrix: Confusion) -> str:
-    """Markdown: true classes in rows, predicted ones in columns."""
+    """Return the confusion matrix as a markdown table, with true classes in rows and predicted
+    classes in columns.
+    """
     rows = [
         [name, *map(str, counts)]
         for name, counts in zip([*matrix.names, "background"], matrix.counts.tolist(), strict=True)

@@ -1,6 +1,6 @@
-"""Scores a checkpoint, or results files that anything may have made.
+"""Scores a checkpoint or results files of any detector, prints a table and writes metrics.json.
 
-Prints a table and writes metrics.json. Results files need no torch, which takes seconds to import.
+Scoring results files does not import torch, which takes seconds to import.
 """
 
 import logging
@@ -23,7 +23,9 @@ log = logging.getLogger("evaluate")
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Score a checkpoint or results, or compare two; return what metrics.json holds."""
+    """Score a checkpoint or a results file, or compare two results files; return the content of
+    metrics.json.
+    """
     if config.checkpoint is not None:
         from detector.commands.evaluate_checkpoint import from_checkpoint
 
@@ -58,7 +60,7 @@ def from_results(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def read(config: EvaluateConfig, file: str, ground_truth: GroundTruth) -> Detections:
-    """A results file, as the configuration says that it is to be read."""
+    """Read a results file with the `box_format` and `categories` of the configuration."""
     form, categories = config.box_format, config.categories
     return read_results(Path(file), ground_truth, box_format=form, categories=categories)
 
@@ -69,7 +71,7 @@ def explained(
     ground_truth: GroundTruth,
     detections: Detections,
 ) -> list[str]:
-    """What an AP50 that looks wrong may come from."""
+    """Return hints at what may be wrong with the results if AP50 is very low, one line each."""
     numbers = metrics.summary
     ap50 = numbers.get("AP50", numbers.get("mAP"))
     if ap50 is None or ap50 >= LOW or config.class_agnostic:
@@ -84,11 +86,13 @@ def explained(
 
 
 def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
-    """How much better the first results file is than the second, and how sure that is."""
+    """Compare two results files: the differences of their metrics, with confidence intervals."""
     metric = config.metric or "coco"
     options = metric_options(config, metric)
     if options.pop("backend") != "numpy":
-        raise ConfigError(f"backend={config.backend} is not for compare_with")
+        raise ConfigError(
+            f"backend={config.backend} cannot be used with compare_with: leave it out"
+        )
     ground_truth = read_annotations(config)
     first, second = (
         read(config, str(path), ground_truth) for path in (config.detections, config.compare_with)
@@ -111,5 +115,5 @@ def from_two_results(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def read_annotations(config: EvaluateConfig) -> GroundTruth:
-    """The ground truth of results files."""
+    """Read the ground truth that results files are scored against."""
     return read_ground_truth(Path(config.data["annotations"]))

@@ -1,6 +1,6 @@
-"""Runs a checkpoint over a data set and scores what it finds: `evaluate.py checkpoint=PATH`.
+"""Runs a checkpoint on a data set and scores its detections: `evaluate.py checkpoint=PATH`.
 
-Writes, beside the numbers, detections.json and data_check.json into its run folder.
+Besides the metrics, it writes detections.json and data_check.json into the output folder.
 """
 
 import logging
@@ -28,7 +28,9 @@ log = logging.getLogger("evaluate")
 
 
 def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
-    """Run a checkpoint over the validation images of its training, or of another data set."""
+    """Score a checkpoint on the validation images of its training or of another data set; return
+    the content of metrics.json.
+    """
     path = Path(str(config.checkpoint))
     checkpoint = load_checkpoint(path)
     trained = typed_train(checkpoint["config"])
@@ -49,8 +51,8 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     min_sizes = config.min_sizes or [trained.data.transform.min_size]
     if trained.model.nms != "hard" and (config.flip or len(min_sizes) > 1):
         raise ConfigError(
-            f"model.nms={trained.model.nms} is for one pass: what flip and several min_sizes find "
-            "is merged by hard NMS, which would undo it; give nms=hard"
+            f"model.nms={trained.model.nms} cannot be combined with flip or several min_sizes, "
+            "whose detections are merged by hard NMS: give nms=hard"
         )
     at_sizes = AtSizes(model.to(device), min_sizes=min_sizes, flip=config.flip)
     found, seconds = detect(at_sizes, progress(batches), device=device, precision=precision)
@@ -67,6 +69,6 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     if config.timing_images:
         count = config.timing_images
         timing = measure(model, val_set, device=device, precision=precision, max_images=count)
-        log.info("one image of the model's own size: %s", timing.describe())
+        log.info("one image at the size of the training: %s", timing.describe())
         result["timing"] = asdict(timing)
     return result

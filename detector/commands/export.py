@@ -1,4 +1,4 @@
-"""What `python -m detector.export` does."""
+"""The work of `python -m detector.export`."""
 
 import importlib.util
 import logging
@@ -26,21 +26,22 @@ from detector.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("export")
 
-NUM_IMAGES = 3  # that are compared
-ROUNDS = 3  # of which a median is told
-SIZES = ((240, 320), (333, 250), (300, 300))  # of generated images
+NUM_IMAGES = 3  # images on which the exported model is compared with the original
+ROUNDS = 3  # rounds of timing, of which the median is reported
+SIZES = ((240, 320), (333, 250), (300, 300))  # (height, width) of the generated images
 
 Run = Callable[[np.ndarray], Found]
 
 
 def run(config: ExportConfig) -> None:
-    """Export, check and say how large and how fast the result is.
+    """Export a checkpoint, compare the result with the model, and log its size and speed.
 
     Raises:
-        ConfigError: something is missing here, or the output cannot be written.
+        ConfigError: the checkpoint cannot be exported to this format, a package is missing, or the
+            output cannot be written.
         CheckpointError, WeightsError: the checkpoint cannot be used.
         DatasetError: the images cannot be read.
-        ExportError: the exported model finds something else; the file is left for a look.
+        ExportError: the exported model gives other detections. The file is kept.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output = Path(config.output)
@@ -68,7 +69,7 @@ def run(config: ExportConfig) -> None:
             exported = to_program(model, images[0], output)
     except OSError as error:
         raise ConfigError(f"output={output} cannot be written ({error.strerror})") from error
-    exported(np.full_like(images[0], 128))  # nothing may be found in it: not to compare, but to run
+    exported(np.full_like(images[0], 128))  # must run even on an image without any detection
     result = agreement(model, exported, images)
     ours = seconds(lambda pixels: found_by(model, pixels), images)
     theirs = seconds(exported, images)
@@ -80,11 +81,11 @@ def run(config: ExportConfig) -> None:
     if not result.detections:
         log.warning("nothing was found in these images, so nothing was compared: give images=DIR")
     if not result.holds:
-        raise ExportError(f"{output} does not find what {config.checkpoint} finds")
+        raise ExportError(f"{output} gives other detections than {config.checkpoint}")
 
 
 def to_onnx(model: FasterRCNN, checkpoint: dict[str, Any], output: Path) -> Run:
-    """Write the ONNX file; return what runs it."""
+    """Write the ONNX file; return a function that runs it on one image."""
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"format=onnx needs {', '.join(missing)}: pip install -e '.[onnx]'")
@@ -97,7 +98,7 @@ def to_onnx(model: FasterRCNN, checkpoint: dict[str, Any], output: Path) -> Run:
     onnx.save(onnx_model(model, list(checkpoint["classes"]), metadata), output)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(output, options, providers=["CPUExecutionProvider"])
 
     def found(pixels: np.ndarray) -> Found:
@@ -109,12 +110,14 @@ def to_onnx(model: FasterRCNN, checkpoint: dict[str, Any], output: Path) -> Run:
 
 
 def to_program(model: FasterRCNN, pixels: np.ndarray, output: Path) -> Run:
-    """Write the program for images of this one's size; return what runs it."""
+    """Write a program for images of the size of `pixels`; return a function that runs it on one
+    image.
+    """
     from detector.export.program import Program
 
     size = (pixels.shape[0], pixels.shape[1])
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about itself
+        warnings.simplefilter("ignore")  # torch warns of its own internals
         program = torch.export.export(
             Program(model, size).eval(), (torch.from_numpy(pixels),), strict=False
         )
@@ -130,7 +133,7 @@ def to_program(model: FasterRCNN, pixels: np.ndarray, output: Path) -> Run:
 
 
 def seconds(run_one: Run, images: list[np.ndarray]) -> float:
-    """A median of the seconds an image takes."""
+    """Return the median of the seconds that `run_one` takes for an image."""
     taken = []
     for _ in range(ROUNDS):
         for pixels in images:
@@ -141,28 +144,37 @@ def seconds(run_one: Run, images: list[np.ndarray]) -> float:
 
 
 def given_images(config: ExportConfig) -> list[np.ndarray]:
-    """The first images of a folder, or one, uint8 (H, W, 3)."""
+    """Read the image, or the first images of the folder, that the user has given.
+
+    Returns:
+        uint8 arrays of shape (H, W, 3).
+    """
     paths, _ = image_paths(Path(str(config.images)), recursive=True, but=Path(config.output))
     return [pixels_of(path) for path in paths[:NUM_IMAGES]]
 
 
 def own_images(trained: Any, checkpoint: dict[str, Any]) -> list[np.ndarray]:
-    """Images of the training's validation set or, where it is not here, generated ones."""
+    """Read the first images of the training's validation set or, if they cannot be read, generate
+    images.
+
+    Returns:
+        uint8 arrays of shape (H, W, 3).
+    """
     try:
         records = build_val_set(trained.data, tuple(checkpoint["classes"])).records
         return [pixels_of(record.path) for record in records[:NUM_IMAGES]]
     except (DatasetError, OSError) as error:
-        log.warning("the check is on generated images, for want of the training's: %s", error)
+        log.warning("checking on generated images, since those of the training fail: %s", error)
         return [generated(seed, *size) for seed, size in enumerate(SIZES)]
 
 
 def pixels_of(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3)."""
+    """Read an image as a uint8 array of shape (H, W, 3)."""
     return np.ascontiguousarray(read_image(path).permute(1, 2, 0).numpy())
 
 
 def generated(seed: int, height: int, width: int) -> np.ndarray:
-    """Coloured noise of several scales, uint8 (H, W, 3)."""
+    """Generate coloured noise of several scales, a uint8 array of shape (height, width, 3)."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.zeros(1, 3, height, width)
     for side in (4, 12, 40):
@@ -172,7 +184,7 @@ def generated(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def of_size(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The image in another size."""
+    """Resize an image of shape (H, W, 3)."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     resized = torch.nn.functional.interpolate(image, (height, width), mode="bilinear")
     return resized[0].round().byte().permute(1, 2, 0).contiguous().numpy()

@@ -1,5 +1,6 @@
-"""What the deformable layers of a checkpoint have learned, as offsets.md and offsets.json, and as
-roi_bins.json where RoI pooling deforms.
+"""Summarises what the deformable layers of a checkpoint have learned.
+
+Writes offsets.md and offsets.json and, if RoI pooling is deformable, roi_bins.json.
 """
 
 import logging
@@ -21,11 +22,11 @@ log = logging.getLogger("offsets")
 
 
 def run(config: OffsetsConfig) -> None:
-    """Look at all layers over the validation images.
+    """Run the checkpoint on the validation images and write statistics of all layers.
 
     Raises:
         CheckpointError, WeightsError: the checkpoint cannot be used.
-        DatasetError: the images cannot.
+        DatasetError: the images cannot be used.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path = Path(config.checkpoint)

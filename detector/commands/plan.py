@@ -1,6 +1,7 @@
-"""How long a run or a sweep would take: some steps and images are measured, nothing is trained.
+"""Estimates how long a run or a sweep would take, from a few measured steps and images.
 
-Arms are measured once, whatever their seeds; each run folder gets a plan.json.
+The result of the measured steps is discarded: a run folder gets only a plan.json. An arm of a sweep
+is measured once, whatever the number of its seeds.
 """
 
 import json
@@ -25,12 +26,12 @@ from detector.training.record import duration
 
 log = logging.getLogger("plan")
 
-STEPS, IMAGES = 8, 4  # that are measured
+STEPS, IMAGES = 8, 4  # numbers of training steps and of validation images that are measured
 FILE = "plan.json"
 
 
 def measure(config: TrainConfig, folder: Path) -> None:
-    """Write plan.json into the run folder, and say what is in it."""
+    """Write plan.json into the run folder and log the estimate."""
     arm = config_hash(replace(config, seed=0))
     known = [plan for plan in plans_of(folder.parent).values() if plan["arm"] == arm]
     plan = known[0] if known else {"arm": arm, **_measured(config)}
@@ -64,13 +65,13 @@ def _measured(config: TrainConfig) -> dict[str, Any]:
 
 
 def seconds_of(plan: dict[str, Any]) -> float:
-    """Of a whole run."""
+    """Return the estimated seconds of a whole run, training and evaluations."""
     training: float = plan["steps"] * plan["seconds_per_step"]
     return training + plan["evaluations"] * plan["images"] * plan["seconds_per_image"]
 
 
 def line(plan: dict[str, Any]) -> str:
-    """One run."""
+    """Describe the estimate for one run in one line."""
     return (
         f"{plan['steps']} steps of {plan['seconds_per_step']:.3f} s, {plan['evaluations']} "
         f"evaluations of {plan['images']} images of {plan['seconds_per_image']:.3f} s: "
@@ -79,17 +80,17 @@ def line(plan: dict[str, Any]) -> str:
 
 
 def plans_of(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Those that the runs below a folder have, by run."""
+    """Read the plan.json of every run in a sweep's folder, by run folder."""
     return {path.parent: json.loads(path.read_text()) for path in sorted(folder.glob(f"*/{FILE}"))}
 
 
 def is_planned(folder: Path) -> bool:
-    """Whether a sweep's runs were only planned."""
+    """Return whether the runs of a sweep were planned, and none of them was trained."""
     return bool(plans_of(folder)) and not any(folder.glob("*/summary.json"))
 
 
 def sum_up(folder: Path) -> None:
-    """The number of runs and how long they take, one after the other."""
+    """Log a table of the arms of a sweep, and the estimated time of all runs in sequence."""
     plans = plans_of(folder)
     names = arms_of(list(plans))
     arms = {names[run]: plan for run, plan in plans.items()}

@@ -1,13 +1,14 @@
-"""Detects in images with a checkpoint's model, and draws what it finds.
+"""Detects objects in images with a checkpoint's model, and draws them.
 
-Writes predictions.json: for each image
+Writes predictions.json, a list with one entry for each image:
 
     {file, width, height, predictions: [{class, label, score, box}]}
 
-by descending score; a file is named from the folder that was given, a label is 1..K, a box xyxy in
-pixels of the image as it is looked at, turned as its EXIF orientation says. `written.py` writes
-what else is wanted. Images are JPEG, PNG, WebP, BMP, TIFF and GIF; other files are counted, broken
-images are named and left out, and the exit code is then 1.
+`file` is the path relative to the given folder. Predictions are in the order of descending score;
+a label is in 1..K, and a box is xyxy in pixels of the image after it was rotated to its EXIF
+orientation. `written.py` writes the other outputs that `save` selects. JPEG, PNG, WebP, BMP, TIFF
+and GIF images are read. Other files are counted and ignored. An image that cannot be read is named
+and left out; the exit code is then 1.
 """
 
 import json
@@ -34,16 +35,17 @@ from detector.schema import PredictConfig
 from detector.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("predict")
-NEEDS_OTHERS = (".heic", ".heif", ".avif")  # of these an error says what reads them
+NEEDS_OTHERS = (".heic", ".heif", ".avif")  # not ignored: an error says what can read them
 
 
 def run(config: PredictConfig) -> None:
-    """Detect in every image, write the pictures and predictions.json.
+    """Detect objects in every image; write predictions.json and the outputs of `config.save`.
 
     Raises:
         ConfigError: a value is out of its range, or the pictures would replace the images.
         CheckpointError, WeightsError: the checkpoint cannot be used.
-        DatasetError: there is no image, or some were left out; the others' results are written.
+        DatasetError: there is no image, or some images could not be read or drawn. The results of
+            all other images are written nevertheless.
     """
     given, folder = Path(config.images), Path(config.output)
     paths, others = image_paths(given, recursive=config.recursive, but=folder)
@@ -51,7 +53,7 @@ def run(config: PredictConfig) -> None:
     if (folder / "drawn").resolve() in {path.resolve().parent for path in paths}:
         raise ConfigError(f"output={folder}: the pictures would replace the images in drawn/")
     if others:
-        log.info("no images, and left aside: %s", in_words(others))
+        log.info("ignored files that are not images: %s", in_words(others))
     checkpoint = load_checkpoint(Path(config.checkpoint))
     trained = typed_train(checkpoint["config"])
     trained = with_nms(trained, config.nms, config.nms_iou, config.nms_sigma)
@@ -86,7 +88,7 @@ def run(config: PredictConfig) -> None:
         predictions.append(prediction)
         try:
             written.write_image(path, image, prediction)
-        except (OSError, ValueError) as error:  # such as a name that is too long
+        except (OSError, ValueError) as error:  # for instance, the file name is too long
             log.warning("not drawn or saved: %s (%s)", shown(name), error)
             failed += 1
         words = found(prediction["predictions"], config.min_score)
@@ -98,7 +100,7 @@ def run(config: PredictConfig) -> None:
     if predictions:
         total, number = time.perf_counter() - start, len(predictions)
         log.info(
-            "%d images in %.1f s: %.1f ms each, %.1f ms of it the model; written to %s",
+            "%d images in %.1f s: %.1f ms each, of which the model took %.1f ms; written to %s",
             *(number, total, 1000 * total / number, 1000 * seconds / number, folder),
         )
     left_out = len(paths) - len(predictions)
@@ -109,15 +111,18 @@ def run(config: PredictConfig) -> None:
 
 
 def image_paths(images: Path, *, recursive: bool, but: Path) -> tuple[list[Path], Counter[str]]:
-    """The file, or the images of the folder in the order of their names, and how many files of
-    other kinds there are.
+    """List the images of a file or folder.
 
     Args:
-        recursive: of the folders in it as well.
-        but: a folder that is left out: what was written there before is not looked at.
+        images: an image file, or a folder of images.
+        recursive: also list the images of subfolders.
+        but: a subfolder to leave out, such as the one that an earlier prediction was written to.
+
+    Returns:
+        The images in the order of their paths, and the number of other files for each suffix.
 
     Raises:
-        DatasetError: there is no such thing, or no image in it.
+        DatasetError: the path does not exist, or the folder has no image.
     """
     if not images.is_dir():
         if not images.is_file():
@@ -140,12 +145,14 @@ def image_paths(images: Path, *, recursive: bool, but: Path) -> tuple[list[Path]
 
 
 def in_words(kinds: Counter[str]) -> str:
-    """How many files of each kind."""
+    """Format numbers of files by kind, such as "3 .txt, 1 .xml"."""
     return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
 
 
 def found(predictions: list[dict[str, Any]], min_score: float) -> str:
-    """The classes in words, by their best score: "star x10, fish 0.93"."""
+    """Summarise the predictions of an image in the order of each class's best score, such as
+    "star x10, fish 0.93": a number of objects or, for a single object, its score.
+    """
     numbers = Counter(one["class"] for one in predictions)
     best: dict[str, float] = {}
     for one in predictions:
@@ -154,14 +161,21 @@ def found(predictions: list[dict[str, Any]], min_score: float) -> str:
         f"{name} x{numbers[name]}" if numbers[name] > 1 else f"{name} {score:.2f}"
         for name, score in best.items()
     ]
-    return ", ".join(words) or f"nothing of a score of {min_score:g} or more"
+    return ", ".join(words) or f"nothing with a score of at least {min_score:g}"
 
 
 @torch.no_grad()
 def detect(
     model: FasterRCNN, image: Tensor, *, device: torch.device, precision: torch.dtype
 ) -> dict[str, Tensor]:
-    """The model's result for one image, on the CPU and in float32, which waits for the device."""
+    """Run the model on one image and wait for its result.
+
+    Args:
+        image: uint8 (3, H, W).
+
+    Returns:
+        boxes (N, 4) and scores (N,) in float32 and labels (N,), all on the CPU.
+    """
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         (result,) = model([to_float(image, device)])
     return {
@@ -174,7 +188,7 @@ def detect(
 def described(
     name: str, image: Tensor, result: dict[str, Tensor], classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What predictions.json says of an image."""
+    """Return the entry of an image in predictions.json."""
     rows = zip(*(result[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
     return {
         "file": name,

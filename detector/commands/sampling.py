@@ -1,4 +1,4 @@
-"""Where a checkpoint's network samples in images, drawn."""
+"""Draws where the network of a checkpoint samples in images."""
 
 import logging
 from pathlib import Path
@@ -17,16 +17,16 @@ from detector.schema import SamplingConfig
 from detector.training.checkpoint import load_checkpoint
 
 log = logging.getLogger("sampling")
-NUM_POINTS = 3  # of an image, where none are given
+NUM_POINTS = 3  # points per image if the user gives none: the centres of the first detections
 
 
 def run(config: SamplingConfig) -> None:
-    """Draw all images.
+    """Write a picture for every image.
 
     Raises:
         CheckpointError, WeightsError: the checkpoint cannot be used.
-        ConfigError: a point is not in an image.
-        DatasetError: an image cannot be read, or there is none.
+        ConfigError: a point is outside an image.
+        DatasetError: an image cannot be read, or there is no image.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     checkpoint = load_checkpoint(Path(config.checkpoint))

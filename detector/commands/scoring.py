@@ -1,4 +1,4 @@
-"""What the ways of `evaluate.py` share: the metric's options, and where the numbers go."""
+"""Helpers for both ways of `evaluate.py`, which scores a checkpoint or results files."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,16 @@ from detector.schema import EvaluateConfig
 
 
 def file_of(config: EvaluateConfig) -> str:
-    """Where all numbers are."""
+    """Return the path of metrics.json."""
     return str(Path(config.output) / "metrics.json")
 
 
 def metric_options(config: EvaluateConfig, metric: str) -> dict[str, Any]:
-    """The options of `score`, which the metric has."""
+    """Return the options of `score` from the configuration.
+
+    Raises:
+        ConfigError: an option is set that the metric does not have, or its value is not allowed.
+    """
     options: dict[str, Any] = {
         "class_agnostic": config.class_agnostic,
         "backend": config.backend,

@@ -1,4 +1,4 @@
-"""A study of runs, written as study.json, study.md and study.html."""
+"""Studies the runs of sweeps and writes study.json, study.md and study.html."""
 
 import logging
 from pathlib import Path
@@ -27,7 +27,7 @@ from detector.training.durable import write_json
 log = logging.getLogger("study")
 
 RESAMPLES = 1000
-LOOKED_AT = 200  # images, for what layers have learned
+LOOKED_AT = 200  # images on which the statistics of learned offsets are computed
 
 
 def write(
@@ -40,8 +40,15 @@ def write(
 ) -> None:
     """Study the runs in these folders and write the three files.
 
+    Args:
+        folders: folders of sweeps.
+        output: the folder to write to.
+        baseline: the arm that the others are compared with. None selects the arm `none`, or the
+            first arm if there is no such arm.
+        num_resamples: the number of bootstrap samples of the images.
+
     Raises:
-        StudyError: there is nothing to study, or no such baseline.
+        StudyError: there is no run to study, or the baseline is not one of the arms.
     """
     runs = read_runs(folders)
     total = sum(len(of_arm) for of_arm in runs.arms.values())
@@ -63,8 +70,12 @@ def write(
 
 
 def look(runs: Runs, content: dict[str, Any]) -> dict[str, Any] | None:
-    """Open the models of one seed of each arm, where their checkpoints and the images are there:
-    add what their layers have learned to the study, and return what its page explores.
+    """Run one model of each arm on the validation images, if its checkpoint and the images exist.
+
+    Adds the statistics of the learned offsets, and notes on what is missing, to `content`.
+
+    Returns:
+        The data of the explorer on the study's page, or None without checkpoints or images.
     """
     chosen = {arm: run for arm, of_arm in runs.arms.items() if (run := _with_checkpoint(of_arm))}
     missing = [arm for arm in runs.arms if arm not in chosen]
@@ -104,7 +115,7 @@ def _with_checkpoint(runs: list[Run]) -> Run | None:
 
 
 def _checkpoint(run: Run) -> Path:
-    return run.folder / "checkpoints" / "last.pt"  # whose detections are compared
+    return run.folder / "checkpoints" / "last.pt"  # the study compares the detections of this one
 
 
 def _images(run: Run) -> DetectionDataset:

@@ -1,4 +1,4 @@
-"""The end of a sweep: a study of its runs or, of one that was only planned, how long they take."""
+"""Ends a sweep with a study of its runs or, if it was only planned, an estimate of its time."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from detector.training.distribution import ranks_of_environment
 
 
 def sum_up(folder: Path) -> None:
-    """Write what the runs below the folder amount to.
+    """Study the runs in the folder of a sweep, or log the estimated time if they were only planned.
 
     Raises:
-        StudyError: none of them has finished.
+        StudyError: none of the runs has finished.
     """
     if not ranks_of_environment().is_first:
         return

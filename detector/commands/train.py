@@ -1,9 +1,9 @@
-"""One training run: build -> train -> evaluate -> summary.
+"""Runs a training: builds, trains, evaluates and writes a summary.
 
-The run folder then holds config.yaml, metrics.jsonl, summary.json, data_check.json, train.log,
-checkpoints/last.pt, previous.pt and best.pt, TensorBoard events, and, for a study of several runs,
-ground_truth.json and detections.json: what is on the validation images, and what the last
-evaluation found there.
+Afterwards the run folder holds config.yaml, metrics.jsonl, summary.json, data_check.json,
+train.log, TensorBoard events, and checkpoints/ with last.pt, previous.pt and best.pt. For a study
+of several runs it also holds ground_truth.json, the annotations of the validation images, and
+detections.json, the detections of the last evaluation.
 """
 
 import json
@@ -48,13 +48,17 @@ from detector.training.validation import validate
 
 log = logging.getLogger("train")
 
-NUM_PICTURES = 4  # of either set, drawn into TensorBoard
+NUM_PICTURES = 4  # images of the training set and of the validation set, shown in TensorBoard
 
 
 def start(config: TrainConfig, folder: Path) -> None:
-    """Train in this process, or in as many new ones as there are devices.
+    """Train in this process or, with several devices, in one new process for each device.
 
-    A process that torchrun or SLURM started is one of many already.
+    If torchrun or SLURM started this process, it is one of several ranks, and starts no others.
+
+    Raises:
+        ConfigError: `config.devices` does not suit this machine, or torchrun or SLURM started
+            several processes and it is not 1.
     """
     config.model.conventions = conventions_of(config.model)
     if config.devices == 1:
@@ -68,11 +72,13 @@ def start(config: TrainConfig, folder: Path) -> None:
             log.info(ending(config, folder))
         return
     if ranks_of_environment().num_ranks > 1:
-        raise ConfigError(f"devices={config.devices}: leave it at 1 where torchrun or SLURM starts")
+        raise ConfigError(
+            f"devices={config.devices}: leave it at 1 where torchrun or SLURM starts the processes"
+        )
     check_devices(config.device, config.devices)
     check_from_scratch(config.model)
-    with locked(folder, ALONE):  # by the first rank from then on
-        to_resume(config, folder)  # what would refuse the run
+    with locked(folder, ALONE):  # the first rank locks the folder later
+        to_resume(config, folder)  # fail now if the checkpoint does not suit the configuration
     job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     try:
         launch(
@@ -81,7 +87,7 @@ def start(config: TrainConfig, folder: Path) -> None:
             max_restarts=config.max_restarts,
             exit_code=entry.exit_code,
         )
-    except (WorkersError, Preempted) as error:  # it knows what came first
+    except (WorkersError, Preempted) as error:  # it holds the error of the rank that failed first
         if isinstance(error, Preempted) or error.kind != RunFolderError.__name__:
             write_json(folder / "summary.json", broken_off(config, error))
         raise
@@ -89,7 +95,7 @@ def start(config: TrainConfig, folder: Path) -> None:
 
 
 def worker(config: TrainConfig, folder: Path, job_logging: Any) -> None:
-    """One of the processes that `start` launches."""
+    """Run one of the processes that `start` launches."""
     configure_log(OmegaConf.create(job_logging))
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, num_cores() // config.devices))
@@ -97,7 +103,7 @@ def worker(config: TrainConfig, folder: Path, job_logging: Any) -> None:
 
 
 def run(config: TrainConfig, folder: Path) -> None:
-    """Train and evaluate in a run folder; its summary.json says how that ended."""
+    """Train and evaluate in a run folder, and write into its summary.json how the run ended."""
     with joined(config.rank_timeout) as ranks, locked(folder, ranks):
         if not ranks.is_first:
             logging.getLogger().setLevel(logging.WARNING)
@@ -115,23 +121,27 @@ def run(config: TrainConfig, folder: Path) -> None:
                 error.filename = error.filename or str(folder)
             summary = broken_off(config, error)
             if isinstance(error, Preempted):
-                log.info("%s: saved; the same command with hydra.run.dir=%s goes on", error, folder)
+                log.info(
+                    "%s: saved; the same command with hydra.run.dir=%s resumes the run",
+                    *(error, folder),
+                )
             raise
         finally:
             if ranks.is_first:
-                # On a full disk it stays as it was: what filled it is what there is to say.
+                # If a failed run cannot write its summary, as on a full disk, the error of the run
+                # is the one to report.
                 with nullcontext() if summary["status"] == "done" else suppress(OSError):
                     write_json(folder / "summary.json", summary)
             kill_workers()
             if summary["status"] == "preempted":
-                ranks.barrier()  # the first to end may be the end of all
+                ranks.barrier()  # the launcher may stop all ranks when the first one has ended
 
 
 def to_resume(config: TrainConfig, folder: Path) -> Checkpoint | None:
-    """The checkpoint that the run goes on from, if any.
+    """Load the checkpoint that the run resumes from, if there is one.
 
     Raises:
-        CheckpointError: it cannot be read, or is another run's.
+        CheckpointError: the checkpoint cannot be read, or it belongs to another run.
     """
 
     def completed(before: dict[str, Any]) -> dict[str, Any]:
@@ -141,12 +151,12 @@ def to_resume(config: TrainConfig, folder: Path) -> Checkpoint | None:
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """What tells a run from another."""
+    """Return the values that distinguish a run from others."""
     return {"seed": config.seed, "config_hash": config_hash(config)}
 
 
 def broken_off(config: TrainConfig, error: BaseException) -> dict[str, Any]:
-    """The summary of a run that an error ended."""
+    """Return the summary of a run that an error or a signal ended."""
     if isinstance(error, Preempted):
         return {"status": "preempted", **identity(config), "signal": str(error)}
     kind = error.kind if isinstance(error, WorkersError) else type(error).__name__
@@ -160,10 +170,16 @@ def train(
     ranks: Ranks,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Build everything, then train, evaluate and save epoch by epoch, from a checkpoint or anew.
+    """Build everything, then train, evaluate and save a checkpoint epoch by epoch.
+
+    Args:
+        checkpoint: the checkpoint to resume from, or None to start from the beginning.
+
+    Returns:
+        The results that summary.json holds.
 
     Raises:
-        Preempted: a stop was requested, and the state is saved.
+        Preempted: a signal asked the run to stop, and its state was saved.
     """
     device, metric = build_device(config.device, ranks), build_metric(config.metric)
     schedule = config.schedule
@@ -207,11 +223,11 @@ def train(
             trainer.finish_epoch()
             is_nth = config.keep_every is not None and epoch % config.keep_every == 0
             trainer.save(is_best=is_best, is_nth=is_nth)
-        if not trainer.validation:  # of a run that is to be shorter than it already is
+        if not trainer.validation:  # resumed with fewer epochs than it was trained for already
             evaluate(trainer, val_set, metric, config, record, stop)
         record.hparams(flat(to_plain(config)), trainer.validation["metrics"])
     except Preempted:
-        kill_workers()  # they were told to leave as well, and would disturb a long save
+        kill_workers()  # the signal has reached them too; they must not disturb a long save
         trainer.save()
         raise
     finally:
@@ -234,13 +250,14 @@ def train(
 def load_data(
     config: TrainConfig, folder: Path, ranks: Ranks, stop: StopRequest
 ) -> tuple[DetectionDataset, DetectionDataset]:
-    """The training and the validation set, checked by the first rank; data_check.json has it all.
+    """Read the training and the validation set. The first rank checks them and writes all problems
+    to data_check.json.
 
     Raises:
-        DatasetError: the data cannot be used, as far as data.on_error does not overlook it.
-        Preempted: a rank was told to leave.
+        DatasetError: there is an error and data.on_error=stop, or no image can be used.
+        Preempted: a signal asked a rank to stop.
     """
-    with ranks.one_of_machine_first():  # the others find generated images
+    with ranks.one_of_machine_first():  # one rank generates images, the others read them
         splits = build_data(config)
     problems: list[Problem] = []
     if ranks.is_first:
@@ -274,7 +291,7 @@ def evaluate(
     record: Record,
     stop: StopRequest,
 ) -> bool:
-    """Validate and record; return whether it is the best so far."""
+    """Validate, record the results, and return whether they are the best so far."""
     model, device = trainer.evaluated_model, trainer.device
     validation = validate(
         model,
@@ -303,8 +320,10 @@ def evaluate(
 
 
 def ending(config: TrainConfig, folder: Path) -> str:
-    """What a run that is done has to say: its last metrics, its best checkpoint, and what to do
-    next. A run that went on from another's checkpoint, and found no better one, has its last.
+    """Return the text that ends a run: its last metrics, its best checkpoint and the next commands.
+
+    A run that resumed from the checkpoint of another run, and did not improve on it, has no best
+    checkpoint; the text then names the last one.
     """
     summary = json.loads((folder / "summary.json").read_text())
     folder = shortest(folder)
@@ -328,16 +347,17 @@ Next:
 
 
 def shortest(path: Path) -> Path:
-    """The path from where the user is, if it is below."""
+    """Return the path relative to the current directory, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def check_one_folder(folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) -> None:
-    """The processes must have one run folder, in name and in content.
+    """Check that all ranks use the same run folder and see the same files in it.
 
     Raises:
-        ConfigError: they do not: torchrun's have each composed a name, which holds the time.
-        CheckpointError: they have found different checkpoints.
+        ConfigError: the paths differ. The default path contains the time, and every process that
+            torchrun starts composes its own.
+        CheckpointError: the ranks have found different checkpoints.
     """
     if len(set(ranks.all_gather(str(folder)))) > 1:
         raise ConfigError("the processes have different run folders: give hydra.run.dir=FOLDER")
@@ -350,7 +370,7 @@ def check_one_folder(folder: Path, checkpoint: Checkpoint | None, ranks: Ranks) 
 
 
 def describe(trainer: Trainer, folder: Path) -> None:
-    """What is trained, and where."""
+    """Log the size of the model, the device and the run folder."""
     parameters, ranks = num_parameters(trainer.model) / 1e6, trainer.ranks.num_ranks
     log.info("%.2f M parameters on %s, %d process(es)", parameters, trainer.device, ranks)
     if trainer.ranks.is_first and trainer.sampler.num_batches > 1 and has_batch_norm(trainer.model):
@@ -360,13 +380,13 @@ def describe(trainer: Trainer, folder: Path) -> None:
 
 
 def has_batch_norm(model: torch.nn.Module) -> bool:
-    """Whether there are statistics of a batch, other than synchronised ones."""
+    """Return whether the model has batch norm layers that are neither frozen nor synchronised."""
     return any(type(module) is torch.nn.BatchNorm2d for module in model.modules())
 
 
 def stops_early(trainer: Trainer, patience: int | None) -> bool:
-    """Whether the last evaluations were none of them the best."""
+    """Return whether the last `patience` evaluations brought no improvement."""
     if patience is None or trainer.since_best < patience:
         return False
-    log.info("no better evaluation in the last %d: the run ends", trainer.since_best)
+    log.info("no improvement in the last %d evaluations: the run ends", trainer.since_best)
     return True

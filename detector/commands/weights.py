@@ -1,4 +1,4 @@
-"""What `python -m detector.model.weights` does with a file."""
+"""The work of `python -m detector.model.weights`: describes and converts files of weights."""
 
 import re
 import shlex
@@ -15,15 +15,19 @@ from detector.model.weights.names import Weights, read_weights
 from detector.schema import TrainConfig
 from detector.training.checkpoint import FORMAT, save_checkpoint
 
-NOT_GIVEN = "not-given"  # of the data that a converted checkpoint was trained on
+NOT_GIVEN = "not-given"  # stands for the paths of the training data, which are unknown
 MAX_NAMES = 5
 
 
 def run(file: str, out: str | None, words: list[str]) -> None:
-    """Print what a file is; write it as a checkpoint of ours, if `out` is given.
+    """Print a description of a file of weights and, if `out` is given, convert it to a checkpoint.
+
+    Args:
+        words: additional arguments of train.py, which change the checkpoint's configuration.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError: it cannot be read, built or written.
+        ConfigError, WeightsError, CheckpointError: the file cannot be read, its network cannot be
+            built, or the checkpoint cannot be written.
     """
     weights = read_weights(Path(file))
     network = architecture(weights.state, file)
@@ -34,7 +38,9 @@ def run(file: str, out: str | None, words: list[str]) -> None:
 
 
 def described(weights: Weights, network: Architecture) -> str:
-    """What it is, a line for each thing that is known."""
+    """Describe a file of weights: a title line, then a line for each known property and for each
+    command that can use the file.
+    """
     by = weights.framework if weights.framework == "ours" else f"of {weights.framework}"
     what = "Faster R-CNN" if weights.is_detector else "a backbone alone"
     rows = [
@@ -78,7 +84,7 @@ def _classes(weights: Weights, network: Architecture) -> str:
 
 
 def _conventions(weights: Weights) -> str:
-    """The framework's, and what the file says otherwise."""
+    """Return the name of the framework and the conventions that differ from its usual ones."""
     framework = weights.conventions["framework"]
     usual = vars(conventions(framework))
     others = [f"{key}={value}" for key, value in weights.conventions.items() if usual[key] != value]
@@ -86,20 +92,22 @@ def _conventions(weights: Weights) -> str:
 
 
 def command(weights: Weights, network: Architecture) -> str:
-    """The words of train.py that build this network with these weights."""
+    """Return the arguments of train.py that build this network with these weights, quoted for the
+    shell.
+    """
     words = overrides(network)
     if network.modulated:
         words.append(f"deform.mask_start={mask_start(weights)}")
     path = str(weights.path)
     if not re.fullmatch(r"[\w./-]+", path):
-        path = "'" + path.replace("'", "\\'") + "'"  # for Hydra; then for the shell
+        path = "'" + path.replace("'", "\\'") + "'"  # quotes for Hydra, then those for the shell
         words.append('"model.weights=' + re.sub(r'(["$`\\])', r"\\\1", path) + '"')
         return " ".join(words)
     return " ".join([*words, f"model.weights={path}"])
 
 
 def overrides(network: Architecture) -> list[str]:
-    """The words of a command that builds this network."""
+    """Return the arguments of train.py that build this network."""
     place, _, version = network.deforms.partition("_")
     words = [f"model={network.model}", f"deform={network.deforms}"]
     if place.startswith("last"):
@@ -112,7 +120,7 @@ def overrides(network: Architecture) -> list[str]:
         value = getattr(network, key)
         if value not in (None, usual[key]):
             words.append(f"model.{key}={value}")
-            usual[key] = value  # which others may follow
+            usual[key] = value  # other keys may take their value from this one
     if network.neck == "dc5" and usual.c5_dilation == 1:
         words.append("model.c5_dilation=2")
     if not network.has_statistics:
@@ -121,22 +129,23 @@ def overrides(network: Architecture) -> list[str]:
 
 
 def _usual(model: str) -> DictConfig:
-    """What a file of configs/model/ comes to."""
+    """Compose a file of configs/model/."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         usual: DictConfig = compose("train", [f"model={model}"]).model
     return usual
 
 
 def mask_start(weights: Weights) -> float:
-    """`deform.mask_start` of these weights: half the factor on the sigmoid."""
+    """Return `deform.mask_start` for these weights, which is half the factor on the sigmoid."""
     return 1.0 if weights.mask_start is None else weights.mask_start
 
 
 def convert(weights: Weights, network: Architecture, out: Path, words: list[str]) -> None:
-    """Write a checkpoint of ours that holds these weights, their network and their classes.
+    """Write a checkpoint with these weights, their network and their classes.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError: it cannot be built or written.
+        ConfigError, WeightsError, CheckpointError: the network cannot be built, or the checkpoint
+            cannot be written.
     """
     if weights.framework == "ours":
         raise ConfigError(f"{weights.path} is a checkpoint of ours already: give checkpoint=")

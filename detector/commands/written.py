@@ -1,11 +1,11 @@
-"""What predict.py writes beside predictions.json.
+"""Writes the outputs of predict.py other than predictions.json.
 
-drawn/NAME           the image with its boxes, classes and scores, a colour a class
-crops/CLASS/NAME.png each object cut out, numbered by descending score
-coco.json            COCO format: images, categories, and the detections as annotations
-yolo/NAME.txt        a line each: class from 0, centre and size in parts of the image, score;
-                     classes.txt names the classes
-predictions.csv      a row each: file, class, label, score, x1, y1, x2, y2
+drawn/NAME              the image with its boxes, classes and scores, in one colour per class
+crops/CLASS/NAME.N.png  each detected object, cut out; N counts from 1 by descending score
+coco.json               COCO format: images, categories, and the detections as annotations
+yolo/NAME.txt           a line per detection: class from 0, centre and size as fractions of the
+                        image's size, score; classes.txt has the names of the classes
+predictions.csv         a row per detection: file, class, label, score, x1, y1, x2, y2
 """
 
 import csv
@@ -20,15 +20,17 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
-COLORS = ("red", "lime", "blue", "orange", "magenta", "cyan", "yellow", "purple")  # of the labels
+COLORS = ("red", "lime", "blue", "orange", "magenta", "cyan", "yellow", "purple")  # by label
 
 
 class PredictionFiles:
-    """The files of one prediction, below a folder.
+    """Writes the output files of one run of predict.py.
 
     Args:
-        kinds: some of `command_configs.SAVED`.
-        paths: of the images, all below `root`.
+        folder: the folder to write to.
+        kinds: the outputs to write, a selection of `command_configs.SAVED`.
+        paths: the paths of all images, which are inside `root`.
+        category_ids: the COCO category id of each class.
     """
 
     def __init__(
@@ -48,11 +50,11 @@ class PredictionFiles:
         self.category_ids = category_ids
 
     def write_image(self, path: Path, image: Tensor, prediction: dict[str, Any]) -> None:
-        """Write what belongs to one image.
+        """Write the files of one image.
 
         Args:
             image: uint8 (3, H, W).
-            prediction: as in predictions.json.
+            prediction: the image's entry in predictions.json.
         """
         name, found = self.names[path], prediction["predictions"]
         if "drawn" in self.kinds:
@@ -73,7 +75,7 @@ class PredictionFiles:
             image.crop(box).save(_ready(self.folder / "crops" / place / f"{name}.{number}.png"))
 
     def finish(self, predictions: list[dict[str, Any]]) -> None:
-        """Write what is of all images."""
+        """Write the files that cover all images."""
         if "yolo" in self.kinds:
             names = self.folder / "classes.txt"
             names.write_text("".join(f"{name}\n" for name in self.classes), encoding="utf-8")
@@ -98,7 +100,7 @@ def _ready(path: Path) -> Path:
 
 
 def draw(image: Tensor, predictions: list[dict[str, Any]]) -> Image.Image:
-    """The image with its boxes, classes and scores, a colour a class."""
+    """Draw boxes, classes and scores on an image, in one colour per class."""
     if predictions:
         image = draw_bounding_boxes(
             image,
@@ -111,7 +113,7 @@ def draw(image: Tensor, predictions: list[dict[str, Any]]) -> Image.Image:
 
 
 def yolo_line(one: dict[str, Any], width: int, height: int) -> str:
-    """A prediction as YOLO's tools write it."""
+    """Format a prediction as a line of YOLO's text format."""
     x1, y1, x2, y2 = one["box"]
     box = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
     numbers = " ".join(f"{value:.6f}" for value in (*box, one["score"]))
@@ -121,7 +123,7 @@ def yolo_line(one: dict[str, Any], width: int, height: int) -> str:
 def coco(
     predictions: list[dict[str, Any]], classes: tuple[str, ...], category_ids: list[int]
 ) -> dict[str, Any]:
-    """All predictions in COCO format, images and annotations counted from 1."""
+    """Convert all predictions to COCO format; ids of images and annotations count from 1."""
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for image_id, image in enumerate(predictions, start=1):
         size = {"width": image["width"], "height": image["height"]}
@@ -147,8 +149,10 @@ def coco(
 
 
 def drawn_names(paths: list[Path], root: Path) -> dict[Path, str]:
-    """Of each image its own name from the root where it is a JPEG or PNG, else that with .png, or
-    with more of these where another image has that name.
+    """Return the name of the drawn picture of each image.
+
+    For a JPEG or PNG image it is the path relative to `root`. For other images .png is appended,
+    repeatedly if another picture has that name already.
     """
     relative = {path: path.relative_to(root).as_posix() for path in paths}
     drawable = (".jpg", ".jpeg", ".png")
@@ -163,8 +167,10 @@ def drawn_names(paths: list[Path], root: Path) -> dict[Path, str]:
 
 
 def text_names(paths: list[Path], root: Path) -> dict[Path, str]:
-    """Of each image its name from the root with .txt for its ending, or behind it where two images
-    differ in their endings alone.
+    """Return the name of the YOLO text file of each image.
+
+    It is the path relative to `root` with .txt instead of the suffix. If two images differ only in
+    their suffixes, .txt is appended to the whole name instead.
     """
     relative = {path: path.relative_to(root) for path in paths}
     stems = Counter(name.with_suffix(".txt") for name in relative.values())

@@ -97,7 +97,7 @@ def test_a_mended_copy(
     again = [word for word in overrides if not word.startswith("data.train.annotations")]
     assert main(["check", *again, f"data.train.annotations={mended}"]) == 0
     assert main(["check", *overrides]) == 1  # the original still has its errors
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         main(["check", f"fix={mended}", *overrides])
 
 

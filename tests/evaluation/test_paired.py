@@ -236,6 +236,6 @@ def test_from_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         run(tmp_path, *one, judged, "metric=voc12")
     with pytest.raises(ConfigError, match="backend=quick is none of numpy, pycocotools"):
         run(tmp_path, *one, "backend=quick")
-    with pytest.raises(ConfigError, match=f"{judged} is not for compare_with"):
+    with pytest.raises(ConfigError, match=f"{judged} cannot be used with compare_with"):
         run(tmp_path, *two, judged)
     assert run(tmp_path, *one, judged) == run(tmp_path, *one)
