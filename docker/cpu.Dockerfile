@@ -1,4 +1,4 @@
-# Trains without a GPU. It holds README's two commands, in a checkout:
+# An image that trains without a GPU. It runs the README's two commands in a copy of the checkout:
 #
 #   docker build -f docker/cpu.Dockerfile -t deformable:cpu .
 #   docker run --rm --shm-size=2g deformable:cpu                             # python train.py
@@ -6,8 +6,8 @@
 #   docker build -f docker/cpu.Dockerfile --target tests -t deformable:tests .
 #   docker run --rm --shm-size=2g deformable:tests                           # pytest
 #
-# Run folders are written to /home/trainer/project/runs by the user with the number 1000: mount a
-# folder that this user may write to. --shm-size is for workers that load data.
+# Run folders are written to /home/trainer/project/runs by the user with the id 1000. Mount a folder
+# there that this user may write to. The processes that load data need --shm-size.
 FROM debian:bookworm-slim AS installed
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -19,8 +19,8 @@ RUN apt-get update \
 USER 1000
 WORKDIR /home/trainer/project
 COPY --chown=1000:1000 . .
-# PyTorch's own index has torch without CUDA's libraries, as a version that pip prefers to the one
-# of PyPI; where this index cannot be reached, --build-arg TORCH_INDEX= takes PyPI's.
+# PyTorch's index has builds of torch without CUDA's libraries, which pip prefers to those of PyPI.
+# Without access to this index, --build-arg TORCH_INDEX= installs torch from PyPI.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_EXTRA_INDEX_URL=$TORCH_INDEX PIP_NO_CACHE_DIR=1 DEFORM_CONV_CUDA=0
 RUN python -m venv .venv && . .venv/bin/activate && pip install -e .

@@ -1,4 +1,4 @@
-# Trains on NVIDIA GPUs. It holds README's two commands, in a checkout:
+# An image that trains on NVIDIA GPUs. It runs the README's two commands in a copy of the checkout:
 #
 #   docker build -f docker/cuda.Dockerfile -t deformable:cuda .
 #   docker run --rm --gpus all --shm-size=8g deformable:cuda                 # python train.py
@@ -6,11 +6,11 @@
 #   docker build -f docker/cuda.Dockerfile --target tests -t deformable:cuda-tests .
 #   docker run --rm --gpus all --shm-size=8g deformable:cuda-tests           # pytest -m cuda
 #
-# The host has a driver and the NVIDIA Container Toolkit, and nothing else of CUDA: pip brings the
-# libraries with torch and, to compile, nvcc. No GPU is needed to build.
+# The host needs a driver and the NVIDIA Container Toolkit, but no CUDA toolkit: pip installs CUDA's
+# libraries together with torch and, for the build, nvcc. No GPU is needed to build.
 #
-# Run folders are written to /home/trainer/project/runs by the user with the number 1000: mount a
-# folder that this user may write to. --shm-size is for workers that load data, and for NCCL.
+# Run folders are written to /home/trainer/project/runs by the user with the id 1000. Mount a folder
+# there that this user may write to. The processes that load data and NCCL need --shm-size.
 FROM debian:bookworm-slim AS installed
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -22,8 +22,8 @@ RUN apt-get update \
 USER 1000
 WORKDIR /home/trainer/project
 COPY --chown=1000:1000 . .
-# With 1 the build ends where the CUDA library cannot be compiled. TORCH_CUDA_ARCH_LIST, such as
-# --build-arg TORCH_CUDA_ARCH_LIST=9.0, compiles for fewer GPUs, and faster.
+# DEFORM_CONV_CUDA=1 makes the build fail if the CUDA library cannot be compiled. To compile faster,
+# for fewer GPUs, give for instance --build-arg TORCH_CUDA_ARCH_LIST=9.0.
 ARG TORCH_CUDA_ARCH_LIST=
 ENV PIP_NO_CACHE_DIR=1 DEFORM_CONV_CUDA=1
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -1,8 +1,8 @@
-"""Takes README's picture of a study's page, of results/study/study.json, in a chromium.
+"""Takes the README's screenshot of the study page for results/study/study.json, with chromium.
 
     pip install -e '.[browser]' && python docs/pictures.py
 
-The picture says in itself of which study it is: by the file's SHA-256, which a test compares.
+The SHA-256 of study.json is stored in the picture's metadata, and a test compares it.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "results" / "study" / "study.json"
 PICTURE = ROOT / "docs" / "study-page.png"
 KEY = "SHA-256 of study.json"
-WIDTH, HEIGHT, MARGIN = 1100, 808, 20  # pixels: what it says, its table and the first two charts
+WIDTH, HEIGHT, MARGIN = 1100, 808, 20  # pixels: shows the verdict, the table and two charts
 COLOURS = 96
 
 
 def digest() -> str:
-    """Of the study as it is now."""
+    """Return the SHA-256 of the committed study."""
     return hashlib.sha256(STUDY.read_bytes()).hexdigest()
 
 
 def screenshot() -> Image.Image:
-    """The beginning of the page."""
+    """Render the study page and return its top."""
     from playwright.sync_api import sync_playwright
 
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
-        sys.exit("error: there is no chromium")
+        sys.exit("error: no chromium was found on PATH; install it")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "study.html"
         path.write_text(page(json.loads(STUDY.read_text()), None), encoding="utf-8")
@@ -49,7 +49,7 @@ def screenshot() -> Image.Image:
 
 
 def main() -> None:
-    """Take it, and write it with the study's SHA-256."""
+    """Take the screenshot and write it with the study's SHA-256."""
     said = PngImagePlugin.PngInfo()
     said.add_text(KEY, digest())
     screenshot().quantize(COLOURS).save(PICTURE, optimize=True, pnginfo=said)

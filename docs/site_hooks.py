@@ -1,8 +1,9 @@
-"""What mkdocs needs to make a site of pages that are written to be read in the repository.
+"""Hooks for mkdocs, which make a site of pages that are written to be read in the repository.
 
-Files of the root become pages (Contributing, and the changelog where there is one), and pages that
-are made elsewhere join the contents where they are there. A link that leaves docs/ leads to the
-page that its file became or, where `repo_url` is set, to the file there; else only its text stays.
+CONTRIBUTING.md and, if it exists, CHANGELOG.md become pages of the site. scale.md and the changelog
+are added to the navigation if their files exist. A link to a file outside docs/ is changed: it
+leads to the page that was made of the file or, if `repo_url` is set, to the file in the repository;
+otherwise only its text is kept.
 """
 
 import re
@@ -21,7 +22,7 @@ CODE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Pages that are there only sometimes."""
+    """Add the pages that do not always exist to the navigation."""
     use, reference = _section(config.nav, "Use"), _section(config.nav, "Reference")
     if (ROOT / "docs" / "scale.md").exists():
         use.append({"At scale": "scale.md"})
@@ -37,7 +38,7 @@ def _section(nav: Any, title: str) -> list[Any]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The root's files, as pages."""
+    """Add the files of the root folder as pages."""
     for name, page in OF_THE_ROOT.items():
         if (ROOT / name).exists():
             files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
@@ -45,7 +46,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links that leave docs/."""
+    """Change the links that lead out of docs/."""
     source = next((k for k, v in OF_THE_ROOT.items() if v == page.file.src_uri), None)
     folder = PurePosixPath("docs") / PurePosixPath(page.file.src_uri).parent
     folder = folder if source is None else PurePosixPath()
@@ -66,7 +67,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"{mark}[{text}]({config.repo_url.rstrip('/')}/blob/HEAD/{place})"
         return text
 
-    # An anchor that begins with a digit is none to the theme's script.
+    # The theme's script does not accept an anchor that begins with a digit.
     markdown = re.sub(r"^## \[(\d[^\]]*)\]", r"## Version \1", markdown, flags=re.MULTILINE)
     parts = CODE.split(markdown)  # every second one is code
     return "".join(LINK.sub(inside, part) if i % 2 == 0 else part for i, part in enumerate(parts))
