@@ -1,4 +1,4 @@
-"""Fixtures for every test, and what a run says of the tests that this machine cannot run."""
+"""Fixtures for all tests, and a report of the tests that this machine cannot run."""
 
 import gc
 import os
@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many as cores: torch is imported with one thread
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core, so torch gets a single thread
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from detector.data.loading import kill_workers  # noqa: E402
 
-# A file stays with one process. These take longest and begin first: one that began last would keep
-# that process busy while the others have nothing left.
+# All tests of a file run in the same process. These files take longest and start first: if one of
+# them started last, the other processes would have nothing left to do meanwhile.
 LONGEST = [
     "test_train.py",
     "test_ranks.py",
@@ -41,18 +41,20 @@ def shared_data() -> Path:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put those of LONGEST first."""
+    """Put the tests of the files in LONGEST first."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: no collection of garbage looks through it again."""
+    """Exclude everything imported so far from garbage collection, which makes it faster."""
     gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Workers of loaders that tests keep would hold up the end: they leave late, see loading.py."""
+    """Kill the loader workers that tests left behind, which would delay the end (see loading.py),
+    and pass on the number of tests that were left out.
+    """
     kill_workers()
     left_out = getattr(session.config, "left_out", Counter())
     if hasattr(session.config, "workeroutput"):
@@ -61,15 +63,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.stash.setdefault(LEFT_OUT, left_out)
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, in the process that started the workers
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist, in the process that starts workers
 def pytest_testnodedown(node: Any) -> None:
-    """Every worker has left out the same."""
+    """Store the numbers of tests that a worker left out; they are the same for every worker."""
     left_out = getattr(node, "workeroutput", {}).get("left_out", {})
     node.config.stash[LEFT_OUT] = Counter(left_out)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """One line."""
+    """Print a line about the tests that were left out."""
     left_out = config.stash.get(LEFT_OUT, Counter())
     if left_out:
         counts = ", ".join(f"{number} for want of {what}" for what, number in left_out.items())

@@ -1,4 +1,4 @@
-"""One small detector for the tests, which say only in what theirs differs."""
+"""A small detector for the tests. A test gives only the values that differ from it."""
 
 from typing import Any
 
@@ -36,5 +36,9 @@ SMALL: dict[str, Any] = {
 
 
 def small_detector(body: nn.Module, **differences: Any) -> FasterRCNN:
-    """A Faster R-CNN on a ResNet, with torchvision's conventions."""
+    """Build a small Faster R-CNN on a ResNet, with torchvision's conventions.
+
+    Args:
+        differences: arguments of `faster_rcnn` that differ from `SMALL`.
+    """
     return faster_rcnn(body, conventions=conventions("torchvision"), **(SMALL | differences))

@@ -1,5 +1,5 @@
-"""The imports of the code beside the layers that docs/architecture.md names: none goes upwards, and
-none goes in a circle, not even one that waits for a function to be called.
+"""Checks all imports, including those inside functions, against the layers of docs/architecture.md:
+no module imports one of a higher layer, and no imports are circular.
 """
 
 import ast
@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"config", "schema", "command_configs", "entry"}  # what all commands begin with
+SHARED = {"config", "schema", "command_configs", "entry"}  # modules that all commands import
 
 
 def modules() -> dict[str, Path]:
-    """Name -> file."""
+    """Return the file of each module by the module's name."""
     found = {}
     for path in [*ROOT.glob("ops/*.py"), *ROOT.glob("detector/**/*.py")]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -21,7 +21,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, known: set[str]) -> set[str]:
-    """The modules that a file imports, wherever it does."""
+    """Return the known modules that a file imports, at the top or inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -34,24 +34,26 @@ def imports(path: Path, known: set[str]) -> set[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """Module -> what it imports."""
+    """Return the modules that each module imports."""
     files = modules()
     return {name: imports(path, set(files)) - {name} for name, path in files.items()}
 
 
 def layers() -> list[set[str]]:
-    """The line of docs/architecture.md, from the lowest on."""
+    """Read the layers from docs/architecture.md, the lowest first."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^`ops` \| .*$", text, re.MULTILINE)
     return [set(re.findall(r"\w+", layer)) for layer in line.split("|")]
 
 
 def layer_of(name: str, imported: dict[str, set[str]]) -> int:
-    """The place of a module's layer; -1 of what imports nothing of ours and is known to all."""
+    """Return the index of a module's layer; -1 if it imports no other module of `detector` and any
+    module may import it.
+    """
     order = layers()
     path = modules()[name]
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8") and name.startswith("det"):
-        return len(order) - 1  # it is run: a command
+        return len(order) - 1  # it can be run, so it is a command
     package, _, rest = name.partition(".")
     part = package if package == "ops" else rest.partition(".")[0]
     if part in SHARED:
@@ -63,11 +65,11 @@ def layer_of(name: str, imported: dict[str, set[str]]) -> int:
     return -1 if not own else len(order) - 1
 
 
-def test_no_circle() -> None:
-    list(graphlib.TopologicalSorter(graph()).static_order())  # else a CycleError, which names it
+def test_no_circular_imports() -> None:
+    list(graphlib.TopologicalSorter(graph()).static_order())  # raises CycleError, with the cycle
 
 
-def test_no_arrow_upwards() -> None:
+def test_no_upward_imports() -> None:
     imported = graph()
     places = {name: layer_of(name, imported) for name in imported}
     upwards = [

@@ -1,4 +1,6 @@
-"""The training benchmark gives everyone the same work and sums up rightly; no speed is asserted."""
+"""The training benchmark gives all candidates the same work and summarises times correctly. No
+speed is asserted.
+"""
 
 import json
 import math
@@ -21,7 +23,7 @@ SIZE = 64
 def candidates() -> dict[str, benchmark.Candidate]:
     found = {name: benchmark.build(name, "cpu", SIZE) for name in benchmark.CANDIDATES}
     for candidate in found.values():
-        # Small images have too few proposals for 512 of each.
+        # A small image has too few proposals to sample 512 RoIs.
         candidate.model.roi_heads.fg_bg_sampler.batch_size_per_image = 64
     return found
 
@@ -71,7 +73,7 @@ def test_torchvisions_model_is_the_one_it_ships() -> None:
     batch_norm = {k: v for k, v in shipped.state_dict().items() if "num_batches" not in k}
     shapes = [{k: v.shape for k, v in s.items()} for s in (batch_norm, mine.state_dict())]
     assert shapes[0] == shapes[1]
-    # Shipped pretrained, it is this with frozen batch norm.
+    # With pretrained weights torchvision builds the same model with frozen batch norm.
     assert any(isinstance(module, FrozenBatchNorm2d) for module in mine.modules())
 
 
@@ -103,14 +105,14 @@ def test_offsets_are_as_long_as_they_should_be() -> None:
 # ---- steps -----------------------------------------------------------------------------------
 
 
-def test_everyone_does_the_same_work(work: list[benchmark.Row]) -> None:
+def test_all_candidates_do_the_same_work(work: list[benchmark.Row]) -> None:
     benchmark.check_equal_work(work)
     ours, deformable, torchvision, _ = work
     assert ours["RoIs"] == benchmark.BATCH * 64
     assert deformable["GFLOP"] > ours["GFLOP"]
     assert all(math.isfinite(row[key]) for row in work for key in row if key.startswith("loss"))
-    # The plain twins differ in memory format, hence in rounding; in the deformable ones chained
-    # offsets amplify rounding until the features are others.
+    # The plain networks differ in memory format, and therefore in rounding. The deformable networks
+    # are not compared: their offsets amplify rounding until the features differ.
     for loss in ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"):
         assert ours[loss] == pytest.approx(torchvision[loss], rel=1e-2)
 
@@ -122,7 +124,7 @@ def test_unequal_work_is_noticed(work: list[benchmark.Row], key: str) -> None:
         benchmark.check_equal_work(more)
 
 
-@pytest.mark.parametrize(  # without instructions for bfloat16 its step takes ten seconds
+@pytest.mark.parametrize(  # on a processor without bfloat16 instructions a step takes ten seconds
     "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("name", benchmark.CANDIDATES)
@@ -156,7 +158,7 @@ def test_the_first_round_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def samples() -> benchmark.Samples:
-    """Seconds of three rounds, medians in the middle on purpose."""
+    """Return the seconds of three rounds in an order in which the median is not always second."""
     float32 = {
         "ours": [4.0, 1.0, 2.0],
         "ours deformable": [3.0, 3.0, 3.0],
@@ -194,7 +196,7 @@ def test_ratios() -> None:
 def test_the_peak_holds_at_least_gradients_and_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "SIZE", SIZE)
     peak = benchmark.peak_in_child("torchvision", "float32", "cpu")
-    assert peak > 2 * 41_481_636 * 4 / 2**20  # the trainable parameters twice
+    assert peak > 2 * 41_481_636 * 4 / 2**20  # twice the trainable parameters, in float32
 
 
 def test_the_command(

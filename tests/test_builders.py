@@ -1,4 +1,4 @@
-"""What the builders decide by themselves."""
+"""The values that builders choose automatically."""
 
 import os
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_where_the_validation_images_are(tmp_path: Path) -> None:
 
 
 def test_the_rank_of_a_task_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sixth of seven tasks: the nodes have three, three and one."""
+    """The process is the sixth of seven tasks, on nodes with three, three and one task."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
         '#!/bin/sh\n[ "$*" = "show hostnames n[7-9]" ] && printf "n7\\nn8\\nn9\\n"\n'

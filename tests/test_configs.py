@@ -1,4 +1,4 @@
-"""Every shipped configuration composes, has the right types and builds."""
+"""Every configuration in configs/ can be composed, has the right types and can be built."""
 
 import re
 from collections.abc import Callable
@@ -37,13 +37,13 @@ def test_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in names("model") if name.endswith("_fpn")])
-def test_networks_with_an_fpn_differ_in_their_backbone_alone(name: str) -> None:
+def test_networks_with_an_fpn_differ_only_in_their_backbone(name: str) -> None:
     usual = train_config("model=resnet50_fpn").model
     assert train_config(f"model={name}").model == replace(usual, backbone=name[: -len("_fpn")])
 
 
 @pytest.mark.parametrize("name", names("deform"))
-def test_what_deforms_differs_in_place_and_version_alone(name: str) -> None:
+def test_deform_choices_differ_only_in_placement_and_version(name: str) -> None:
     deform, plain = (train_config(f"deform={choice}").deform for choice in (name, "none"))
     place = {key: getattr(plain, key) for key in ("stages", "last_layers", "version")}
     assert replace(deform, **place) == plain
@@ -96,7 +96,7 @@ def test_augments(name: str, data: str) -> None:
     colors = [getattr(transform, key) for key in COLORED_BY]
     assert geometry == {"none": [0, 0], "flip": [0.5, 0], "strong": [0.5, 0.5]}[name]
     assert all(0 < s < 0.5 for s in colors) if name == "strong" else colors == [0] * 4
-    if name == "flip":  # what is trained by where nothing else is said
+    if name == "flip":  # the default choice
         assert train_config(f"data={data}", *words).data.transform == transform
 
 
@@ -138,7 +138,7 @@ def test_ablations(name: str) -> None:
             build_model(config.model, config.deform, config.data.transform, 3)
 
 
-TABLE_3 = {  # of Dai et al. 2017: what deforms, the dilation of c5, RoI pooling
+TABLE_3 = {  # rows of Dai et al. 2017: deformable stages, dilation of c5, RoI pooling
     "dilation_2": ("none", 2, "align"),
     "dilation_4": ("none", 4, "align"),
     "dilation_6": ("none", 6, "align"),
@@ -152,7 +152,7 @@ TABLE_3 = {  # of Dai et al. 2017: what deforms, the dilation of c5, RoI pooling
 @pytest.mark.parametrize("experiment", [[], ["+experiment=voc0712_r101_dc5", *PATHS]])
 @pytest.mark.parametrize("row", TABLE_3)
 def test_rows_of_the_papers_table_3(row: str, experiment: list[str]) -> None:
-    """Wherever Hydra's sweeper puts the row among the words, which is before an experiment."""
+    """A row has the same effect before and after an experiment. Hydra's sweeper puts it before."""
     words = [f"+ablation/paper_table3={row}", "+ablation=paper_table3"]
     for order in ([*words, *experiment], [*experiment, *words]):
         config = train_config(*order)
@@ -246,7 +246,7 @@ def test_offsets_learn_at_a_rate_of_their_own() -> None:
 
 @pytest.mark.parametrize("norm, trainable_layers", [("batch", 5), ("group", 5), ("group", 2)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_what_each_parameter_learns_by(norm: str, trainable_layers: int, optimizer: str) -> None:
+def test_rate_and_decay_of_each_parameter(norm: str, trainable_layers: int, optimizer: str) -> None:
     config = train_config(
         *("model.backbone=resnet10", f"model.norm={norm}", f"schedule.optimizer={optimizer}"),
         *(f"model.trainable_layers={trainable_layers}", "deform.offset_lr_multiplier=0.25"),
@@ -261,8 +261,8 @@ def test_what_each_parameter_learns_by(norm: str, trainable_layers: int, optimiz
         for group in groups
         for parameter in group["params"]
     }
-    assert len(found) == sum(len(group["params"]) for group in groups)  # none twice
-    # Half the batch: 0.02 * 8 / 16 = 0.01, and a quarter of that.
+    assert len(found) == sum(len(group["params"]) for group in groups)  # no parameter is in two
+    # With half the batch the rate is 0.02 * 8 / 16 = 0.01; that of the offsets is a quarter of it.
     expected = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""An exported detector finds what the checkpoint's model finds, in a process without torch."""
+"""An exported detector gives the same detections as the model, in a process without torch."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ TINY = [
     *("model.score_threshold=0.2", "model.detections_per_image=20", "model.rpn_top_n_test=60"),
     *("data.transform.min_size=96", "data.transform.max_size=150"),
 ]
-# Everything that differs between networks, in few of them.
+# A few networks that together cover all options of a network.
 NETWORKS = {
     "plain": ["deform=none"],
     "v2, torchvision": ["deform=c3-c5_v2", "model.norm=group"],
@@ -47,7 +47,7 @@ NETWORKS = {
 
 
 def checkpoint_of(folder: Path, *words: str) -> Path:
-    """A checkpoint of a model that finds a lot in noise, and whose layers deform."""
+    """Write a checkpoint of a model that detects many objects in noise and has nonzero offsets."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = typed_train(compose("train", [*TINY, *words]))
     torch.manual_seed(0)
@@ -61,7 +61,7 @@ def checkpoint_of(folder: Path, *words: str) -> Path:
             torch.nn.init.uniform_(value, 0.5, 1.5)
         elif "rpn.head" in name or "box_predictor" in name:
             torch.nn.init.normal_(value, std=0.1)
-    if "conventions=detectron2" in words:  # its pixels are not divided by their deviation
+    if "conventions=detectron2" in words:  # it does not divide pixels by their standard deviation
         model.backbone.body.conv1.weight.data /= 58
     content = dict.fromkeys(KEYS) | {"classes": CLASSES, "category_ids": [1, 2, 3]}
     content |= {"config": to_plain(config), "model": model.state_dict()}
@@ -76,7 +76,7 @@ def config_of(checkpoint: Path, output: Path, **others: Any) -> ExportConfig:
 
 @pytest.fixture
 def generated_images(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """In place of those of the embedded task, on which a model without training finds nothing."""
+    """Replace the images of the embedded task, in which an untrained model detects nothing."""
     images = [export.generated(seed, *size) for seed, size in enumerate(export.SIZES)]
     monkeypatch.setattr(export, "own_images", lambda *_: images)
     return images
@@ -103,9 +103,9 @@ print(session.get_modelmeta().custom_metadata_map["classes"])
     [pytest.param(name, marks=pytest.mark.slow if name == "groups" else ()) for name in NETWORKS],
 )
 def test_onnx(network: str, tmp_path: Path, generated_images: list[np.ndarray]) -> None:
-    """In onnxruntime alone: single images of any size, and several at a time."""
+    """onnxruntime alone runs single images of any size, and batches of images."""
     checkpoint = checkpoint_of(tmp_path, *NETWORKS[network])
-    export.run(config_of(checkpoint, tmp_path / "model.onnx"))  # compares as well
+    export.run(config_of(checkpoint, tmp_path / "model.onnx"))  # raises if the detections differ
     arrays = {f"one {n}": image[None] for n, image in enumerate(generated_images)}
     first = generated_images[0]
     arrays["batch"] = np.stack([first, first[::-1], first[:, ::-1]])
@@ -147,7 +147,7 @@ def test_a_program_of_torch(
     assert len(boxes) == len(scores) == len(labels) >= 3
 
 
-def test_an_exported_model_that_finds_something_else_is_noticed(
+def test_an_exported_model_with_other_detections_is_an_error(
     tmp_path: Path, generated_images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_of(tmp_path, *NETWORKS["plain"])
@@ -172,7 +172,7 @@ def test_soft_nms_is_refused(tmp_path: Path, generated_images: list[np.ndarray])
     export.run(config_of(checkpoint, tmp_path / "model.onnx", nms="hard"))
 
 
-def test_what_agrees() -> None:
+def test_tolerances_of_an_agreement() -> None:
     assert Agreement(box=0.1, score=1e-3).holds
     assert not Agreement(box=0.11).holds
     assert not Agreement(score=2e-3).holds

@@ -1,4 +1,4 @@
-"""What is said before torch is imported, and what torch is told."""
+"""Help and errors appear before torch is imported, and its environment variables are set."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from detector.data.__main__ import HELP, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Runs a script, or a module after -m, and tells at the end whether torch was imported.
+# Runs a script, or a module after -m, and prints at the end whether torch was imported.
 WATCHED = """
 import atexit, runpy, sys
 atexit.register(lambda: print("TORCH" if "torch" in sys.modules else "NO TORCH"))
@@ -27,7 +27,7 @@ else:
 
 
 def without_torch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command, in an empty folder, that must have ended before torch is imported."""
+    """Run a command in a folder, and check that it ends without importing torch."""
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, *words],
         cwd=folder,
@@ -116,7 +116,9 @@ def test_help_within_the_process(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
-def test_what_threads_wait_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openmp_waiting_is_set_unless_the_user_did(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment: dict[str, str] = {}
     monkeypatch.setattr(entry.os, "environ", environment)
     entry.share_the_machine()

@@ -1,4 +1,4 @@
-"""Predictions as a user makes them, from a checkpoint whose model is tiny."""
+"""predict.py, run as from the command line with the checkpoint of a tiny model."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[dict, torch.nn.Module]:
-    """What a checkpoint says was trained, and the model with the weights in it."""
+    """Return the configuration of a checkpoint, and a model with its weights."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = typed_train(compose("train", TINY))
     torch.manual_seed(0)
@@ -62,7 +62,9 @@ def noise(seed: int, height: int, width: int) -> Image.Image:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """b.png, c.JPG, d.webp, a folder and a text; a.jpg is no image and z.png is cut short."""
+    """Write b.png, c.JPG, d.webp, more/e.png, a text file, a.jpg, which is not an image, and z.png,
+    which is truncated.
+    """
     folder = tmp_path / "images"
     (folder / "more").mkdir(parents=True)
     noise(0, 40, 60).save(folder / "b.png")
@@ -85,7 +87,7 @@ def command(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> i
         assert isinstance(stop.code, int)
         return stop.code
     finally:
-        logging.root.handlers = handlers  # Hydra's write into the run folder
+        logging.root.handlers = handlers  # removes those of Hydra, which write to the run folder
     return 0
 
 
@@ -120,7 +122,7 @@ def test_a_folder(
     names = {path.relative_to(drawn).as_posix() for path in drawn.rglob("*.*")}
     assert names == {"b.png", "c.JPG", "d.webp.png", "more/e.png"}
 
-    # the same by the code that evaluates
+    # Compare with the detections of the code that evaluates.
     image = torch.from_numpy(np.array(Image.open(images / "b.png"))).permute(2, 0, 1)
     sample = {"image": image, "image_id": 1}
     cpu = torch.device("cpu")
@@ -171,9 +173,9 @@ def test_images_are_upright(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the stored rows are columns
+    exif[0x0112] = 6  # the camera was rotated: rows of the file are columns of the image
     stored = np.zeros((4, 6, 3), np.uint8)
-    stored[0, 0] = 255  # its first pixel belongs to the upper right
+    stored[0, 0] = 255  # the file's first pixel is at the upper right of the image
     Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
     arguments = [f"checkpoint={checkpoint}", f"images={tmp_path / 'turned.png'}", "min_score=1"]
     assert command(monkeypatch, tmp_path / "run", *arguments) == 0
@@ -188,7 +190,9 @@ def test_images_are_upright(
 def test_kinds_of_files(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """TIFF and the first frame of GIF are read; HEIC says what reads it; not recursive."""
+    """TIFF and the first frame of a GIF are read, an error names a package for HEIC, and subfolders
+    are not read with recursive=false.
+    """
     folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     frames = [noise(seed, 20, 30) for seed in (0, 1)]
@@ -206,7 +210,7 @@ def test_kinds_of_files(
     with Image.open(tmp_path / "run" / "drawn" / "a.gif.png") as picture:
         assert (
             np.abs(np.asarray(picture).astype(int) - np.asarray(frames[0])).mean() < 20
-        )  # palette
+        )  # a GIF has a palette of 256 colours
     with Image.open(tmp_path / "run" / "drawn" / "deep.tiff.png") as picture:
         assert np.unique(picture).tolist() == [0x80]
 
@@ -214,7 +218,7 @@ def test_kinds_of_files(
 def test_what_is_saved(
     checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """COCO, YOLO and CSV say the same as predictions.json, and crops are parts of the image."""
+    """COCO, YOLO and CSV files agree with predictions.json, and crops are parts of the image."""
     arguments = [f"checkpoint={checkpoint}", f"images={images / 'b.png'}", "min_score=0.1"]
     arguments += ["save=[crops,coco,yolo,csv]"]
     assert command(monkeypatch, tmp_path / "run", *arguments) == 0
@@ -231,7 +235,7 @@ def test_what_is_saved(
     np.testing.assert_allclose(found[:, :2] + found[:, 2:], boxes[:, 2:])
     ids = [[3, 9][one["label"] - 1] for one in ours]
     assert [one["category_id"] for one in coco["annotations"]] == ids
-    read = read_results(run / "coco.json", as_ground_truth(coco))  # by evaluate.py
+    read = read_results(run / "coco.json", as_ground_truth(coco))  # as evaluate.py does
     assert read.scores.tolist() == [one["score"] for one in ours]
 
     lines = np.loadtxt(run / "yolo" / "b.txt")
@@ -302,7 +306,7 @@ def test_what_cannot_be_looked_at(
     assert command(monkeypatch, tmp_path / "run", arguments[0]) == 2
     assert "images" in one_line(capsys)
 
-    drawn = tmp_path / "drawn"  # what an earlier run drew: it would be drawn over
+    drawn = tmp_path / "drawn"  # pictures of an earlier run, which would be overwritten
     drawn.mkdir()
     noise(0, 20, 20).save(drawn / "b.png")
     before = (drawn / "b.png").read_bytes()

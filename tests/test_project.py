@@ -1,7 +1,5 @@
-"""What is said in more than one file of the project is said alike.
-
-The version is that of pyproject.toml, the commands are those of README, the Pythons those of
-requires-python.
+"""Files of the project that repeat the same facts agree: versions are those of pyproject.toml,
+commands those of the README, and Python versions those of requires-python.
 """
 
 import json
@@ -20,7 +18,7 @@ DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 
 
 def read_yaml(path: str | Path) -> dict:
-    # BaseLoader: text stays text, so that 3.10 is no number and `on` no boolean
+    # BaseLoader keeps every value a string: 3.10 does not become a number, nor `on` a boolean.
     return yaml.load((ROOT / path).read_text(), Loader=yaml.BaseLoader)
 
 
@@ -32,14 +30,14 @@ ALL_JOBS = {name: job for workflow in WORKFLOWS for name, job in jobs(workflow).
 
 
 def readme_commands() -> list[str]:
-    """The command that installs everything and trains, and the one that tests."""
+    """Return the README's command that installs and trains, and the one that runs the tests."""
     text = (ROOT / "README.md").read_text()
     starts = ("python -m venv ", r"pip install -e '\.\[test\]' && ")
     return [re.search(rf"^{start}.+$", text, re.MULTILINE).group() for start in starts]
 
 
 def stages(dockerfile: Path) -> dict[str, list[str]]:
-    """The instructions of each stage, with the command of a CMD as it is typed into a shell."""
+    """Return the instructions of each stage, with the command of CMD as typed into a shell."""
     text = re.sub(r"^ *#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE).replace("\\\n", "")
     found: dict[str, list[str]] = {}
     for line in filter(None, text.splitlines()):
@@ -61,7 +59,7 @@ def test_the_citation_has_the_version_of_pyproject():
 def test_the_newest_heading_of_the_changelog_is_the_version_of_pyproject():
     headings = re.findall(r"^## \[(.+?)\] - (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert headings[0][0] == PROJECT["version"]
-    for _, date in headings[1:]:  # all but the newest are released
+    for _, date in headings[1:]:  # all versions but the newest are released and have a date
         assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", date)
 
 
@@ -116,7 +114,7 @@ def test_wheels_are_built_for_two_processors_and_the_cuda_half_where_there_is_an
 # ----------------------------------------------------------------------- issue templates
 
 
-def test_a_bug_report_asks_for_what_the_operator_says_of_itself():
+def test_a_bug_report_asks_for_the_output_of_ops():
     fields = {
         field.get("id"): field for field in read_yaml(".github/ISSUE_TEMPLATE/bug.yml")["body"]
     }
@@ -141,7 +139,7 @@ def test_a_dockerfile_holds_the_commands_of_readme(dockerfile):
     found = stages(dockerfile)
     assert f"RUN {install}" in found["installed"]
     assert found["training"][-1] == f"CMD {train}"
-    assert list(found)[-1] == "training"  # which is what a build without --target makes
+    assert list(found)[-1] == "training"  # a build without --target makes the last stage
     assert f"RUN {install_tests}" in found["tests"]
     assert found["tests"][-1].split(" -m ")[0] == f"CMD {test}"
 

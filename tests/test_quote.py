@@ -1,4 +1,4 @@
-"""Quotes in markdown: what is made of each file, single values, and what is refused."""
+"""Quotes in markdown pages: the tables of each kind of file, single values, and errors."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def test_code_is_left_alone(tmp_path: Path) -> None:
         ("<!-- quote gone a.json -->\n<!-- end of quote -->", "gone is none of study, operator"),
     ],
 )
-def test_what_is_not_there_is_named_with_its_line(tmp_path: Path, text: str, reason: str) -> None:
+def test_errors_name_the_page_and_the_line(tmp_path: Path, text: str, reason: str) -> None:
     path = page(tmp_path, f"\n{text}\n", a={"times": TIMES})
     with pytest.raises(ConfigError, match=f"page.md, line 2: .*{re.escape(reason)}"):
         quote.quoted(path)

@@ -1,4 +1,4 @@
-"""What is measured of a step, and of whom; no speed is asserted."""
+"""The benchmark of training steps counts and compares the right steps. No speed is asserted."""
 
 import json
 import os
@@ -34,14 +34,14 @@ def test_a_step_in_a_memory_format(name: str, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(build, "build_trainer", build_trainer)
     seconds = child(name, WORDS)
-    assert len(seconds) == 1 and seconds[0] > 0  # of three, after two
+    assert len(seconds) == 1 and seconds[0] > 0  # of three steps, two are the warm-up
     (trainer,) = trainers
     weight = trainer.model.backbone.body.layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=getattr(torch, name))
-    assert trainer.optimization.lr_schedule.last_epoch == 3  # they were steps
+    assert trainer.optimization.lr_schedule.last_epoch == 3  # all three were optimizer steps
 
 
-def test_who_trains_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[list[str], dict[str, str]]] = []
     neighbours: list[int] = []
 

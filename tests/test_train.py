@@ -1,4 +1,4 @@
-"""Training and evaluation as a user runs them, on a few tiny images."""
+"""Training and evaluation, run as from the command line on a few tiny images."""
 
 import json
 import logging
@@ -62,7 +62,7 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generated data is kept between these tests, and apart from the user's."""
+    """Keep generated data for all tests of this file, outside the user's cache."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
 
@@ -77,7 +77,7 @@ def command(main, folder: Path, *overrides: str, monkeypatch: pytest.MonkeyPatch
         assert isinstance(stop.code, int)
         return stop.code
     finally:
-        logging.root.handlers = handlers  # Hydra's write into the run folder
+        logging.root.handlers = handlers  # removes those of Hydra, which write to the run folder
     return 0
 
 
@@ -96,7 +96,7 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(training_builders, "training_memory_format", memory_format)
     assert command(train.main, run, *TINY, "schedule.epochs=2", monkeypatch=monkeypatch) == 0
     assert formats == [({"fpn_channels": 16, "min_size": 64}, torch.contiguous_format)]
-    assert "warmup_steps" not in (run / "train.log").read_text()  # two of six
+    assert "warmup_steps" not in (run / "train.log").read_text()  # no warning: two of six steps
     weights = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
     assert weights["backbone.body.layer1.0.conv1.weight"].is_contiguous()
 
@@ -138,7 +138,7 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert read_json(again / "metrics.json")["metrics"] == pytest.approx(
         metrics["metrics"], abs=1e-9
     )
-    sizes = tmp_path / "sizes"  # at two sizes and mirrored, and timed
+    sizes = tmp_path / "sizes"  # detection at two sizes and in mirrored images, with timing
     options = [checkpoint, "min_sizes=[64,96]", "flip=true", "timing_images=2"]
     assert command(evaluate.main, sizes, *options, monkeypatch=monkeypatch) == 0
     timing = read_json(sizes / "metrics.json")["timing"]
@@ -148,18 +148,18 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     options = [checkpoint, "nms=soft_gaussian", "nms_sigma=0.1"]
     assert command(evaluate.main, soft, *options, monkeypatch=monkeypatch) == 0
     assert read_json(soft / "detections.json") != read_json(scored / "detections.json")
-    options = [checkpoint, "nms=soft_linear", "flip=true"]  # merged by hard NMS
+    options = [checkpoint, "nms=soft_linear", "flip=true"]  # flip merges by hard NMS
     assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
     options = [checkpoint, "min_sizes=[0]"]
     assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
-    options = [checkpoint, "iou_thresholds=[0.3]"]  # not COCO's: said before anything is detected
+    options = [checkpoint, "iou_thresholds=[0.3]"]  # not for COCO; refused before the detection
     assert command(evaluate.main, tmp_path / "x", *options, monkeypatch=monkeypatch) == 2
     assert not (tmp_path / "x" / "detections.json").exists()
     voc = tmp_path / "voc"
     assert command(evaluate.main, voc, *results, "metric=voc07", monkeypatch=monkeypatch) == 0
     assert read_json(voc / "metrics.json")["metrics"].keys() == {"mAP", "AP50", "AP70"}
 
-    other = tmp_path / "other"  # another data set: the training images, as if they were new ones
+    other = tmp_path / "other"  # another data set, for which the training images are used
     folder = annotations.parents[1]
     data = [
         "data=coco",
@@ -174,14 +174,14 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     output = f"output={tmp_path / 'new' / 'folder'}"
     assert command(evaluate.main, other, checkpoint, *data, output, monkeypatch=monkeypatch) == 0
-    assert sizes == [64]  # of the training, whatever data=coco says
+    assert sizes == [64]  # min_size of the training, not of data=coco
     other = tmp_path / "new" / "folder"
     images = {d["image_id"] for d in read_json(other / "detections.json")}
     assert images and images <= set(range(1, 13))
 
 
 def tensorboard_tags(run: Path) -> tuple[set[str], set[str]]:
-    """Some of the scalars and images of a run, as TensorBoard reads them."""
+    """Read the tags of some of a run's scalars and images from its TensorBoard events."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run))
@@ -196,8 +196,8 @@ def tensorboard_tags(run: Path) -> tuple[set[str], set[str]]:
 def test_conventions_stay_with_what_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of detectron2: their conventions are in config.yaml, and go on with a resumed run, an
-    exported model and what is trained from that.
+    """The conventions of detectron2's weights are in config.yaml. A resumed run, an exported model
+    and a training from that model keep them.
     """
     run, further = tmp_path / "run", tmp_path / "further"
     short = [*TINY, "schedule.epochs=1", "limit_val_batches=2", "deform=none"]
@@ -263,7 +263,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.M
         for run in (whole, broken)
     ]
     assert losses[0] == losses[1]
-    # A finished run that is started again only says what it found.
+    # A finished run that is started again does not train any further.
     assert command(train.main, whole, *plan, monkeypatch=monkeypatch) == 0
     assert read_json(whole / "summary.json")["status"] == "done"
 
@@ -273,7 +273,7 @@ def test_what_a_resumed_run_may_change(
 ) -> None:
     plan = [*TINY, "precision=bfloat16", "schedule.decay=step"]
     assert command(train.main, tmp_path, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
-    with (tmp_path / "metrics.jsonl").open("a") as file:  # as if it had been killed in epoch 2
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # as if the run was killed in epoch 2
         file.write(json.dumps({"kind": "train", "step": 4, "loss": 7.0}) + '\n{"kind": "tr')
     assert command(train.main, tmp_path, *plan, "schedule.epochs=2", monkeypatch=monkeypatch) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -289,7 +289,7 @@ def test_what_a_resumed_run_may_change(
 
 
 def scalar_steps(run: Path, tag: str) -> list[int]:
-    """The steps at which TensorBoard shows a scalar."""
+    """Return the steps at which TensorBoard shows a scalar."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run))
@@ -298,7 +298,7 @@ def scalar_steps(run: Path, tag: str) -> list[int]:
 
 
 def stop_after(num_epochs: int):
-    """A `Trainer.train_epoch` that is interrupted once that many epochs are done."""
+    """Return a `Trainer.train_epoch` that is interrupted after `num_epochs` epochs."""
     train_epoch = train_command.Trainer.train_epoch
 
     def stopping(self, record, stop):
@@ -310,7 +310,7 @@ def stop_after(num_epochs: int):
 
 
 def sweep(folder: Path, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several runs, as from the command line."""
+    """Run a sweep as from the command line."""
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", f"hydra.sweep.dir={folder}", *TINY, *words])
     handlers = list(logging.root.handlers)
     try:
@@ -321,7 +321,7 @@ def sweep(folder: Path, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command again trains nothing, and says the same."""
+    """The same command, started again, trains nothing and writes the same study."""
     words = ["schedule.epochs=1", "+ablation=stages", "deform=none,c5_v2", "seed=0,1"]
     sweep(tmp_path, *words, monkeypatch=monkeypatch)
     study = read_json(tmp_path / "study.json")
@@ -330,7 +330,7 @@ def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "0",
         "1",
     }
-    # 2 offset convolutions (27, C, 3, 3) with a bias: C is 256 and 512
+    # There are two offset convolutions of shape (27, C, 3, 3) with a bias; C is 256 and 512.
     more = deformable["costs"]["num_parameters"] - none["costs"]["num_parameters"]
     assert more == 27 * ((256 + 512) * 9 + 2)
     assert all(none["costs"][cost] > 0 for cost in ("gflops", "seconds_per_step", "peak_memory"))
@@ -362,7 +362,7 @@ def test_a_sweep_ends_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_rows_of_the_papers_table_are_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They differ in several keys each, and none is left out."""
+    """Every row of the table becomes an arm, although rows differ in several keys."""
     rows = "+ablation/paper_table3=dilation_2,dilation_6,deform_conv,both"
     words = ["schedule.epochs=1", "+ablation=paper_table3", rows, "model.anchor_sizes=[16,32,64]"]
     sweep(tmp_path, *words, monkeypatch=monkeypatch)
@@ -372,12 +372,12 @@ def test_rows_of_the_papers_table_are_arms(tmp_path: Path, monkeypatch: pytest.M
     assert study["baseline"] == "dilation_2" and not study["left_out"]
     plain, wide, deformable, both = (arm["costs"]["num_parameters"] for arm in study["arms"])
     assert plain == wide and deformable - plain == 18 * ((256 + 512) * 9 + 2)
-    assert both - deformable == 2 * 49 * (16 * 49 + 1)  # of each bin, from all that is pooled
+    assert both - deformable == 2 * 49 * (16 * 49 + 1)  # offsets of 49 bins from 16 x 49 values
     layers = study["learned"]["dilation_6"]["layers"]
     assert layers["layer4.0.conv1"]["dilation"]["background"]["mean"] == 6
 
 
-def test_a_look_into_a_checkpoint(
+def test_the_offsets_and_sampling_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     run, looks = tmp_path / "run", tmp_path / "looks"
@@ -425,7 +425,7 @@ def test_a_sweep_that_is_only_planned(
     assert plan["seconds_per_step"] > 0 and plan["seconds_per_image"] > 0
     row = next(line for line in printed.splitlines() if line.startswith("| c5_v2 |"))
     assert row.startswith(f"| c5_v2 | 3 | 21 | {plan['seconds_per_step']:.3f} |")
-    assert read_json(tmp_path / "3" / "plan.json") == plan  # measured once for all seeds
+    assert read_json(tmp_path / "3" / "plan.json") == plan  # an arm is measured only once
     assert not list(tmp_path.glob("*/summary.json")) and not (tmp_path / "study.json").exists()
 
 
@@ -468,7 +468,7 @@ def test_real_images_from_the_command_line(
     assert read_json(scored / "detections.json")
 
 
-# ---- what may be switched on ----------------------------------------------------------------
+# ---- options that are off by default --------------------------------------------------------
 
 
 def lines_of(run: Path, kind: str) -> list[dict]:
@@ -477,7 +477,9 @@ def lines_of(run: Path, kind: str) -> list[dict]:
 
 
 def noted(monkeypatch: pytest.MonkeyPatch, module, name: str, note) -> None:
-    """Let a function of a module note something of its arguments and result at each call."""
+    """Replace a function of a module by one that also passes its arguments and its result to
+    `note` at each call.
+    """
     function = getattr(module, name)
 
     def noting(*args, **kwargs):
@@ -506,7 +508,8 @@ def test_the_average_is_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.Mo
         (evaluate_checkpoint, "detect"),
     ):
         noted(
-            *(monkeypatch, module, name),  # evaluate.py wraps the model
+            *(monkeypatch, module, name),
+            # evaluate.py passes a wrapper with the model in its attribute `model`.
             lambda args, _: used.append(state_of(getattr(args[0], "model", args[0]))),
         )
     run, broken, scored = tmp_path / "run", tmp_path / "broken", tmp_path / "scored"
@@ -518,7 +521,7 @@ def test_the_average_is_what_is_evaluated(tmp_path: Path, monkeypatch: pytest.Mo
     first, second, third = (load_checkpoint(path)["model"] for path in paths)
     last = load_checkpoint(run / "checkpoints" / "last.pt")
     average = trained_weights(last)
-    # The average is the first weights, then 3/4 of itself and 1/4 of the next ones.
+    # The average starts as the first weights; each step takes 3/4 of it and 1/4 of the new weights.
     name = "backbone.body.layer1.0.conv1.weight"
     expected = 0.5625 * first[name].double() + 0.1875 * second[name] + 0.25 * third[name]
     torch.testing.assert_close(average[name].double(), expected, rtol=1e-6, atol=1e-8)
@@ -559,7 +562,7 @@ def test_a_step_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert f"image ids {', '.join(map(str, calls[1]))}" in line
 
 
-def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([0.1, 0.3, 0.2, 0.3, 0.25])
 
     def validate(*args, **kwargs) -> Validation:
@@ -569,7 +572,7 @@ def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(train_command, "validate", validate)
     plan = [*TINY, "limit_train_batches=1", "schedule.epochs=9", "schedule.decay=step"]
-    for _ in range(2):  # 0.3 in epoch 2 is not exceeded in 3 and 4; started again it says the same
+    for _ in range(2):  # epochs 3 and 4 do not exceed 0.3 of epoch 2; a second start ends the same
         stops = [*plan, "schedule.patience=2"]
         assert command(train.main, tmp_path, *stops, monkeypatch=monkeypatch) == 0
         summary = read_json(tmp_path / "summary.json")
@@ -578,15 +581,15 @@ def test_no_better_evaluation_ends_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_checkpoint(tmp_path / "checkpoints" / "best.pt")["epoch"] == 2
     log = (tmp_path / "train.log").read_text()
     assert log.count("no improvement in the last 2 evaluations: the run ends") == 2
-    more = [*plan, "schedule.patience=3"]  # it goes on where it stopped
+    more = [*plan, "schedule.patience=3"]  # the run continues where it stopped
     assert command(train.main, tmp_path, *more, monkeypatch=monkeypatch) == 0
     assert read_json(tmp_path / "summary.json")["epochs"] == 5
     assert [line["AP"] for line in lines_of(tmp_path, "val")] == [0.1, 0.3, 0.2, 0.3, 0.25]
-    log = (tmp_path / "train.log").read_text()  # the best is not the last one's
+    log = (tmp_path / "train.log").read_text()  # names the best value, not the last one
     assert f"The best checkpoint, with AP 30.0, is {tmp_path}/checkpoints/best.pt" in log
 
 
-def test_a_run_that_went_on_elsewhere_and_found_no_better(
+def test_a_run_without_improvement_on_the_checkpoint_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([0.3, 0.2])
@@ -620,7 +623,7 @@ def test_fewer_epochs_than_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def image_ids(monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], list[int]]:
-    """Of the images that are trained on, and of those that are evaluated, once they are."""
+    """Return the ids of the images that are trained on and evaluated; later runs fill them in."""
     trained: set[int] = set()
     evaluated: list[int] = []
     noted(
@@ -642,7 +645,7 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [(line["epoch"], line["step"]) for line in lines_of(tmp_path, "train")]
     assert steps == [(1, 1), (1, 2), (2, 3), (2, 4)]
     assert evaluated == [1, 2, 3]
-    assert len(trained) > 8  # of 12: the two epochs have other images
+    assert len(trained) > 8  # of 12 images: the two epochs have different images
 
 
 def test_overfitting_some_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -669,7 +672,7 @@ def test_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         how = [*plan, f"precision={precision}", f"schedule.epochs={epochs}"]
         assert command(train.main, tmp_path / run, *how, monkeypatch=monkeypatch) == 0
     exact, rounded = losses_of(tmp_path / "exact"), losses_of(tmp_path / "whole")
-    # Rounding swaps a few proposals of untrained weights.
+    # With untrained weights, rounding changes a few proposals.
     assert rounded == pytest.approx(exact, rel=0.05) and rounded != exact
     whole, broken = (
         load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("whole", "broken")
@@ -700,7 +703,7 @@ def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without an evaluation, for which it would compile once more.
+    # Evaluation is replaced, because it would need another compilation.
     nothing = {"metrics": {"AP": 0.0}, "per_class": {}}
     found = Validation(nothing, Metrics({"AP": 0.0}, {}), as_detections([]), OffsetSizes())
     monkeypatch.setattr(train_command, "validate", lambda *args, **kwargs: found)
@@ -715,15 +718,19 @@ def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     assert plain["model"].keys() == compiled["model"].keys()
     checkpoint = f"checkpoint={tmp_path / 'true' / 'checkpoints' / 'last.pt'}"
-    scored = tmp_path / "scored"  # by a model that is not compiled
+    scored = tmp_path / "scored"  # evaluation does not compile the model
     assert command(evaluate.main, scored, checkpoint, monkeypatch=monkeypatch) == 0
 
 
-# ---- errors: one line that names the culprit, exit code 2 for the configuration's, else 1 -------
+# ---- errors: one line that names the culprit; exit code 2 for the configuration, otherwise 1 -----
 
 
 def small_coco(folder: Path, **change) -> list[str]:
-    """One 40x30 image with one object; `change` replaces keys of its annotation or image."""
+    """Write a COCO data set of one 40x30 image with one object; return the words that select it.
+
+    Args:
+        change: `image` and `annotation` replace keys of the image's and the object's entry.
+    """
     (folder / "images").mkdir(parents=True)
     Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(folder / "images" / "one.png")
     content = {
@@ -835,7 +842,7 @@ def test_broken_data_can_be_left_out(
     content["annotations"].append({**fish, "id": 9, "bbox": [90, 2, 10, 12]})
     (tmp_path / "data" / "gt.json").write_text(json.dumps(content))
     whole = (images / "2.png").read_bytes()
-    (images / "2.png").write_bytes(whole[:-20])  # its header is whole
+    (images / "2.png").write_bytes(whole[:-20])  # the header remains readable
     plan = [*TINY[:4], "schedule.batch_size=2", "schedule.epochs=1", *data]
     plan += [f"data.transform.{key}=64" for key in ("min_size", "max_size")]
     plan += ["data.transform.train_min_sizes=[64]", "data.group_by_aspect=false"]
@@ -869,14 +876,14 @@ def test_broken_data_can_be_left_out(
     assert command(evaluate.main, scored, *strict[:-2], monkeypatch=monkeypatch) == 2
     assert "missing: give data.val.annotations=FILE" in one_line(capsys)
 
-    (images / "2.png").write_bytes(whole)  # a resumed run would train on it as well
+    (images / "2.png").write_bytes(whole)  # a resumed run would now train on this image too
     more = ["data.on_error=warn", "schedule.epochs=2"]
     assert command(train.main, run, *plan, *more, monkeypatch=monkeypatch) == 1
     assert "not those that the run began with" in one_line(capsys)
 
 
 def test_a_signal_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_problems, "_header", lambda path: pytest.fail("it goes on"))
+    monkeypatch.setattr(file_problems, "_header", lambda path: pytest.fail("the check went on"))
     with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         config = typed_train(compose("train", overrides=small_coco(tmp_path / "data")))
     stop = StopRequest()
@@ -905,7 +912,7 @@ def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.Monke
         def barrier(self, meanwhile: object = None) -> None:
             pass
 
-    monkeypatch.setattr(train_command, "check_data", lambda *_: pytest.fail("it looks itself"))
+    monkeypatch.setattr(train_command, "check_data", lambda *_: pytest.fail("rank 1 checks too"))
     train_set, val_set = train_command.load_data(config, tmp_path, Second(1, 2, 1), StopRequest())
     assert [record.image_id for record in train_set.records] == [2]
     assert [record.image_id for record in val_set.records] == [1, 2]

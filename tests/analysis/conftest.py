@@ -1,4 +1,4 @@
-"""What tests of studies share."""
+"""Fixtures for the tests of studies."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from run_folders import detections_of, truth, write_run
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Two arms of three seeds, the second of which misses far more."""
+    """Write two arms of three seeds each. The second arm misses far more objects."""
     folder = tmp_path / "sweep"
     for number in range(6):
         arm, seed = ("none", "c5_v2")[number // 3], number % 3

@@ -1,4 +1,4 @@
-"""Folders as runs leave them, without training."""
+"""Writes run folders like those of real runs, without training."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ CONFIG = {
 
 
 def truth(num_images: int = 30) -> dict[str, Any]:
-    """One or two objects an image, of all sizes."""
+    """Return a COCO-format ground truth with one or two objects per image, of all sizes."""
     rng = np.random.default_rng(3)
     annotations = []
     for image in range(num_images):
@@ -45,7 +45,11 @@ def truth(num_images: int = 30) -> dict[str, Any]:
 
 
 def detections_of(truth: dict[str, Any], seed: int, missing: float = 0.2) -> list[dict[str, Any]]:
-    """The objects but for a share of them, moved a little, and some that are not there."""
+    """Return detections of most objects, shifted a little, and some false positives.
+
+    Args:
+        missing: the share of objects that are not detected.
+    """
     rng = np.random.default_rng([seed, 7])
     found = []
     for one in truth["annotations"]:
@@ -68,7 +72,12 @@ def write_run(
     config: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None,
 ) -> Path:
-    """A run of these overrides; of a seed it finds what `detections_of` says."""
+    """Write the folder of a run.
+
+    Args:
+        overrides: the words of its command line.
+        detections: its results; None takes `detections_of` with the run's seed.
+    """
     given = dict(item.partition("=")[::2] for item in overrides)
     seed = int(given.get("seed", 0))
     ground_truth = truth() if ground_truth is None else ground_truth

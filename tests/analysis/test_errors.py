@@ -1,4 +1,4 @@
-"""Kinds of errors and what they cost, beside cases worked out by hand."""
+"""Kinds of errors and their cost in AP, compared with cases worked out by hand."""
 
 import json
 import sys
@@ -29,7 +29,9 @@ def truth_of(*annotations: dict[str, Any], num_images: int = 1) -> dict[str, Any
 
 
 def box(x: float, category: int = CAT, *, image: int = 0, size: float = 100, **more: Any) -> dict:
-    """A square at (x, 0). Two of equal size that are a share s apart have IoU (1 - s) / (1 + s)."""
+    """Return a square box at (x, 0). Two squares of equal size that are shifted by a fraction s of
+    their side have an IoU of (1 - s) / (1 + s).
+    """
     bbox = [x, 0, size, size]
     return {"image_id": image, "category_id": category, "bbox": bbox} | more
 
@@ -44,7 +46,7 @@ def names_of(diagnosis: Diagnosis) -> list[str | None]:
     return [None if kind < 0 else KINDS[kind] for kind in diagnosis.kinds]
 
 
-# A cat at 0 and a dog at 1000. The shift of a detection and its IoU with the object, by hand:
+# There is a cat at 0 and a dog at 1000. IoU of a detection with its object, by its shift:
 # 20 -> 80/120 = 0.67, 50 -> 50/150 = 0.33, 90 -> 10/190 = 0.05.
 @pytest.mark.parametrize(
     "detections, kinds, missed",
@@ -65,7 +67,7 @@ def test_each_kind(detections: list[dict], kinds: list[str | None], missed: set[
 
 
 def test_the_edges_of_the_thresholds() -> None:
-    # boxes of equal place: a third of the area inside is IoU 1/3; half is 0.5; a tenth is 0.1
+    # A part is inside the object's box, so that its IoU is its share of the object's area.
     def part(height: float, category: int = CAT) -> dict:
         return box(0, category, score=0.9) | {"bbox": [0, 0, 100, height]}
 
@@ -79,12 +81,14 @@ def test_the_edges_of_the_thresholds() -> None:
     assert kinds_of(truth, [part(10, DOG)]) == (["background"], {0})
 
 
-def test_the_order_in_which_is_asked() -> None:
-    # A second cat box on a dog of the same place: a duplicate of the cat, but classification first.
+def test_precedence_of_kinds() -> None:
+    # A cat and a dog have the same box. The second cat detection there is a duplicate of the cat
+    # and has the wrong class for the dog: classification takes precedence.
     truth = truth_of(box(0), box(0, DOG))
     detections = [box(0, score=0.9), box(0, score=0.8)]
     assert kinds_of(truth, detections) == ([None, "classification"], set())
-    # Localisation before classification: 50 off a cat (IoU 0.33), 20 off a dog (0.67).
+    # Localisation takes precedence over classification: the detection is shifted by 50 from a cat
+    # (IoU 0.33) and by 20 from a dog (IoU 0.67).
     truth = truth_of(box(0), box(70, DOG))
     assert kinds_of(truth, [box(50, score=0.9)]) == (["localisation"], {1})
 
@@ -107,7 +111,7 @@ def test_images_and_the_limit_of_100() -> None:
 def test_what_mending_makes_of_the_detections() -> None:
     truth = as_ground_truth(truth_of(box(0), box(1000, DOG)))
     near, nearer, wrong = box(50, score=0.9), box(40, score=0.7), box(20, DOG, score=0.8)
-    detections = [nearer, near, wrong]  # all of the cat
+    detections = [nearer, near, wrong]  # all three are near the cat
     diagnosis = diagnose(truth, as_detections(detections))
     assert names_of(diagnosis) == ["localisation", "localisation", "classification"]
 
@@ -116,7 +120,7 @@ def test_what_mending_makes_of_the_detections() -> None:
 
     assert mended(truth, diagnosis, set())[0].to_coco() == truth.to_coco()
     assert mended_by() == detections
-    # The higher score is the cat's now, the other would be its duplicate.
+    # The corrected detection with the higher score keeps the cat; the other is its duplicate.
     mended_cat = near | {"bbox": [0, 0, 100, 100]}
     assert mended_by("localisation") == [mended_cat, wrong]
     right_class = wrong | {"bbox": [0, 0, 100, 100], "category_id": CAT}
@@ -134,9 +138,9 @@ def test_an_object_that_is_found_is_not_taken_again() -> None:
 
 
 def test_gains_by_hand() -> None:
-    """One class, four cats, in falling score: wrong (background), right, near (localisation), and
-    a duplicate of the right one; two cats missed. COCO averages the best precision at or beyond
-    recalls 0, 0.01 ... 1.
+    """There are four cats and, by descending score, a detection of the background, a correct one, a
+    badly localised one and a duplicate of the correct one; two cats are missed. COCO's AP is the
+    mean over the recalls 0, 0.01 ... 1 of the best precision at that recall or a higher one.
     """
     truth = truth_of(box(0), box(1000), box(2000), box(3000))
     detections = [
@@ -147,16 +151,16 @@ def test_gains_by_hand() -> None:
     ]
     truth["categories"] = truth["categories"][1:]
     split = error_split(truth, detections)
-    # Precision 1/2 up to recall 1/4, which is 26 of the 101 recalls.
+    # The precision is 1/2 up to recall 1/4, which is 26 of the 101 recalls.
     assert split.ap50 == pytest.approx(26 * 0.5 / 101)
     assert split.counts == dict(zip(KINDS, (0, 1, 0, 1, 1, 2), strict=True))
-    # Without the background: precision 1 up to recall 1/4.
+    # Without the background detection the precision is 1 up to recall 1/4.
     assert split.gains["background"] == pytest.approx(26 / 101 - split.ap50)
-    # Localised: right at ranks 2 and 3 of 4: 2/3 up to recall 1/2.
+    # With a corrected box, ranks 2 and 3 are true positives: the precision is 2/3 up to recall 1/2.
     assert split.gains["localisation"] == pytest.approx(51 * (2 / 3) / 101 - split.ap50)
-    # The duplicate is the last: it never lowered the precision at a recall that is reached.
+    # The duplicate has the lowest score: it does not lower the precision at any recall reached.
     assert split.gains["duplicate"] == pytest.approx(0)
-    # Two objects less: 1/2 up to recall 1/2.
+    # Without the two missed objects the precision is 1/2 up to recall 1/2.
     assert split.gains["missed"] == pytest.approx(51 * 0.5 / 101 - split.ap50)
     assert split.gains["classification"] == split.gains["both"] == 0
 
@@ -169,7 +173,9 @@ def test_a_class_that_is_missed_altogether() -> None:
 
 
 def random_set(seed: int) -> tuple[dict[str, Any], list[dict]]:
-    """Objects close together, crowds among them, and detections of any kind with equal scores."""
+    """Return objects close together, some of them crowds, and detections with all kinds of errors,
+    many with equal scores.
+    """
     rng = np.random.default_rng(seed)
     annotations, detections = [], []
     for _ in range(60):
@@ -191,10 +197,10 @@ def test_mending_everything_leaves_nothing_wrong(seed: int) -> None:
     content, entries = random_set(seed)
     truth, detections = as_ground_truth(content), as_detections(entries)
     diagnosis = diagnose(truth, detections)
-    assert all(diagnosis.counts().values())  # the case has all kinds
+    assert all(diagnosis.counts().values())  # every kind of error occurs
     after = coco_metrics(*mended(truth, diagnosis, set(KINDS)))
     assert after.summary["AP50"] == pytest.approx(1, abs=1e-12)
-    # Each alone helps, or at least does not harm, and none makes it perfect.
+    # Correcting one kind never lowers AP50, and never makes it perfect.
     split = error_split(truth, detections)
     assert all(0 <= gain < 1 - split.ap50 for gain in split.gains.values())
     assert split.ap50 == coco_metrics(truth, detections).summary["AP50"]
@@ -214,11 +220,11 @@ def test_confusion_by_hand() -> None:
     )
     detections = as_detections(
         [
-            box(20, score=0.9),  # a cat is a cat
-            box(10, DOG, score=0.8),  # the cat is taken: background -> dog, though it is closer
-            box(1000, CAT, score=0.7),  # a dog is called a cat
-            box(2000, DOG, score=0.49),  # below the score: that dog is missed
-            box(5100, CAT, score=0.9),  # in a crowd
+            box(20, score=0.9),  # cat -> cat
+            box(10, DOG, score=0.8),  # closer, but the cat is taken already: background -> dog
+            box(1000, CAT, score=0.7),  # dog -> cat
+            box(2000, DOG, score=0.49),  # below min_score: this dog is missed
+            box(5100, CAT, score=0.9),  # in a crowd: not counted
             box(3050, CAT, score=0.9),  # IoU 0.33: background -> cat, and a cat is missed
         ]
     )
@@ -283,7 +289,7 @@ def test_the_report(
     tables = (folder / "errors.md").read_text()
     assert capsys.readouterr().out == tables
     lines = tables.splitlines()
-    # The dog detection lies on the cat, which is found already.
+    # The dog detection is at the cat, which another detection has found.
     assert lines[0] == "AP50 50.0"
     assert "| classification | 1 | 0.0 |" in lines and "| missed | 1 | 50.0 |" in lines
     assert "| dog\\|wolf | 0 | 0 | 1 |" in lines and "| background | 0 | 1 | 0 |" in lines

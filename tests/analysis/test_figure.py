@@ -1,4 +1,4 @@
-"""The manual's picture is the one that the code draws."""
+"""The manual's picture of a deformable convolution is the one that the code draws."""
 
 from math import dist
 from pathlib import Path

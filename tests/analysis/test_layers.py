@@ -1,4 +1,4 @@
-"""Where layers sample, beside what the operator reads there."""
+"""Sampling locations of layers agree with those of the operator; statistics agree with numpy."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool: str = "align"):
-    """A detector whose offsets are drawn, of up to a few pixels."""
+    """Build a detector with random offsets of up to a few pixels."""
     torch.manual_seed(0)
     body = resnet(
         name="resnet10",
@@ -72,7 +72,9 @@ def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool:
 
 
 def test_places_are_those_that_the_operator_reads() -> None:
-    """A map of coordinates as input, one tap of weight 1: the output is the tap's place."""
+    """If the input holds its own coordinates and only one tap has weight 1, the output is the
+    location of that tap.
+    """
     layer = DeformableConv2d(
         2, 2, (3, 3), stride=(2, 1), padding=(1, 2), dilation=(2, 1), groups=1, bias=False,
         modulated=False, offset_groups=1, mask_start=1.0,
@@ -98,7 +100,7 @@ def test_places_are_those_that_the_operator_reads() -> None:
         inside = (places[tap] >= 0).all(axis=0) & (places[tap, 0] <= height - 1)
         inside &= places[tap, 1] <= width - 1
         assert inside.sum() > 20
-        # Interpolation of what is linear is exact, but for rounding of sums of four.
+        # Bilinear interpolation of a linear function is exact, except for rounding.
         assert np.abs(read - places[tap])[:, inside].max() < 1e-4
 
 
@@ -111,12 +113,12 @@ def test_effective_dilation_is_exact(dilation: int) -> None:
     tap = np.array([(i - 1, j - 1) for i in range(3) for j in range(3)], dtype=np.float32)
     doubled = plain + dilation * tap[None, :, :, None, None]
     assert (Layer("x", doubled, ones, *shape).effective_dilation() == 2 * dilation).all()
-    shifted = doubled + np.float32(3.5)  # a shift is no dilation
+    shifted = doubled + np.float32(3.5)  # a shift does not change the dilation
     assert (Layer("x", shifted, ones, *shape).effective_dilation() == 2 * dilation).all()
 
 
 def samples(num_images: int = 2) -> "DetectionDataset":
-    """Images 96x128 with one object of each size."""
+    """Return images of 96x128 pixels with one object of each size."""
 
     class Data:
         def __len__(self) -> int:
@@ -150,8 +152,10 @@ def test_a_plain_network_has_its_dilation() -> None:
         assert layer.outside == layer.grid_outside > 0
 
 
-def test_what_depends_on_the_place() -> None:
-    """A constant shift does not; without one, all does."""
+def test_share_that_depends_on_the_place() -> None:
+    """Constant offsets do not depend on the place at all; the share of random ones is computed from
+    their variance.
+    """
     model = tiny("c5")
     first = model.backbone.body.layer4[0].conv1
     nn.init.zeros_(first.conv_offset.weight)
@@ -176,7 +180,9 @@ def test_what_depends_on_the_place() -> None:
 
 
 def test_sizes_while_a_detector_runs() -> None:
-    """Beside numpy's percentile of all lengths; two processes add up to one."""
+    """Sizes agree with numpy's mean and percentile of all lengths, and the sizes of two processes
+    can be added.
+    """
     model = tiny("c4-c5", offset_groups=2)
     pictures = [samples()[index]["image"].float() / 255 for index in range(2)]
     whole, parts = OffsetSizes(), [OffsetSizes(), OffsetSizes()]
@@ -199,7 +205,9 @@ def test_sizes_while_a_detector_runs() -> None:
 
 
 def test_bins_that_move_alike_for_all_objects() -> None:
-    """By the bias alone, to and fro: (0.3, -0.4) is 0.5 long, of which gamma leaves a tenth."""
+    """The offsets come from the bias alone: plus and minus (0.3, -0.4), whose length is 0.5. gamma
+    scales it to a tenth.
+    """
     model = tiny("none", roi_pool="deform_v2")
     assert bin_movements(tiny("none"), samples(), device=CPU, max_images=2) == {}
     bias = model.roi_heads.box_roi_pool.fc_offset.bias
@@ -232,7 +240,7 @@ def test_three_plain_layers_sample_a_square() -> None:
     places, weights = trace(layers, np.array([4, 5]), plain=False)
     assert places.shape == (729, 2) and (weights == 1).all()
     reached = {tuple(place) for place in places.tolist()}
-    # Two layers of stride 1 reach 2 cells around (4, 5); the first doubles them, and adds 1.
+    # Two layers of stride 1 reach 2 cells around (4, 5). The first layer doubles that and adds 1.
     assert reached == {(y, x) for y in range(3, 14) for x in range(5, 16)}
 
 
@@ -247,12 +255,12 @@ def test_masks_and_offsets_on_the_way() -> None:
 
 
 def test_a_look_at_an_image() -> None:
-    """The gradient reaches no further than the network can see; the places follow the image."""
+    """The effective receptive field and the sampling locations move with the point."""
     model = tiny("c5", offset_groups=2)
     image = samples()[0]["image"].float() / 255
     at, beside = look(model, image, [(16.0, 32.0), (112.0, 32.0)])
     assert at.field.sum() == pytest.approx(1, rel=1e-4) and at.field.shape == (96, 128)
-    assert at.places.shape == ((9 * 2) ** 2, 2)  # c5 has two layers, of two groups
+    assert at.places.shape == ((9 * 2) ** 2, 2)  # c5 has two layers with two offset groups each
     assert at.grid.shape == (81, 2) and at.grid.mean(axis=0) == pytest.approx([0, 32], abs=33)
     assert (beside.grid - at.grid).mean(axis=0) == pytest.approx([96, 0])
     centre = (at.field.sum(axis=0) * np.arange(128)).sum()

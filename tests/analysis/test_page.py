@@ -1,4 +1,4 @@
-"""The page of a study in a browser without a network."""
+"""The page of a study, opened in a browser without network access."""
 
 import shutil
 from pathlib import Path
@@ -18,12 +18,12 @@ from detector.analysis.study.study import study
 from detector.data.dataset import DetectionDataset
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-SIZE = 96, 128  # of an image, (height, width)
+SIZE = 96, 128  # (height, width) of an image
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A page with two images, and what the explorer is given."""
+    """Write a page with two images; return its path and the data that the explorer shows."""
     folder = tmp_path_factory.mktemp("sweep")
     for number in range(4):
         arm, seed = ("none", "c5_v2")[number // 2], number % 2
@@ -35,7 +35,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     class Record:
         def __init__(self, image_id: int) -> None:
             self.image_id, (self.height, self.width) = image_id, SIZE
-            self.path = Path(f"<{image_id}>.png")  # a name that HTML would take for its own
+            self.path = Path(f"<{image_id}>.png")  # a name that must be escaped in HTML
 
     class Images:
         records = [Record(0), Record(1)]
@@ -74,7 +74,9 @@ def browser():
 
 
 def opened(browser, path: Path, width: int):
-    """The page, and the list of what it says on the console and asks the network for."""
+    """Open a page; return it and a list that collects its console messages, its errors and the URLs
+    that it requests.
+    """
     context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
     view, said = context.new_page(), []
     view.on("console", lambda message: said.append(message.text))
@@ -93,13 +95,13 @@ def test_the_page_stands_alone_and_fits(shown: tuple[Path, dict], browser, width
     assert view.locator("#pair figure").count() == 3
     image = shown[1]["images"][0]
     boxes = len(image["truth"]) + sum(map(len, image["found"].values()))
-    assert boxes and view.locator("#pair rect").count() == 2 * boxes  # white below black
+    assert boxes and view.locator("#pair rect").count() == 2 * boxes  # each is white and black
     assert view.locator("#image option").first.text_content() == "<0>.png"
     assert view.locator(".charts svg").count() >= 3
 
 
 def places_on(view, name: str) -> np.ndarray:
-    """(9, 2) (y, x) of the dots or squares in the explorer."""
+    """Return the centres (y, x) of the dots or squares in the explorer, shape (N, 2)."""
     circles = name == "sampled"
     script = (
         "all => all.map(e => [+e.getAttribute('cy'), +e.getAttribute('cx')])"
@@ -123,16 +125,16 @@ def test_dots_stand_where_the_offsets_say(shown: tuple[Path, dict], browser) -> 
     box = view.locator("#explorer").bounding_box()
     height, width = layer.output_size
     assert (height, width) == (3, 4)
-    # most_cells=10 keeps every second of the 12 cells: 0 and 2.
+    # most_cells=10 keeps every second row and column of the 12 cells: 0 and 2.
     for cell in ((0, 0), (2, 2)):
-        scale = box["width"] / (SIZE[1] + 2 * 0.3 * SIZE[1])  # there is a margin around the image
+        scale = box["width"] / (SIZE[1] + 2 * 0.3 * SIZE[1])  # the image has a margin
         y, x = ((32 * place + 0.3 * SIZE[1]) * scale for place in cell)
         view.mouse.move(box["x"] + x + 1, box["y"] + y + 1)
         expected = 32 * layer.places()[0, :, :, cell[0], cell[1]]
-        # Offsets are kept in 32nds of a pixel of a map of stride 32.
+        # Offsets are rounded to 1/32 of a cell of the map, whose stride is 32 pixels.
         assert np.abs(places_on(view, "sampled") - expected).max() <= 0.51
         grid = 32 * layer.grid()[:, :, cell[0], cell[1]]
-        assert np.abs(places_on(view, "plain")[::2] - grid).max() < 1e-6  # white below black
+        assert np.abs(places_on(view, "plain")[::2] - grid).max() < 1e-6  # white, then black
         masks = view.eval_on_selector_all(
             "#explorer .sampled", "all => all.map(e => +e.dataset.mask)"
         )
@@ -155,7 +157,7 @@ def test_keys_touch_and_choices(shown: tuple[Path, dict], browser) -> None:
     view.locator("#arm").select_option("0")
     assert "a plain convolution, dilation 1" in readout.text_content()
     assert view.locator("#explorer .sampled").count() == 0
-    assert view.locator("#explorer .plain").count() == 18  # white below black
+    assert view.locator("#explorer .plain").count() == 18  # each is white and black
     view.locator("#stage").select_option("0")
     assert "c2, layer1.0.conv2" in readout.text_content()
     view.locator("#image").select_option("1")
@@ -166,7 +168,7 @@ def test_keys_touch_and_choices(shown: tuple[Path, dict], browser) -> None:
 
 
 def test_ten_large_images_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 1333x800, two arms, every stage deformable: what the maps take, as text."""
+    """The maps of ten 1333x800 images, for two arms with all stages deformable, fit as text."""
     cells = exploring.most_cells(2 * 4 * 10)
     size = 0
     for side in (200, 100, 50, 25):
@@ -176,8 +178,8 @@ def test_ten_large_images_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
             step += 1
         kept = -(-height // step) * -(-width // step)
         size += 2 * 10 * 4 / 3 * kept * 9 * exploring.BYTES_A_TAP
-    assert size < 13e6  # of 15 MB; ten pictures of 640 pixels take about one
+    assert size < 13e6  # the page may have 15 MB; ten pictures of 640 pixels take about one
 
 
-def test_labels_are_no_mathematics() -> None:
+def test_labels_are_escaped_and_shortened() -> None:
     assert short("a $x$ b\nc") == r"a \$x\$ b c" and short("x" * 30) == "x" * 19 + "…"

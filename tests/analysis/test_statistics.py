@@ -1,4 +1,4 @@
-"""Intervals of a study beside scipy's tests, and what the simulation counts."""
+"""Confidence intervals of a study agree with scipy's tests and cover what the simulation draws."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from detector.analysis.study.statistics import Arm, Noise
 
 
 def arm(values: list[float], resampled: np.ndarray | None = None) -> Arm:
-    """Runs of the seeds 0, 1 ...; without `resampled`, images do not matter."""
+    """Return runs of the seeds 0, 1 ...; without `resampled` the images add no variance."""
     found = np.array(values)
     if resampled is None:
         resampled = np.tile(found[:, None], 50)
@@ -20,7 +20,7 @@ def arm(values: list[float], resampled: np.ndarray | None = None) -> Arm:
 
 
 def noise(arms: list[Arm], num_images: int = 200) -> Noise:
-    """Of the second arm's difference from the first, as a study has it."""
+    """Return the noise of the difference between the second arm and the first, as in a study."""
     return statistics.noise(
         arms[1],
         arms[0],
@@ -31,7 +31,7 @@ def noise(arms: list[Arm], num_images: int = 200) -> Noise:
 
 
 def test_seeds_alone_are_a_t_test() -> None:
-    """Welch's, since arms may vary unequally."""
+    """Without variance of the images the test is Welch's, which allows unequal variances."""
     first, second = [1.0, 2.5, 3.0], [4.0, 6.5, 5.0, 7.0]
     arms = [arm(first), arm(second)]
     found = statistics.difference(arms[1], arms[0], noise(arms))
@@ -59,21 +59,21 @@ def test_single_seeds_cover_images_alone() -> None:
     assert found.degrees == pytest.approx(199)
 
 
-def test_nothing_is_counted_twice() -> None:
-    """Runs of one arm differ by how each goes with the images alone: that is what the bootstrap
-    finds, and the seeds add nothing.
+def test_noise_of_the_images_is_not_counted_twice() -> None:
+    """Runs of one arm differ only in their values for single images. The bootstrap measures this
+    variance, and the seeds add none.
     """
     rng = np.random.default_rng(1)
     contributions = rng.normal(0, 1, (2, 400, 100))  # arms, seeds, images
     (found,) = simulation.noises_of(simulation.arms_of(contributions))
-    each = 2 * 0.01 / 400  # of two arms: the variance of a mean over 100, over 400 seeds
+    each = 2 * 0.01 / 400  # two arms; variance 1 / 100 of a mean over images, 400 seeds
     assert found.runs == pytest.approx(each, rel=0.1)
     assert found.runs_with_images == pytest.approx(each, rel=0.1)
     assert found.images == pytest.approx(each, rel=0.3)
     assert found.seeds < 0.1 * found.runs
 
 
-def test_seeds_that_all_arms_share_are_taken_away() -> None:
+def test_effects_of_shared_seeds_cancel() -> None:
     rng = np.random.default_rng(2)
     shared = rng.normal(0, 5, 6)
     own = rng.normal(0, 0.1, (3, 6))
@@ -88,7 +88,7 @@ def test_seeds_that_all_arms_share_are_taken_away() -> None:
 
 
 def test_the_test_of_shared_seeds() -> None:
-    """Beside the F of the two-way table, whose residual is by least squares."""
+    """It agrees with the F test of a two-way table whose residuals are found by least squares."""
     rng = np.random.default_rng(3)
     design = np.concatenate([np.repeat(np.eye(3), 6, axis=0), np.tile(np.eye(6), (3, 1))], axis=1)
     answers = []
@@ -108,14 +108,16 @@ def test_the_test_of_shared_seeds() -> None:
 
 
 def test_holm() -> None:
-    # Worked by hand: 3 * .01, 2 * .02, then not below the one before.
+    # By hand: 3 * .01 and 2 * .02; the last p-value is raised to the one before.
     assert statistics.holm([0.02, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
     assert statistics.holm([0.5, 0.9]) == [1.0, 1.0]
     assert statistics.holm([]) == []
 
 
 def test_seeds_that_halve_what_can_be_seen() -> None:
-    """With a quarter of the variance and more degrees of freedom, fewer than four times as many."""
+    """Halving takes a quarter of the variance, but fewer than four times as many seeds, since the
+    degrees of freedom grow too.
+    """
     arms = [arm([0.0, 2.0, 4.0, 1.0, 3.0]), arm([5.0, 9.0, 8.0, 6.0, 7.0])]
     found = noise(arms)
     now = statistics.detectable(found, 1)
@@ -123,21 +125,21 @@ def test_seeds_that_halve_what_can_be_seen() -> None:
     assert seeds is not None and 10 < seeds < 20
 
     def at(number: int) -> float:
-        error = math.sqrt(2 * 2.5 / number)  # 2.5: the variance of each
+        error = math.sqrt(2 * 2.5 / number)  # 2.5 is the variance of each arm
         degrees = 2 * (number - 1)
         return error * (stats.t.ppf(0.975, degrees) + stats.t.ppf(0.8, degrees))
 
     assert now == pytest.approx(at(5)) and at(seeds) <= now / 2 < at(seeds - 1)
     images = Noise(runs=1.0, runs_with_images=0.0, degrees=8, images=4.0, num_images=200)
-    assert statistics.seeds_to_halve(images, 5, 1) is None  # what images leave is too much
+    assert statistics.seeds_to_halve(images, 5, 1) is None  # the variance of the images remains
 
 
 def test_the_simulation_tells_methods_apart() -> None:
     measured, more, _, unequal, *_ = simulation.worlds(seeds=0.6, arms=0.7, runs=0.8)
     found = simulation.simulate(measured, 3, 2, 400, seed=0)
-    # A share of 400 is known to 2 standard errors of 1.1 points.
+    # The tolerance is two standard errors; for a proportion of 400 one is 1.1 points.
     assert 0.925 <= found.coverage["ours"] <= 0.975
-    assert found.coverage["seeds"] < 0.93  # images are left out
+    assert found.coverage["seeds"] < 0.93  # this method ignores the images
     assert 0.02 < found.false_alarms < 0.08 and 0.74 < found.power < 0.86
     assert found.half_width["ours"] < found.half_width["sum"]
     of_more = simulation.simulate(more, 5, 2, 400, seed=0)
@@ -152,5 +154,5 @@ def test_the_simulation_takes_a_study() -> None:
         "could_have_seen": {"from_images_alone": 0.01, "num_seeds": 4},
     }
     found = simulation.deviations_of(study)
-    # 1 point squared is twice the arms' variance and two of 0.8 squared over 4 seeds.
+    # 1 point squared is twice the variance of the arms plus twice 0.8 squared over 4 seeds.
     assert found == pytest.approx({"seeds": 2.0, "runs": 0.8, "arms": math.sqrt((1 - 0.32) / 2)})

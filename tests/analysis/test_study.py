@@ -1,4 +1,4 @@
-"""From run folders to the three files."""
+"""Studies of run folders, and the three files that they write."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def study_of(*folders: Path, output: Path, **options) -> dict:
 
 
 def test_numbers_are_those_of_the_metrics() -> None:
-    """pycocotools' sizes and classes, and the gains of mended errors."""
+    """AP by size and class is that of `coco_metrics`, and the gains are those of `error_split`."""
     ground_truth = truth()
     detections = detections_of(ground_truth, 5)
     expected, split = coco_metrics(ground_truth, detections), error_split(ground_truth, detections)
@@ -47,7 +47,9 @@ def test_numbers_are_those_of_the_metrics() -> None:
 
 @pytest.mark.parametrize("best, says_nothing", [(0.0099, True), (0.0101, False)])
 def test_arms_that_learned_nothing_are_not_compared(best: float, says_nothing: bool) -> None:
-    """Below one point of AP a difference is no difference of the arms, however narrow it is."""
+    """If no arm reaches one point of AP, the study does not compare them, however narrow the
+    confidence intervals are.
+    """
     difference = {"value": 0.0, "low": -0.001, "high": 0.001}
     content = {
         "primary": "AP",
@@ -115,7 +117,7 @@ def test_single_seeds_have_no_verdict(sweep: Path, tmp_path: Path) -> None:
     assert one["differences"]["AP"]["covers"] == "images"
 
 
-def test_one_arm_is_told(sweep: Path, tmp_path: Path) -> None:
+def test_a_study_of_a_single_arm(sweep: Path, tmp_path: Path) -> None:
     for run in (3, 4, 5):
         shutil.rmtree(sweep / str(run))
     study = study_of(sweep, output=tmp_path)
@@ -124,7 +126,7 @@ def test_one_arm_is_told(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_named(sweep: Path, tmp_path: Path) -> None:
-    """And never averaged in: the study is that of the good runs alone."""
+    """Runs that are left out do not change the comparisons."""
     good = study_of(sweep, output=tmp_path / "good")
     write_run(sweep / "6", "deform=none", "seed=3", summary={"status": "failed", "error": "Boom"})
     stopped = {"status": "preempted", "signal": "USR1"}
@@ -137,7 +139,7 @@ def test_what_is_left_out_is_named(sweep: Path, tmp_path: Path) -> None:
     write_run(sweep / "12", "deform=none", "seed=8", detections=[{"image_id": 1}])
     write_run(sweep / "13", "deform=none", "seed=9")
     (sweep / "13" / "summary.json").unlink()
-    # The device may differ, and how long a run is, is free where it is resumed; see resume.py.
+    # Runs on different devices can be compared.
     write_run(sweep / "14", "deform=none", "seed=10", config={"device": "cuda"})
     study = study_of(sweep, output=tmp_path / "all")
     reasons = {Path(run).name: why for run, why in study["left_out"].items()}
@@ -183,7 +185,9 @@ def test_arms_of_several_keys(tmp_path: Path) -> None:
 
 
 def test_arms_that_are_rows_of_a_table(tmp_path: Path) -> None:
-    """Each sets several keys, as in configs/ablation/paper_table3/; a row's runs differ in none."""
+    """A row sets several keys, as in configs/ablation/paper_table3/; all runs of a row must have
+    equal values.
+    """
     rows = {"plain": ("none", 2), "dilated": ("none", 4), "both": ("c5", 2)}
     for seed in (0, 1):
         for number, (row, (stages, dilation)) in enumerate(rows.items()):

@@ -1,4 +1,4 @@
-"""The pages that the tests of the manual read, and what stands in them."""
+"""The pages of the manual, and their code blocks, for the tests in this folder."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
-    """A block of code, and the line before it, which may say that it is not run."""
+    """A code block of a page, and the line before it, which may say that the block is not run."""
 
     page: str
     line: int
@@ -30,7 +30,7 @@ def name_of(path: Path) -> str:
 
 
 def blocks() -> list[Block]:
-    """All blocks of all pages."""
+    """Return all code blocks of all pages."""
     found = []
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
@@ -42,5 +42,5 @@ def blocks() -> list[Block]:
 
 
 def without_code(text: str) -> str:
-    """A page's text without blocks and without what stands in backticks."""
+    """Return a page's text without code blocks and without code in backticks."""
     return re.sub(r"`[^`\n]+`", "", FENCE.sub("", text))

@@ -1,7 +1,8 @@
-"""Code in README and the manual: Python is run, command lines are composed as their commands would.
+"""Checks the code blocks of the README and the manual. Python code is run. For a command line the
+configuration is composed and checked as its command would do it.
 
-A block that needs what is not here says so in the line above: `<!-- not run: ... -->`. It is
-compiled all the same. Nothing is trained, fetched or written outside of a temporary folder.
+A block that cannot be run has the comment `<!-- not run: ... -->` in the line above. It is compiled
+nevertheless. Nothing is trained, downloaded or written outside a temporary folder.
 """
 
 import importlib.util
@@ -34,7 +35,7 @@ BLOCKS = blocks()
 OTHER_PROGRAMS = {"pip", "pytest", "mkdocs", "docker", "pre-commit", ".", "tensorboard", "sbatch"}
 OTHER_PROGRAMS |= {"scancel", "squeue", "cd", "mkdir", "git", "export", "ls", "scontrol", "srun"}
 OTHER_MODULES = {"venv", "build"}
-OUTPUT = ["output=OUT"]  # by default it is Hydra's run folder, which is not here
+OUTPUT = ["output=OUT"]  # the default is Hydra's run folder, which does not exist in these tests
 
 
 def named(block: Block) -> str:
@@ -42,7 +43,7 @@ def named(block: Block) -> str:
 
 
 def commands(code: str) -> Iterator[list[str]]:
-    """The words of each command of a block, without comments and assignments before it."""
+    """Yield the words of each command of a block, without comments and variable assignments."""
     for line in code.replace("\\\n", " ").splitlines():
         for part in line.split(" && "):
             words = shlex.split(part, comments=True)
@@ -52,11 +53,11 @@ def commands(code: str) -> Iterator[list[str]]:
                 yield words
 
 
-# ---- what a command's words must be -------------------------------------------------------------
+# ---- checks of a command's words ----------------------------------------------------------------
 
 
 def composed(name: str, words: list[str]) -> Any:
-    """The configuration of a command, without what is Hydra's own."""
+    """Compose the configuration of a command, without Hydra's own overrides."""
     own = [word for word in words if not word.lstrip("+~").startswith("hydra")]
     OverridesParser.create().parse_overrides(words)
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -64,7 +65,7 @@ def composed(name: str, words: list[str]) -> Any:
 
 
 def of_training(words: list[str]) -> None:
-    """What train.py is given; of a sweep's choices the first."""
+    """Check the words of train.py; for a sweep take the first of all choices."""
     is_sweep = words[:1] == ["-m"]
     words = words[is_sweep:]
     if is_sweep:
@@ -81,7 +82,7 @@ def of_prediction(words: list[str]) -> None:
 
 
 def of_data(words: list[str]) -> None:
-    """The data command's own words, then those of a training."""
+    """Check the words of the data command, which also takes those of a training."""
     command, *rest = words
     assert command in OF_DATA
     if command == "prepare":  # takes no configuration
@@ -101,7 +102,9 @@ def of_sampling(words: list[str]) -> None:
 
 
 def of_program(module: str) -> Callable[[list[str]], None]:
-    """Of a module that parses its words itself: options and keys stand in its text."""
+    """Return a check for a module that parses its words itself: every option and key must occur in
+    the module's source.
+    """
 
     def check(words: list[str]) -> None:
         if module in OTHER_MODULES:
@@ -122,7 +125,9 @@ def of_program(module: str) -> Callable[[list[str]], None]:
 
 
 def _sources(origin: Path) -> list[Path]:
-    """A module and, of a package's __main__, all beside it and the command that it starts."""
+    """Return the files to search: the module, or all of its package for a __main__, and all
+    commands.
+    """
     beside = origin.parent.glob("*.py") if origin.name == "__main__.py" else [origin]
     return [*beside, *(ROOT / "detector" / "commands").glob("*.py")]
 
@@ -141,14 +146,14 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def void(_: object) -> None:
-    """Only that it could be made was asked."""
+    """Discard a value: the check was that it could be computed."""
 
 
 def check(words: list[str]) -> None:
-    """Refuse a command that would be refused.
+    """Check a command line.
 
     Raises:
-        AssertionError, ConfigError or an error of Hydra's: it would.
+        AssertionError, ConfigError, HydraException: the command would refuse it.
     """
     program, *rest = words
     if program == "docker" and "python" in rest:
@@ -209,7 +214,7 @@ def test_commands_of_a_block() -> None:
         "conda install torch",
     ],
 )
-def test_what_would_be_refused_is_refused(line: str) -> None:
+def test_wrong_commands_are_refused(line: str) -> None:
     ((*words,),) = commands(line)
     with pytest.raises((AssertionError, ConfigError, HydraException)):
         check(words)

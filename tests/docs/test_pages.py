@@ -1,5 +1,5 @@
-"""Links of README and the manual lead somewhere, README stays short, and figures of time and memory
-stand in quotes alone.
+"""Links in the README and the manual have targets, the README stays short, and measured times and
+sizes appear only in quotes.
 """
 
 import re
@@ -16,19 +16,19 @@ QUOTED = re.compile(
     r"<!-- theirs -->.*?<!-- end of theirs -->",
     re.DOTALL,
 )
-# A number and what makes it a measurement; limits, sizes of images and counts are none.
+# A number with a unit that makes it a measurement. Limits, image sizes and counts are not matched.
 MEASURED = re.compile(
     r"\b\d[\d.]*(?: to \d[\d.]*)? ?"
     r"(?:ms\b|MiB\b|GiB\b|GB\b|images/s|GFLOP/s|hours?\b|minutes?\b|seconds? (?:a|of)\b|"
     r"s (?:a|an) |times (?:as fast|faster)|points? of AP|AP\b)"
 )
-MADE_ELSEWHERE = {"docs/scale.md"}  # by python -m detector.scale
-LIMITS = {"30 minutes"}  # which are set, and look like what is measured
+MADE_ELSEWHERE = {"docs/scale.md"}  # made by python -m detector.scale
+LIMITS = {"30 minutes"}  # settings that look like measurements
 
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """Of a page's headings, as GitHub and mkdocs make them."""
+    """Return the anchors of a page's headings, as GitHub and mkdocs build them."""
     found = set()
     fenceless = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     for title in re.findall(r"^#+ (.+)$", fenceless, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The picture of a study's page is of the committed study."""
+"""The manual's screenshot of a study page shows the committed study, and pictures are small."""
 
 import hashlib
 import re

@@ -1,7 +1,7 @@
-"""Troubleshooting and the source agree: every error that ends a command is on the page, and every
-message on the page is in the source.
+"""docs/troubleshooting.md agrees with the source: every error that ends a command is on the page,
+and every message on the page is in the source.
 
-In a message `…` stands for what differs from case to case, and matches anything.
+In a message `…` stands for names and numbers, and matches anything.
 """
 
 import ast
@@ -19,12 +19,12 @@ USERS = re.compile(
     r"(Config|Dataset|Weights|Checkpoint|Evaluation|Study|Export|Loading|MemoryExceeded|NonFinite|"
     r"Workers|Build|Import)Error|file_error"
 )
-BOUND = 8  # letters, below which a message has no words of its own
-LEAST = 5  # of a message on the page
+BOUND = 8  # messages with fewer letters need not be on the page
+LEAST = 5  # letters that a message on the page must have
 
 
 def text_of(node: ast.AST) -> str | None:
-    """A string or an f-string of the source, with … for what is put in."""
+    """Return the text of a string or f-string of the source, with … for each replacement field."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -34,7 +34,7 @@ def text_of(node: ast.AST) -> str | None:
 
 
 def raised(tree: ast.AST) -> Iterator[str]:
-    """What the errors of users say that are raised in a file."""
+    """Yield the messages of the errors for users that a file raises."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Raise) or not isinstance(node.exc, ast.Call):
             continue
@@ -53,7 +53,7 @@ def trees() -> dict[Path, ast.AST]:
 
 @cache
 def on_the_page() -> tuple[str, ...]:
-    """The messages, which stand in backticks in the first column."""
+    """Return the messages on the page, which are in backticks in the first column."""
     text = PAGE.read_text(encoding="utf-8")
     return tuple(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
 
@@ -63,7 +63,7 @@ def letters(message: str) -> int:
 
 
 def covers(pattern: str, message: str) -> bool:
-    """Whether a message of the page stands for one of the source."""
+    """Return whether a message on the page matches a message of the source."""
     expression = ".*".join(re.escape(part) for part in pattern.split("…"))
     return re.fullmatch(expression, message) is not None
 
@@ -81,7 +81,7 @@ def test_every_error_of_a_user_is_on_the_page() -> None:
 
 @cache
 def said_in_files() -> tuple[str, ...]:
-    """All strings of each file."""
+    """Return all strings of each source file, joined."""
     return tuple("\n".join(filter(None, map(text_of, ast.walk(tree)))) for tree in trees().values())
 
 
