@@ -43,8 +43,8 @@ def run(main: Callable[[], Any]) -> None:
 def share_the_machine() -> None:
     """Make waiting OpenMP threads go to sleep soon, unless the user has configured how they wait.
 
-    By default OpenMP threads spin while they wait. When another program needs a core, spinning
-    threads keep the cores that the threads they wait for need. `detector/step_benchmark.py`
+    By default OpenMP threads spin while they wait. When another program competes for the cores,
+    spinning threads occupy cores that the threads they wait for need. `detector/step_benchmark.py`
     measures the cost, and docs/benchmarks.md reports it.
     """
     if not WAITS & os.environ.keys():

@@ -84,7 +84,7 @@ def fix(report: Report, file: Path) -> list[str]:
             (listed, "\n".join(changes) + "\n"),
         ):
             write_new(path, content)
-        told.append(f"{split}: {out}, whose images are in {folder}; {listed}: {len(changes)} lines")
+        told.append(f"{split}: {out}, for images in {folder}; {listed} has {len(changes)} changes")
     return told
 
 

@@ -164,7 +164,9 @@ def own_images(trained: Any, checkpoint: dict[str, Any]) -> list[np.ndarray]:
         records = build_val_set(trained.data, tuple(checkpoint["classes"])).records
         return [pixels_of(record.path) for record in records[:NUM_IMAGES]]
     except (DatasetError, OSError) as error:
-        log.warning("checking on generated images, since those of the training fail: %s", error)
+        log.warning(
+            "checking on generated images, because the validation images cannot be read: %s", error
+        )
         return [generated(seed, *size) for seed, size in enumerate(SIZES)]
 
 

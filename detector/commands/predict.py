@@ -5,10 +5,10 @@ Writes predictions.json, a list with one entry for each image:
     {file, width, height, predictions: [{class, label, score, box}]}
 
 `file` is the path relative to the given folder. Predictions are in the order of descending score;
-a label is in 1..K, and a box is xyxy in pixels of the image after it was rotated to its EXIF
-orientation. `written.py` writes the other outputs that `save` selects. JPEG, PNG, WebP, BMP, TIFF
-and GIF images are read. Other files are counted and ignored. An image that cannot be read is named
-and left out; the exit code is then 1.
+a label is in 1..K, and a box is xyxy in pixels of the image after it was rotated according to its
+EXIF orientation. `written.py` writes the other outputs that `save` selects. JPEG, PNG, WebP, BMP,
+TIFF and GIF images are read. Other files are counted and ignored. An image that cannot be read is
+named and left out; the exit code is then 1.
 """
 
 import json
