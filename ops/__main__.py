@@ -2,9 +2,10 @@
 
     python -m ops
 
-Versions, the compiled libraries and why one is missing, the processor and its kernels, the GPUs,
-and how far float32 is from float64, output and gradients, on a small deformable convolution. The
-exit code is 1 where a device fails this check.
+The report lists the versions, the compiled libraries (and why one of them is missing), the
+processor and its kernels, and the GPUs. The check computes a small deformable convolution in
+float32 and prints the relative errors of its output and gradients against float64. The exit code is
+1 if the check fails on any device.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from torch import Tensor
 from ops import deform_conv2d, libraries
 
 PACKAGES = ("deformable-faster-rcnn", "torchvision", "numpy", "hydra-core")
-TOLERANCE = 1e-5  # of sums of 216 products in float32, of which two kinds of kernels differ by 1e-6
+TOLERANCE = 1e-5  # relative; in sums of 216 float32 products, two kinds of kernels differ by 1e-6
 
 
 def main() -> int:
@@ -45,12 +46,12 @@ def main() -> int:
 
 
 def print_row(name: str, value: str) -> None:
-    """A line of the report."""
+    """Print one line of the report."""
     print(f"{name + ':':<24}{value}")
 
 
 def version_of(name: str) -> str:
-    """An installed package's version."""
+    """Return the version of an installed package, or "not installed"."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -58,7 +59,7 @@ def version_of(name: str) -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -66,7 +67,11 @@ def processor() -> str:
 
 
 def check(device: str) -> int:
-    """Print how the operator does on a device; 1 if it is wrong there or cannot run."""
+    """Compare the operator on a device with float64 on the CPU, and print the errors.
+
+    Returns:
+        0 if the operator is correct, 1 if it is wrong or cannot run on this device.
+    """
     if device != "cpu" and libraries.cuda_missing is not None:
         print_row(f"check on {device}", "not possible without the CUDA library")
         return 1
@@ -80,14 +85,18 @@ def check(device: str) -> int:
         return 1
     pairs = list(zip(actual, expected, strict=True))
     errors = [float((a.double().cpu() - e).norm() / e.norm()) for a, e in pairs]
-    is_right = max(errors) < TOLERANCE  # not so for NaN
+    is_right = max(errors) < TOLERANCE  # false for NaN
     texts = f"output {errors[0]:.1e}, gradients {max(errors[1:]):.1e} from float64"
     print_row(f"check on {device}", f"{'correct' if is_right else 'WRONG'}: {texts}")
     return 0 if is_right else 1
 
 
 def output_and_gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
-    """Of a modulated deformable convolution with random offsets, the same on every device."""
+    """Compute a modulated deformable convolution of random tensors, the same on every device.
+
+    Returns:
+        The output and the gradients of the input, offset, mask, weight and bias.
+    """
     rng = torch.Generator().manual_seed(0)
     input, offset, mask, weight, bias = (
         torch.randn(shape, generator=rng).to(device, dtype).requires_grad_()

@@ -1,20 +1,20 @@
-"""Times the operator beside its peers, a plain convolution and the machine's limits.
+"""Times the operator beside other implementations, a plain convolution and the machine's limits.
 
     python -m ops.benchmark
     python -m ops.benchmark --threads 1,2 --rounds 9
     python -m ops.benchmark --groups 32
     python -m ops.benchmark --device cuda --json operator.json
 
-The shapes are those of a detector's c3, c4 and c5; `--groups 32` gives their convolutions 4, 8 and
-16 channels a group, as ResNeXt has them. `candidates.py` says what runs. Rounds are interleaved:
-each runs every candidate once, in an order of its own, after garbage is collected; a first round
-warms up and is left out. On CUDA passes are captured as graphs and replayed, so that the caches are
-warm and Python is not timed.
+The shapes are those of a detector's c3, c4 and c5. `--groups 32` gives the convolutions 4, 8 and 16
+channels per group, as in ResNeXt. `candidates.py` defines the implementations, called candidates.
+Rounds are interleaved: each round runs every candidate once, in a random order, after garbage
+collection. The first round is a warm-up and does not count. On CUDA, each pass is captured as a
+CUDA graph and replayed, so that the caches are warm and the time of Python is not measured.
 
-The limit of a pass is the greater of its matrix products (one forward, two backward, by `torch.mm`
-in the same dtype) and of the bytes that have to move over the bandwidth of a copy, all timed in the
-same rounds. It is a limit as good as `torch.mm` is: where another library's product is faster, a
-convolution can be below it.
+The limit of a pass is the larger of two times that are measured in the same rounds: the time of its
+matrix products (one forward, two backward) by `torch.mm` in the same dtype, and the time to move
+the bytes that must be read and written, at the bandwidth of a copy. This limit is only as good as
+`torch.mm`: a convolution can be faster than the limit if another library has a faster product.
 """
 
 import argparse
@@ -38,10 +38,10 @@ from ops.candidates import Candidate, Problem, build, compulsory_bytes, names
 
 SHAPES = [(128, 100, 152), (256, 50, 76), (512, 25, 38)]  # channels, height, width
 PASSES = ("forward", "forward+backward")
-COPY_BYTES = 2**28  # well beyond the last cache
-REPEATS = 10  # replays of a CUDA graph in one sample
+COPY_BYTES = 2**28  # far larger than the last-level cache
+REPEATS = 10  # replays of a CUDA graph, averaged in one sample
 
-Samples = dict[str, dict[str, list[float]]]  # candidate -> pass -> seconds of each round
+Samples = dict[str, dict[str, list[float]]]  # candidate -> pass -> seconds in each round
 Row = dict[str, Any]
 
 
@@ -49,14 +49,18 @@ Row = dict[str, Any]
 
 
 def measure(problem: Problem, device: str, rounds: int) -> Samples:
-    """Seconds of every candidate's passes, and of a copy, in every round but the first."""
+    """Build every candidate for a problem and time it; see `interleaved`."""
     return interleaved(
         {name: build(name, problem, device) for name in names(device)}, device, rounds
     )
 
 
 def interleaved(candidates: dict[str, Candidate], device: str, rounds: int) -> Samples:
-    """`measure`, of candidates by their names."""
+    """Time the passes of named candidates, and a copy named "copy", in interleaved rounds.
+
+    Returns:
+        The seconds of each pass in every round except the first, which is the warm-up.
+    """
     calls = {name: passes(candidate) for name, candidate in candidates.items()}
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -65,7 +69,7 @@ def interleaved(candidates: dict[str, Candidate], device: str, rounds: int) -> S
         calls = {
             name: {p: graphed(call) for p, call in both.items()} for name, both in calls.items()
         }
-    order = random.Random(0)  # nobody is always behind the same neighbour
+    order = random.Random(0)  # no candidate always follows the same one
     samples: Samples = {name: {p: [] for p in both} for name, both in calls.items()}
     for round_ in range(rounds + 1):
         gc.collect()
@@ -78,7 +82,7 @@ def interleaved(candidates: dict[str, Candidate], device: str, rounds: int) -> S
 
 
 def passes(candidate: Candidate) -> dict[str, Callable[[], object]]:
-    """The passes that a candidate has."""
+    """Return the passes of a candidate; it has no backward if it has no leaves."""
 
     def forward() -> object:
         with torch.no_grad():
@@ -96,7 +100,7 @@ def passes(candidate: Candidate) -> dict[str, Callable[[], object]]:
 
 
 def graphed(call: Callable[[], object]) -> Callable[[], object]:
-    """A CUDA graph of a call, to be replayed without Python."""
+    """Capture a call as a CUDA graph and return a function that replays the graph."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -110,7 +114,10 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Wall time of one call; on CUDA the device's time, the mean of several calls after one."""
+    """Time one call in wall time; on CUDA, in device time.
+
+    The device time is the mean of `REPEATS` calls that follow a warm-up call.
+    """
     if device == "cpu":
         start = time.perf_counter()
         call()
@@ -129,12 +136,12 @@ def seconds(call: Callable[[], object], device: str) -> float:
 
 
 def rows_of(samples: Samples, problem: Problem, threads: int) -> list[Row]:
-    """A row for each candidate and pass: its median, spread, and ratios to others' medians."""
+    """Return the median, spread and ratios to other medians of each candidate and pass."""
     medians = {
         name: {pass_: statistics.median(times) for pass_, times in both.items()}
         for name, both in samples.items()
     }
-    bandwidth = 2 * COPY_BYTES / medians["copy"]["forward"]  # bytes a second, read and written
+    bandwidth = 2 * COPY_BYTES / medians["copy"]["forward"]  # bytes read and written per second
     rows = []
     for name in [name for name in samples if name != "copy"]:
         dtype = name.split()[1]
@@ -162,7 +169,11 @@ def rows_of(samples: Samples, problem: Problem, threads: int) -> list[Row]:
 
 
 def summary_of(rows: list[Row]) -> list[Row]:
-    """Geometric means over the shapes, for ours channels-last, of each pass, dtype and setting."""
+    """Average the ratios of our channels-last candidates over the shapes (geometric means).
+
+    Returns:
+        A row for each number of threads, batch size, candidate and pass.
+    """
     settings = dict.fromkeys(
         (row["threads"], _batch(row), row["candidate"], row["pass"])
         for row in rows
@@ -192,7 +203,7 @@ def _batch(row: Row) -> int:
 
 
 def memory_of(device: str, groups: int) -> list[Row]:
-    """Peak memory of each convolution, for each shape and for eight images of the second."""
+    """Measure each convolution's peak memory: every shape, then the second shape with 8 images."""
     problems = [Problem(*shape, groups=groups) for shape in SHAPES]
     problems.append(replace(problems[1], batch=8))
     found = [name for name in names(device) if not name.startswith("mm ")]
@@ -207,7 +218,7 @@ def memory_of(device: str, groups: int) -> list[Row]:
 
 
 def table(header: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
-    """A markdown table; numbers with three digits, nothing as a dash."""
+    """Format a markdown table: floats below 100 with three digits, None as a dash."""
 
     def text(value: object) -> str:
         if value is None:
@@ -224,7 +235,7 @@ def _plain(value: object) -> str:
 
 
 def time_table(rows: list[Row]) -> str:
-    """One problem's rows: forward on the left, forward and backward on the right."""
+    """Format the rows of one problem: forward on the left, forward+backward on the right."""
     by_name: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_name.setdefault(row["candidate"], {})[row["pass"]] = row
@@ -247,7 +258,7 @@ def _cells(row: Row | None) -> list[object]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the hardware and the software versions that the figures depend on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     fields = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
@@ -285,8 +296,8 @@ def main() -> None:
     here = machine(device)
     print(json.dumps(here), f"\nmedians of {arguments.rounds} interleaved rounds")
     print(
-        "f+b: forward and backward; ±: half the range; x: torchvision float32's time over this; "
-        "/: this over the limit of its dtype"
+        "f+b: forward and backward; ±: half the range; x: torchvision float32's time divided by "
+        "this time; /: this time divided by the limit for its dtype"
     )
     rows: list[Row] = []
     for threads in map(int, arguments.threads.split(",")):
@@ -305,7 +316,7 @@ def main() -> None:
     print(
         table(peaks[0], (row.values() for row in peaks))
         if peaks
-        else "not measured: this system does not reset the peak of the resident set"
+        else "not measured: this system cannot reset the peak resident set size"
     )
     if arguments.json:
         report = {

@@ -1,13 +1,14 @@
 """The build hook: compiles `ops/csrc` into one library for the CPU and one for CUDA.
 
-Both stand on PyTorch's stable ABI, so that a library compiled against one torch (2.10 or later)
-loads under every later one. The CUDA library needs nvcc, not a GPU: it is taken from CUDA_HOME,
-from the `cuda-toolkit` wheel in the build environment, or from PATH. Whatever goes wrong while it
-is compiled, the CPU library is installed, and `_cuda_missing.txt` beside it says why the other is
-not. DEFORM_CONV_CUDA=1 makes that an error, DEFORM_CONV_CUDA=0 does not try.
+Both libraries use PyTorch's stable ABI, so a library compiled against one torch (2.10 or later)
+loads under every later one. Compiling the CUDA library needs nvcc but no GPU. nvcc is taken from
+CUDA_HOME, from the `cuda-toolkit` wheel in the build environment, or from PATH. If the CUDA library
+cannot be compiled, the CPU library is installed alone, and `_cuda_missing.txt` beside it gives the
+reason. With DEFORM_CONV_CUDA=1 such a failure is an error; with DEFORM_CONV_CUDA=0 the CUDA library
+is not compiled at all.
 
-CXX, CXXFLAGS and LDFLAGS are respected for the CPU library; TORCH_CUDA_ARCH_LIST, such as
-"8.0;9.0", chooses other GPU architectures.
+CXX, CXXFLAGS and LDFLAGS apply to the CPU library. TORCH_CUDA_ARCH_LIST, such as "8.0;9.0", chooses
+the GPU architectures.
 """
 
 import os
@@ -27,15 +28,15 @@ from setuptools.command.build_ext import build_ext
 STABLE_ABI = "0x020a000000000000"  # torch 2.10
 DEFINES = [f"-DTORCH_TARGET_VERSION={STABLE_ABI}", "-DUSE_CUDA"]
 CUDA_ARCHITECTURES = "8.0 9.0 10.0 12.0"
-REASON = "_cuda_missing.txt"  # beside the libraries: one line, why that of CUDA is not among them
+REASON = "_cuda_missing.txt"  # a file beside the libraries: why _cuda.so is missing, in one line
 
 
 class BuildError(RuntimeError):
-    """A library cannot be compiled. The message holds the compiler's first error."""
+    """A library cannot be compiled. The message gives the compiler's first error."""
 
 
 class BuildLibraries(build_ext):
-    """Plain shared libraries, loaded by `torch.ops.load_library`; they hold no Python module."""
+    """Builds plain shared libraries for `torch.ops.load_library`; they contain no Python module."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compile and link the library of one device."""
@@ -47,13 +48,13 @@ class BuildLibraries(build_ext):
             build_cuda_if_possible(ext.sources, target)
 
     def get_ext_filename(self, fullname: str) -> str:
-        """`ops/_cpu.so`: the library depends on no version of Python."""
+        """Return a name such as `ops/_cpu.so`, without a Python version: it fits all of them."""
         return str(Path(*fullname.split("."))) + ".so"
 
     def copy_extensions_to_source(self) -> None:
-        """For an editable install, which has the libraries, and the reason, in the source tree."""
+        """Copy the libraries, or the reason why _cuda.so is missing, to an editable install."""
         built, source = Path(self.build_lib) / "ops", Path(__file__).parent
-        for name in ("_cuda.so", REASON):  # not those of an earlier build
+        for name in ("_cuda.so", REASON):  # left by an earlier build
             (source / name).unlink(missing_ok=True)
         super().copy_extensions_to_source()
         if (built / REASON).exists():
@@ -61,9 +62,10 @@ class BuildLibraries(build_ext):
 
 
 def build_cpu(sources: list[str], target: Path) -> None:
-    """Compile for the baseline processor, and the kernels for every capability; link the lot.
+    """Compile the sources and link them into the CPU library.
 
-    The library chooses among the kernels when it runs.
+    The kernels are compiled once for every capability, everything else for the baseline processor.
+    The library chooses among the kernels at run time.
     """
     with TemporaryDirectory() as folder:
         objects = []
@@ -76,7 +78,7 @@ def build_cpu(sources: list[str], target: Path) -> None:
 
 
 def compile_cpu(source: str, options: list[str], target: str) -> None:
-    """Compile one file; the options come after those of CXXFLAGS."""
+    """Compile one file; `options` follow CXXFLAGS on the command line and so override them."""
     run([
         *find_compiler(), "-fPIC", "-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden",
         *DEFINES[:1], *torch_includes(), *shlex.split(os.environ.get("CXXFLAGS", "")), *options,
@@ -85,15 +87,16 @@ def compile_cpu(source: str, options: list[str], target: str) -> None:
 
 
 def capabilities(file: str) -> dict[str, list[str]]:
-    """The processors that a file is compiled for, and the compiler's options for each.
+    """Return the capabilities that a file is compiled for, and the compiler options of each.
 
-    Kernels are compiled for several; those of RoI pooling make no products of 16-bit numbers.
+    Only files of kernels have more than one. RoI pooling multiplies no 16-bit matrices and
+    therefore has no kernels for AVX512-BF16 and AMX.
     """
     if file not in ("kernels.cpp", "roi_kernels.cpp"):
         return {"": []}
     found: dict[str, list[str]] = {"portable": []}
     if platform.machine().lower() in ("x86_64", "amd64"):
-        found["portable"] = ["-march=x86-64"]  # whatever CXXFLAGS say
+        found["portable"] = ["-march=x86-64"]  # overrides CXXFLAGS
         found["avx2"] = [*found["portable"], "-mavx2", "-mfma"]
         found["avx512"] = [*found["avx2"], *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
         if file == "kernels.cpp":
@@ -103,14 +106,15 @@ def capabilities(file: str) -> dict[str, list[str]]:
 
 
 def build_cuda_if_possible(sources: list[str], target: Path) -> None:
-    """Compile the CUDA library, or leave the reason why not in its place.
+    """Compile the CUDA library; if that fails, write the reason to a file in its place.
 
     Raises:
-        BuildError: it cannot be compiled and DEFORM_CONV_CUDA is 1, or is none of auto, 0, 1.
+        BuildError: DEFORM_CONV_CUDA is 1 and the library cannot be compiled, or
+            DEFORM_CONV_CUDA is not auto, 0 or 1.
     """
     wanted = os.environ.get("DEFORM_CONV_CUDA", "auto")
     if wanted not in ("auto", "0", "1"):
-        raise BuildError(f"DEFORM_CONV_CUDA={wanted} is none of auto, 0, 1")
+        raise BuildError(f"DEFORM_CONV_CUDA={wanted} must be auto, 0 or 1")
     reason_file = target.with_name(REASON)
     reason_file.unlink(missing_ok=True)
     try:
@@ -126,10 +130,10 @@ def build_cuda_if_possible(sources: list[str], target: Path) -> None:
 
 
 def build_cuda(sources: list[str], target: Path) -> None:
-    """Compile with the CUDA runtime linked statically: any CUDA build of torch can load it.
+    """Compile with a statically linked CUDA runtime, so that any CUDA build of torch can load it.
 
     Raises:
-        BuildError: nvcc or torch's CUDA part is not there, or nvcc fails.
+        BuildError: there is no nvcc, torch is built without CUDA, or nvcc fails.
     """
     nvcc = find_nvcc()
     if nvcc is None:
@@ -149,7 +153,11 @@ def build_cuda(sources: list[str], target: Path) -> None:
 
 
 def architectures(nvcc: Path) -> list[str]:
-    """The numbers of TORCH_CUDA_ARCH_LIST, or of those of ours that this nvcc knows."""
+    """Return the GPU architectures to compile for, such as "80" and "90a".
+
+    They are those of TORCH_CUDA_ARCH_LIST or, if it is not set, those of `CUDA_ARCHITECTURES` that
+    this nvcc supports.
+    """
     chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
     numbers = re.sub(r"[.]|\+PTX", "", chosen or CUDA_ARCHITECTURES).replace(";", " ").split()
     if chosen:
@@ -159,10 +167,10 @@ def architectures(nvcc: Path) -> list[str]:
 
 
 def run(command: list[str]) -> str:
-    """Run a compiler, show what it prints and return it.
+    """Run a compiler, copy its output to stderr and return it.
 
     Raises:
-        BuildError: it fails; the message has the first line that speaks of an error.
+        BuildError: the compiler fails. The message quotes the first line that mentions an error.
     """
     print(shlex.join(command), file=sys.stderr)
     done = subprocess.run(
@@ -175,17 +183,22 @@ def run(command: list[str]) -> str:
 
 
 def failure(returncode: int, output: str) -> str:
-    """What went wrong with a compiler, in one line: a negative code is the signal that ended it."""
+    """Describe the failure of a compiler in one line.
+
+    Args:
+        returncode: exit code, or the negative number of the signal that ended the compiler.
+        output: everything that the compiler printed.
+    """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"\b(error|fatal|killed)\b", line, re.IGNORECASE)]
     how = f"failed with exit code {returncode}"
     if returncode < 0:
-        how = f"was ended by signal {-returncode}, perhaps for want of memory"
+        how = f"was ended by signal {-returncode}, perhaps because memory ran out"
     return ": ".join([how, *(errors or lines)[:1]])
 
 
 def torch_root() -> Path:
-    """The torch of the build environment, found without the seconds that importing it takes."""
+    """Return the folder of the build environment's torch, without the slow import of torch."""
     from importlib.util import find_spec
 
     spec = find_spec("torch")
@@ -204,7 +217,7 @@ def torch_links(*libraries: str) -> list[str]:
 
 
 def find_compiler() -> list[str]:
-    """CXX, which may be a command with arguments, or what is called c++, g++ or clang++."""
+    """Return CXX, which may be a command with arguments, or the first of c++, g++ and clang++."""
     given = shlex.split(os.environ.get("CXX", ""))
     if given and not shutil.which(given[0]):
         raise BuildError(f"CXX={os.environ['CXX']}: there is no {given[0]}")
@@ -215,7 +228,7 @@ def find_compiler() -> list[str]:
 
 
 def find_nvcc() -> Path | None:
-    """nvcc of CUDA_HOME, of the PyPI wheel beside torch, or on PATH, in this order."""
+    """Find nvcc in CUDA_HOME, in the PyPI wheel beside torch, or on PATH, in this order."""
     site = [Path(path) for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}]
     site += [torch_root().parent]
     places = [Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []

@@ -1,7 +1,8 @@
-"""Who is measured: the operator, its peers, and the products and copies that bound them all.
+"""What the benchmark times: our operator, others, and the matrix products that bound them all.
 
-Every candidate is a 3x3 convolution with padding 1, as many outputs as inputs, a mask, and offsets
-N(0, 2^2) pixels. It gets the layout that suits it: ours and `conv2d` channels-last, the peers NCHW.
+Every convolution is 3x3 with padding 1, as many output as input channels, a mask, and offsets drawn
+from N(0, 2^2) pixels. It gets the memory format that suits the implementation: channels-last for
+ours and `conv2d`, NCHW for the others.
 """
 
 import importlib
@@ -20,7 +21,7 @@ TAPS = 9
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes of one convolution."""
+    """The sizes of one convolution."""
 
     channels: int
     height: int
@@ -35,14 +36,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A forward to call, and the tensors whose gradients it has: none for a forward alone."""
+    """A forward, and the tensors to compute gradients of; none if it has no backward."""
 
     forward: Callable[[], Tensor]
     leaves: list[Tensor]
 
 
 def build(name: str, problem: Problem, device: str) -> Candidate:
-    """The candidate of a name that `names` gives, with its inputs: "who dtype [how]"."""
+    """Build a candidate and its inputs from a name that `names` returns: "who dtype [how]"."""
     who, dtype_name, *how = name.split()
     dtype = getattr(torch, dtype_name)
     last = who in ("ours", "conv2d") and how != ["NCHW"]
@@ -70,7 +71,7 @@ def build(name: str, problem: Problem, device: str) -> Candidate:
 
 
 def names(device: str) -> list[str]:
-    """The candidates that can run here."""
+    """Return the names of the candidates that can run on this machine."""
     found = ["ours float32", "ours bfloat16", "ours float32 NCHW", "torchvision float32"]
     if device == "cpu" and "amx" in torch.ops.deform_conv.cpu_capabilities().split():
         found.append("ours float32 high")
@@ -86,7 +87,7 @@ def names(device: str) -> list[str]:
 def inputs(
     problem: Problem, device: str, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> dict[str, Tensor]:
-    """Features and weights of one dtype, offsets and mask in float32, of one memory format."""
+    """Draw features and weight in `dtype`, offset and mask in float32, in one memory format."""
     channels, height, width, batch, groups = astuple(problem)
     rng = torch.Generator().manual_seed(0)
 
@@ -103,14 +104,14 @@ def inputs(
 
 
 def compulsory_bytes(problem: Problem, dtype: torch.dtype) -> dict[str, int]:
-    """What has to be read and written at least, were the caches endless, in either pass."""
+    """Return the bytes that each pass must read and write even with an unlimited cache."""
     size = dtype.itemsize
     positions = problem.batch * problem.height * problem.width
     features = positions * problem.channels * size
     weights = TAPS * problem.channels**2 // problem.groups
     given = features + positions * 3 * TAPS * 4 + weights * size
     forward = given + features
-    # The backward reads what the forward read and the output's gradient, and writes its own.
+    # The backward reads the inputs and the output's gradient, and writes the inputs' gradients.
     return {"forward": forward, "forward+backward": forward + 2 * given + features}
 
 
@@ -136,7 +137,7 @@ def _fused(t: dict[str, Tensor]) -> Tensor:
 
 
 def _autocast(t: dict[str, Tensor], device: str) -> Tensor:
-    # Casts that are cached outlive the capture of a CUDA graph.
+    # A cached cast would outlive the capture of a CUDA graph.
     with torch.autocast(device, torch.bfloat16, cache_enabled=False):
         return _deformable(torchvision.ops.deform_conv2d, t)
 
@@ -149,7 +150,7 @@ def _mmcv(t: dict[str, Tensor], groups: int) -> Tensor:
 
 
 def _product(problem: Problem, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Sampled columns and weight: the one product that no algorithm of this kind goes without."""
+    """Draw columns and a weight, the factors of the product that every such algorithm computes."""
     positions, channels = problem.batch * problem.height * problem.width, problem.channels
     groups = (problem.groups,) if problem.groups > 1 else ()
     outs = channels // problem.groups
@@ -177,7 +178,7 @@ def _onnxruntime(t: dict[str, Tensor], groups: int) -> Callable[[], Tensor]:
     assert program is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait by spinning would be on the cores of whoever is timed next.
+    # Threads that wait by spinning would keep cores busy while the next candidate is timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -1,4 +1,4 @@
-"""What the operators check of what a user passes, and what they refuse."""
+"""The checks of the arguments that a user passes to the operators."""
 
 import operator
 
@@ -10,10 +10,10 @@ from ops import libraries
 
 
 def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    """(vertical, horizontal) of one number or two.
+    """Convert one integer or two to (vertical, horizontal).
 
     Raises:
-        ValueError: they are not integers.
+        ValueError: `value` is not one or two integers.
     """
     both = value if isinstance(value, tuple | list) else (value, value)
     try:
@@ -24,7 +24,7 @@ def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def check_tensors(required: dict[str, object], optional: dict[str, object]) -> None:
-    """Raise ValueError unless these, by their names, are tensors; optional ones may be None."""
+    """Raise ValueError unless all values are tensors; optional ones may be None."""
     for name, value in {**required, **optional}.items():
         if not (isinstance(value, Tensor) or name in optional and value is None):
             expected = "a tensor or None" if name in optional else "a tensor"
@@ -32,8 +32,10 @@ def check_tensors(required: dict[str, object], optional: dict[str, object]) -> N
 
 
 def check_kinds(input: Tensor, others: dict[str, Tensor | None]) -> None:
-    """Raise ValueError unless all are floating point and on the input's device, where the operators
-    must have a library, and the input has a dtype that they compute with.
+    """Raise ValueError unless the dtypes and devices are supported and fit together.
+
+    All tensors must be floating point and on the input's device. The operators must support the
+    input's dtype, and their library for the device must be loaded.
     """
     if input.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
@@ -54,19 +56,20 @@ def check_kinds(input: Tensor, others: dict[str, Tensor | None]) -> None:
 
 
 def location_dtype(input: Tensor) -> torch.dtype:
-    """That of offsets, masks and boxes: float32 whatever the features are, but for float64."""
+    """Return the dtype of offsets, masks and boxes: float64 if the features are, else float32."""
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
-    """That of a result beside it, or of its gradient: channels-last or NCHW."""
+    """Return the tensor's memory format: channels-last or NCHW. Results and gradients keep it."""
     is_channels_last = tensor.stride(1) == 1 and not tensor.is_contiguous()
     return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def refuse_forward_mode(operator: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError for tensors with a tangent: torch would drop those of a custom
-    operator's inputs and say nothing.
+    """Raise NotImplementedError if a tensor has a tangent.
+
+    torch would silently drop the tangents of a custom operator's inputs.
     """
     if any(t is not None and unpack_dual(t).tangent is not None for t in tensors):
         raise NotImplementedError(f"{operator} has no forward-mode derivative (jvp)")

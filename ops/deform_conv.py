@@ -1,15 +1,15 @@
-"""Deformable convolution: the public function and module, and what torch must know of the operator.
+"""Deformable convolution: the public function and module, and the registrations with torch.
 
     input   (N, C, H, W)         float32, float64, bfloat16 or float16
     offset  (N, 2 G K, Ho, Wo)   (dy, dx) in pixels for each tap; taps row-major, offset groups
                                  outermost
-    mask    (N, G K, Ho, Wo)     factors for each tap: with a mask it is v2, without it v1
+    mask    (N, G K, Ho, Wo)     a factor for each tap; with a mask it is v2, without one v1
     weight  (O, C / groups, kernel_h, kernel_w)
     output  (N, O, Ho, Wo)
 
-K = kernel_h kernel_w taps, G offset groups. The kernels live in `csrc/`; this file checks what a
-user passes and registers shapes (fake), derivatives (autograd), precision (autocast) and cost
-(flops). `onnx.py` stands in for the operator while torch exports to ONNX.
+K = kernel_h kernel_w is the number of taps, G that of offset groups. The kernels are in `csrc/`.
+This file checks the arguments and registers the shapes (fake), derivatives (autograd), precision
+(autocast) and cost (flops) of the operator. `onnx.py` replaces the operator in an export to ONNX.
 
 v1: Dai et al., Deformable Convolutional Networks, ICCV 2017.
 v2: Zhu et al., Deformable ConvNets v2, CVPR 2019.
@@ -43,23 +43,24 @@ def deform_conv2d(
     dilation: int | tuple[int, int] = 1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Deformable convolution v1 (no mask) or v2 (with mask), as `torchvision.ops.deform_conv2d`.
+    """Compute deformable convolution v1 (no mask) or v2 (with a mask), as torchvision does.
 
-    Each output is the sum over the taps k of weight_k * mask_k * input(p + p_k + offset_k), the
-    input being sampled bilinearly and zero outside the image. The number of weight groups follows
-    from the weight's shape, that of the offset groups from the offset's.
+    The output at position p is the sum over the taps k of weight_k * mask_k * input(p + p_k +
+    offset_k), where the input is sampled bilinearly and is zero outside the image. The number of
+    weight groups follows from the shape of `weight`, that of offset groups from the shape of
+    `offset`.
 
-    Differences from torchvision: bfloat16 is supported; offsets and masks are kept in float32
-    whatever the features' precision; under autocast the features are in the low precision and the
-    offsets are not; a NaN or infinite offset samples nothing; the output is channels-last where
-    the input is. `torch.jit.script` does not take it.
+    Differences from `torchvision.ops.deform_conv2d`: bfloat16 is supported; offsets and masks stay
+    in float32, whatever the precision of the features; autocast casts the features to the lower
+    precision, but not offsets and masks; a NaN or infinite offset samples nothing; the output is
+    channels-last if the input is. `torch.jit.script` cannot compile the function.
 
     Args:
         input: features (N, C, H, W).
-        offset: (dy, dx) in pixels for each tap, (N, 2 * offset_groups * K, Ho, Wo).
-        weight: (O, C / groups, kernel_h, kernel_w), of the input's dtype.
-        bias: (O), of the input's dtype.
-        stride, padding, dilation: one number, or (vertical, horizontal).
+        offset: (dy, dx) in pixels for each of the K taps, (N, 2 * offset_groups * K, Ho, Wo).
+        weight: (O, C / groups, kernel_h, kernel_w), in the input's dtype.
+        bias: (O), in the input's dtype.
+        stride, padding, dilation: one integer, or (vertical, horizontal).
         mask: a factor for each tap, (N, offset_groups * K, Ho, Wo).
 
     Returns:
@@ -67,7 +68,7 @@ def deform_conv2d(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the tensor.
-        NotImplementedError: a forward-mode or a second derivative is asked for.
+        NotImplementedError: a forward-mode or a second derivative is requested.
     """
     stride, padding = pair("stride", stride), pair("padding", padding)
     dilation = pair("dilation", dilation)
@@ -96,10 +97,10 @@ def deform_conv2d(
 
 
 class DeformConv2d(nn.Module):
-    """A deformable convolution with a weight of its own; see `deform_conv2d`.
+    """A deformable convolution that holds its weight and bias; see `deform_conv2d`.
 
-    The offsets (and the mask, for v2) are inputs of the forward. Parameters, names and
-    initialisation are those of `torchvision.ops.DeformConv2d`.
+    The offsets (and the mask, for v2) are arguments of `forward`. The parameters, their names and
+    their initialisation are those of `torchvision.ops.DeformConv2d`.
     """
 
     def __init__(
@@ -133,14 +134,14 @@ class DeformConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform initialisation, as `torch.nn.Conv2d`'s."""
+        """Initialise the parameters uniformly, as `torch.nn.Conv2d` does."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             fan_in = self.weight[0].numel()
             nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
-        """See `deform_conv2d` for the shapes."""
+        """Compute the convolution; see `deform_conv2d` for the shapes."""
         return deform_conv2d(
             input,
             offset,
@@ -235,7 +236,7 @@ def _check_shapes(
 
 
 def _check_dtypes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Equal, but for autocast, which is about to make them so."""
+    """Raise ValueError unless the dtypes are equal or autocast, which makes them so, is enabled."""
     for name, tensor in {"weight": weight, "bias": bias}.items():
         if tensor is None or tensor.dtype == input.dtype:
             continue
@@ -321,7 +322,10 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _sum_over_positions(grad_output: Tensor) -> Tensor:
-    """The gradient of the bias. torch would sum all of a single channel as threads divide it."""
+    """Return the gradient of the bias, in an order that does not depend on the number of threads.
+
+    A single `sum` would divide the positions among the threads if there is only one channel.
+    """
     wide = torch.promote_types(grad_output.dtype, torch.float32)
     return grad_output.sum(3, dtype=wide).sum((0, 2)).to(grad_output.dtype)
 
@@ -334,7 +338,7 @@ torch.library.register_autograd("deform_conv::forward", _backward, setup_context
 torch.library.register_autograd("deform_conv::backward", _double_backward)
 
 
-# ---- flops: those of the convolution; the sampling is not a product of matrices ------------------
+# ---- flops: those of a convolution, without the sampling -------------------------------------
 
 
 @register_flop_formula(torch.ops.deform_conv.forward)
@@ -371,7 +375,7 @@ def _autocast(
     split_float32: bool = False,
 ) -> Tensor:
     device_type = input.device.type
-    # As autocast does everywhere, float64 is left alone.
+    # float64 stays float64, as in all operators under autocast.
     dtype = input.dtype if input.dtype == torch.float64 else torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
         return torch.ops.deform_conv.forward(

@@ -1,13 +1,13 @@
-"""Deformable RoI pooling: the public function and module, and what torch must know of the operator.
+"""Deformable RoI pooling: the public function and module, and the registrations with torch.
 
     input   (N, C, H, W)    float32, float64, bfloat16 or float16
     boxes   (R, 5)          index of the image, x1, y1, x2, y2
-    offset  (R, 2, Ho, Wo)  of each bin along x and along y, in sizes of the RoI times gamma
+    offset  (R, 2, Ho, Wo)  shift of each bin along x and along y, in units of gamma * RoI size
     mask    (R, Ho, Wo)     a factor for each bin
     output  (R, C, Ho, Wo)
 
-Without offsets and mask it is RoIAlign. The kernels live in `csrc/`; this file is to them what
-`deform_conv.py` is to those of the convolution.
+Without offset and mask it is RoIAlign. The kernels are in `csrc/`. This file checks the arguments
+and registers the operator with torch, as `deform_conv.py` does for the convolution.
 
 RoIAlign: He et al., Mask R-CNN, ICCV 2017.
 v1: Dai et al., Deformable Convolutional Networks, ICCV 2017, equations 5 and 6.
@@ -43,38 +43,39 @@ def deform_roi_pool(
     aligned: bool = False,
     gamma: float = 0.1,
 ) -> Tensor:
-    """RoIAlign (no offset), deformable RoI pooling v1 (with offsets) or v2 (with a mask too).
+    """Compute RoIAlign (no offset) or deformable RoI pooling v1 (offset) or v2 (offset and mask).
 
-    A RoI is cut into Ho x Wo bins. Each moves by gamma * offset * the RoI's size, and its output is
-    the average of bilinear samples within it, times its mask. Numbers are those of
-    `torchvision.ops.roi_align` and, with `aligned=True`, of mmcv's `DeformRoIPool`, whose gradient
-    of offsets differs where samples lie outside the image: here they have the border's value
-    there, and no gradient across it.
+    A RoI is divided into Ho x Wo bins. Each bin moves by gamma * offset * the RoI's size, and its
+    output is the average of bilinear samples within it, multiplied by its mask. Without offset and
+    mask the results are those of `torchvision.ops.roi_align`. With `aligned=True` they are those of
+    mmcv's `DeformRoIPool`, except for the gradient of offsets where samples lie outside the image:
+    here such a sample takes the border's value and has no gradient across the border.
 
-    Boxes and offsets are computed with in float32, or float64 beside float64 features. A NaN or
-    infinite box or offset samples nothing: its outputs are zero. Boxes have no gradient.
+    Boxes, offsets and masks are float32, or float64 beside float64 features. A NaN or infinite box
+    or offset samples nothing, so its outputs are zero. Boxes have no gradient.
 
     Args:
-        input: features (N, C, H, W); channels-last is fastest, others are copied into it.
+        input: features (N, C, H, W). Channels-last is fastest; other formats are copied into it.
         boxes: (R, 5), the image's index and x1, y1, x2, y2 in pixels of the image.
-        output_size: of the output: one number, or (Ho, Wo).
+        output_size: one integer, or (Ho, Wo).
         offset: (R, 2, Ho, Wo), along x first, then along y.
-        mask: (R, Ho, Wo).
-        spatial_scale: from boxes to pixels of the features, such as 1 / stride.
-        sampling_ratio: samples of a bin along each axis; 0 or less: as many as the bin has pixels,
-            rounded up.
-        aligned: whether boxes are moved by half a pixel of the features, as they should be; without
-            it they are at least a pixel wide and high.
-        gamma: of the offsets.
+        mask: a factor for each bin, (R, Ho, Wo).
+        spatial_scale: factor from pixels of the image to pixels of the features, such as
+            1 / stride.
+        sampling_ratio: number of samples in a bin along each axis; if 0 or negative, the size of
+            the bin in pixels of the features, rounded up.
+        aligned: whether to shift boxes by half a pixel of the features, which aligns them
+            correctly. If False, RoIs are at least one pixel wide and high.
+        gamma: factor of the offsets.
 
     Returns:
         (R, C, Ho, Wo), contiguous, in the input's dtype.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the tensor.
-        RuntimeError: a box is of an image that there is not. On CUDA, where that cannot be known
-            without waiting, its outputs are NaN.
-        NotImplementedError: a forward-mode or a second derivative is asked for.
+        RuntimeError: the image's index of a box is out of range. On CUDA, where this check would
+            have to wait for the GPU, the outputs of such a box are NaN instead.
+        NotImplementedError: a forward-mode or a second derivative is requested.
     """
     size = pair("output_size", output_size)
     check_tensors({"input": input, "boxes": boxes}, {"offset": offset, "mask": mask})
@@ -103,9 +104,9 @@ def deform_roi_pool(
 
 
 class DeformRoIPool(nn.Module):
-    """Deformable RoI pooling of a fixed size; see `deform_roi_pool`.
+    """Deformable RoI pooling with a fixed output size; see `deform_roi_pool`.
 
-    The offsets (and the mask, for v2) are inputs of the forward.
+    The offsets (and the mask, for v2) are arguments of `forward`.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class DeformRoIPool(nn.Module):
         offset: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """See `deform_roi_pool` for the shapes."""
+        """Pool the features; see `deform_roi_pool` for the shapes."""
         return deform_roi_pool(
             input,
             boxes,
@@ -168,7 +169,7 @@ def _check_shapes(
         )
     if min(size) < 1:
         raise ValueError(f"output_size must be positive, got {size}")
-    num_boxes = boxes.shape[0]  # len() would be a constant of a compiled graph
+    num_boxes = boxes.shape[0]  # len() would become a constant in a compiled graph
     expected = {"offset": (num_boxes, 2, *size), "mask": (num_boxes, *size)}
     for name, tensor in {"offset": offset, "mask": mask}.items():
         if tensor is not None and tuple(tensor.shape) != expected[name]:
@@ -253,7 +254,10 @@ torch.library.register_autograd("deform_roi_pool::backward", _double_backward)
 
 
 def _sample_flops(pooled: list[int], sampling_ratio: int) -> int:
-    """Of samples by their number along an axis; where boxes decide on that, of one for each bin."""
+    """Return the flops of the samples.
+
+    Where the number of samples depends on the boxes (`sampling_ratio` < 1), count one per bin.
+    """
     return math.prod(pooled) * max(sampling_ratio, 1) ** 2 * 4 * 2
 
 

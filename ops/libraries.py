@@ -1,8 +1,8 @@
-"""Finds and loads the compiled kernels: `_cpu.so`, without which nothing works, and `_cuda.so`.
+"""Finds and loads the compiled libraries: `_cpu.so`, which is required, and `_cuda.so`.
 
 Attributes:
-    folder: where they are.
-    cuda_missing: why those for CUDA are not loaded, in one line; None where they are.
+    folder: the folder of the libraries.
+    cuda_missing: why the CUDA library is not loaded, in one line; None if it is loaded.
 """
 
 import sys
@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 
 COMMAND = "run `pip install -e .` in the project's folder"
-REASON = "_cuda_missing.txt"  # what the build leaves in the place of _cuda.so; see build.py
+REASON = "_cuda_missing.txt"  # what build.py writes if it does not build _cuda.so
 
 
 def _find_folder() -> Path:
-    """That of this file or, where it is a checkout in front of a plain install, the installed one.
+    """Return the folder of the libraries: this one, or the first `ops` on `sys.path` that has them.
+
+    The latter is needed where a checkout without libraries precedes an installed package.
 
     Raises:
-        ImportError: the kernels are nowhere.
+        ImportError: no folder has the CPU library.
     """
     own = Path(__file__).parent
     for folder in (own, *(Path(entry) / "ops" for entry in sys.path)):
@@ -37,7 +39,7 @@ def _load_cpu(folder: Path) -> None:
 
 
 def _load_cuda(folder: Path) -> str | None:
-    """Load the kernels for CUDA; return why that cannot be."""
+    """Load the CUDA library; return the reason if it cannot be loaded, else None."""
     library = folder / "_cuda.so"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is for the CPU only"

@@ -1,7 +1,8 @@
-"""Peak memory of one forward, and of forward and backward, above the inputs.
+"""Measures the peak memory of a forward, and of a forward and backward, above the inputs.
 
-Each candidate runs in a process of its own, `python -m ops.memory NAME DEVICE C H W N`. On CUDA
-torch counts; on the CPU it is the growth of the resident set's peak, which Linux alone resets.
+Each candidate runs in its own process, `python -m ops.memory NAME DEVICE C H W N [GROUPS]`. On CUDA
+the figure comes from torch's allocator. On the CPU it is the growth of the peak resident set size,
+which only Linux can reset.
 """
 
 import json
@@ -20,7 +21,7 @@ MiB = 2**20
 
 
 def measurable(device: str) -> bool:
-    """Whether the peak can be reset here."""
+    """Return whether this system can reset the peak."""
     try:
         if device == "cpu":
             reset_resident_peak()
@@ -30,13 +31,13 @@ def measurable(device: str) -> bool:
 
 
 def peaks(name: str, problem: Problem, device: str) -> dict[str, float | None]:
-    """MiB of each pass, in a fresh process; None where the candidate has no such pass."""
+    """Return the MiB of each pass, measured in a fresh process; None if there is no such pass."""
     return peaks_of(["ops.memory", name, device, *map(str, astuple(problem))])
 
 
 def peaks_of(module: list[str]) -> dict[str, float | None]:
-    """What a module, with its arguments, prints that it measured, in a fresh process."""
-    # glibc gives back what is freed at once: the second pass must not live on the first one's.
+    """Run a module with its arguments in a fresh process; return the JSON of its last line."""
+    # glibc returns freed memory at once, so that the second pass cannot reuse the first one's.
     environment = {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -53,7 +54,7 @@ def peaks_of(module: list[str]) -> dict[str, float | None]:
 
 
 def measure(candidate: Candidate, device: str) -> dict[str, float | None]:
-    """MiB that each pass needs above what this process holds before the first."""
+    """Return the MiB that each pass needs above what the process holds before the first pass."""
     before = _present(device)
     with torch.no_grad():
         forward = (peak(candidate.forward, device) - before) / MiB
@@ -69,7 +70,7 @@ def measure(candidate: Candidate, device: str) -> dict[str, float | None]:
 
 
 def peak(function: Callable[[], object], device: str) -> int:
-    """The most bytes held at a time during a call, its result included."""
+    """Return the largest number of bytes held at once during a call, including its result."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         function()
@@ -88,15 +89,15 @@ def reset_resident_peak() -> None:
 
 
 def resident(field: str) -> int:
-    """Bytes that /proc/self/status gives in kB."""
+    """Return a field of /proc/self/status, such as VmRSS, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def main() -> None:
-    """Measure what the command line names and print it as JSON."""
+    """Measure the candidate that the command line names and print the result as JSON."""
     name, device, *sizes = sys.argv[1:]
-    # What a first call loads (code, compiled kernels) is not the operator's workspace.
+    # A first, small run loads code and compiled kernels, which are not the operator's workspace.
     measure(build(name, Problem(32, 8, 8), device), device)
     print(json.dumps(measure(build(name, Problem(*map(int, sizes)), device), device)))
 

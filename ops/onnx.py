@@ -1,16 +1,16 @@
 """The operators as ONNX's own `DeformConv` and `RoiAlign`, for `torch.onnx.export(dynamo=True)`.
 
-`ops.deform_conv2d` and `ops.deform_roi_pool` call these by themselves while torch exports, so that
-exporting a module needs no more than opset 19 or later. A program that was captured before, by
-`torch.export.export`, is told:
+`ops.deform_conv2d` and `ops.deform_roi_pool` call these functions during an export, so exporting a
+module only requires opset 19 or later. In a program that `torch.export.export` captured before,
+replace the operators first:
 
     program = program.run_decompositions({
         torch.ops.deform_conv.forward.default: deform_conv,
         torch.ops.deform_roi_pool.forward.default: roi_align,
     })
 
-torch itself sees a placeholder that is all zeros: compare a runtime's result with the module's, not
-with `verify=True`.
+Within torch, such a node is a placeholder that returns zeros. To check an export, therefore, do not
+use `verify=True`, but compare a runtime's result with the module's.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,11 @@ def deform_conv(
     dilation: Sequence[int],
     split_float32: bool = False,
 ) -> Tensor:
-    """What `torch.ops.deform_conv.forward` is, with its arguments, as a node of an ONNX graph.
+    """Return a `DeformConv` node of an ONNX graph.
 
-    ONNX allows one type only. It is that of the offsets, to which lower features are cast, since
-    bfloat16 offsets would miss their pixels; the output is cast back.
+    The arguments are those of `torch.ops.deform_conv.forward`. ONNX requires all tensors of the
+    node to have one dtype. It is that of the offsets, because bfloat16 offsets would miss their
+    pixels: features of lower precision are cast to it, and the output is cast back.
 
     Source: https://onnx.ai/onnx/operators/onnx__DeformConv.html
     """
@@ -60,7 +61,7 @@ def deform_conv(
         shape=(input.shape[0], out_channels, *offset.shape[2:]),
         version=19,
     )
-    return output.to(input)  # the placeholder is on the CPU
+    return output.to(input)  # also to its device: the placeholder is on the CPU
 
 
 def roi_align(
@@ -74,12 +75,13 @@ def roi_align(
     aligned: bool,
     gamma: float,
 ) -> Tensor:
-    """What `torch.ops.deform_roi_pool.forward` is, with its arguments, as a node of an ONNX graph.
+    """Return a `RoiAlign` node of an ONNX graph.
 
-    As in `deform_conv`, lower features are cast to the type of the boxes, and the output back.
+    The arguments are those of `torch.ops.deform_roi_pool.forward`. As in `deform_conv`, features of
+    lower precision are cast to the dtype of the boxes, and the output is cast back.
 
     Raises:
-        NotImplementedError: there are offsets or a mask, for which ONNX has no operator.
+        NotImplementedError: there is an offset or a mask, which no ONNX operator supports.
 
     Source: https://onnx.ai/onnx/operators/onnx__RoiAlign.html
     """

@@ -1,16 +1,16 @@
-"""Times deformable RoI pooling, and RoIAlign by the same operator, beside torchvision's RoIAlign.
+"""Times deformable RoI pooling, and RoIAlign by the same operator, against torchvision's RoIAlign.
 
     python -m ops.roi_benchmark
     python -m ops.roi_benchmark --threads 1,2 --rounds 9 --json roi_pool.json
     python -m ops.roi_benchmark --device cuda
 
-As `ops.benchmark` in how it measures. The problem is the finest level of a detector in training:
-2 images of 256 channels at 128x128, 1024 boxes with sides of 20 to 300 pixels, 7x7 bins, and 2x2
-samples of a bin, or as many as it has pixels. `deform` has offsets N(0, 1) and a mask. Backward
-is the gradient of the features, and of offsets and mask where there are any.
+It measures as `ops.benchmark` does. The problem is the finest level of a detector in training: 2
+images of 256 channels at 128x128, 1024 boxes with sides of 20 to 300 pixels, and 7x7 bins that have
+2x2 samples, or as many as they have pixels. `deform` has offsets drawn from N(0, 1) and a mask. The
+backward computes the gradient of the features, and those of offsets and mask if there are any.
 
-The limit of a pass is the bytes that have to move over the bandwidth of a copy: the features, the
-output and, backward, their gradients.
+The limit of a pass is the time to move the bytes that must be read and written, at the bandwidth of
+a copy: the features, the output and, for the backward, their gradients.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NAMES = (
 
 
 def boxes() -> Tensor:
-    """(BOXES, 5), within the images."""
+    """Draw boxes (BOXES, 5) within the images."""
     rng = torch.Generator().manual_seed(0)
     extent = float(SIDE * STRIDE)
     centre = torch.rand(BOXES, 2, generator=rng) * extent
@@ -50,7 +50,7 @@ def boxes() -> Tensor:
 
 
 def build(name: str, ratio: int, device: str) -> Candidate:
-    """The candidate of one of `NAMES`: "who dtype [how]"."""
+    """Build a candidate from one of `NAMES`: "who dtype [how]"."""
     who, dtype_name, *how = name.split()
     rng = torch.Generator().manual_seed(1)
     features = torch.randn(IMAGES, CHANNELS, SIDE, SIDE, generator=rng)
@@ -70,14 +70,14 @@ def build(name: str, ratio: int, device: str) -> Candidate:
 
 
 def compulsory_bytes(dtype: torch.dtype) -> dict[str, int]:
-    """What has to be read and written at least in either pass."""
+    """Return the bytes that each pass must read and write at least."""
     features = IMAGES * CHANNELS * SIDE**2 * dtype.itemsize
     output = BOXES * CHANNELS * BINS**2 * dtype.itemsize
     return {"forward": features + output, "forward+backward": 2 * (features + output)}
 
 
 def rows_of(ratio: int, device: str, threads: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each candidate and pass."""
+    """Time every candidate; return a row for each candidate and pass."""
     samples = interleaved({name: build(name, ratio, device) for name in NAMES}, device, rounds)
     medians = {
         name: {pass_: statistics.median(times) for pass_, times in both.items()}
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--threads", default=str(torch.get_num_threads()))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--peak", choices=NAMES, help="measure the memory of one, and nothing else")
+    parser.add_argument("--peak", choices=NAMES, help="measure only this candidate's peak memory")
     arguments = parser.parse_args()
     device = arguments.device
     if arguments.peak:

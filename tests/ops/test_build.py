@@ -126,12 +126,12 @@ def test_a_cuda_library_that_is_wanted(
     build_cuda_library(tmp_path)
     assert "DEFORM_CONV_CUDA=0" in (tmp_path / "ops" / REASON).read_text()
     monkeypatch.setenv("DEFORM_CONV_CUDA", "yes")
-    with pytest.raises(build.BuildError, match="DEFORM_CONV_CUDA=yes is none of auto, 0, 1"):
+    with pytest.raises(build.BuildError, match="DEFORM_CONV_CUDA=yes must be auto, 0 or 1"):
         build_cuda_library(tmp_path)
 
 
 def test_what_ended_a_compiler() -> None:
-    assert build.failure(-9, "") == "was ended by signal 9, perhaps for want of memory"
+    assert build.failure(-9, "") == "was ended by signal 9, perhaps because memory ran out"
     assert build.failure(2, "first\nsecond\n") == "failed with exit code 2: first"
     assert build.failure(2, "a\n  ld: fatal: b\n") == "failed with exit code 2: ld: fatal: b"
 
