@@ -1,5 +1,5 @@
-// What the operators of both libraries share: checks of tensors, whose messages begin with the
-// operator's name, and how tensors are brought into the layout of the kernels.
+// Helpers for the operators of both libraries: checks of tensors, whose messages begin with the
+// operator's name, and conversions to the memory format of the kernels.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -53,13 +53,12 @@ inline void check_kind(
       device_of(input), ", got ", device_of(tensor));
 }
 
-// Offsets, masks and boxes are float32, or float64 beside float64 features: the precision of
-// locations.
+// The dtype of offsets, masks and boxes: float64 beside float64 features, else float32.
 inline ScalarType location_dtype(const Tensor& input) {
   return input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The tensor in channels-last memory and the given dtype; itself if it is so already.
+// Returns the tensor in channels-last memory and the given dtype, without a copy if possible.
 inline Tensor channels_last(const Tensor& tensor, ScalarType dtype) {
   return torch::stable::contiguous(torch::stable::to(tensor, dtype), MemoryFormat::ChannelsLast);
 }
@@ -69,8 +68,8 @@ inline Tensor empty_channels_last(const Tensor& like, ScalarType dtype) {
       like.sizes(), dtype, std::nullopt, like.device(), std::nullopt, MemoryFormat::ChannelsLast);
 }
 
-// Outputs have the memory format of the features, and gradients that of their tensor: channels-last
-// or NCHW. A convolution's gradient is slow where its factors differ in that.
+// Outputs take the memory format of the features, channels-last or NCHW, and gradients take that of
+// their tensor. A convolution's gradient is slow if its factors differ in memory format.
 inline bool is_channels_last(const Tensor& tensor) {
   return tensor.stride(1) == 1 && !tensor.is_contiguous();
 }

@@ -1,14 +1,14 @@
-// The checks that the tensors of a deformable convolution fit together, on the CPU and on CUDA.
+// Checks that the tensors of a deformable convolution fit together, on the CPU and on CUDA.
 //
-// Shapes, as the operators receive them (any strides; kernels work on channels-last copies):
+// Shapes of the operators' tensors (with any strides; kernels work on channels-last copies):
 //
 //     input   (N, C, H, W)            weight  (O, C / groups, kernel_h, kernel_w)
 //     offset  (N, 2 G K, Ho, Wo)      (dy, dx) of each tap, taps row-major, offset groups outermost
-//     mask    (N, G K, Ho, Wo)        optional: without it the operator is v1, with it v2
+//     mask    (N, G K, Ho, Wo)        optional; the operator is v1 without a mask, v2 with one
 //     bias    (O)                     optional
 //     output  (N, O, Ho, Wo)          in the memory format of the input
 //
-// K = kernel_h kernel_w taps, G offset groups, P = Ho Wo positions.
+// There are K = kernel_h kernel_w taps, G offset groups and P = Ho Wo positions.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ constexpr const char* kOp = "deform_conv2d";
 
 using IntPair = std::vector<int64_t>;  // (vertical, horizontal)
 
-// Two numbers from `least` on, small enough for locations to be counted by int.
+// Checks for two numbers of at least `least` that are small enough for locations to fit an int.
 inline void check_pair(const char* name, const IntPair& pair, int64_t least) {
   STD_TORCH_CHECK(
       pair.size() == 2, "deform_conv2d: ", name, " must be a pair, got ", pair.size(), " numbers");
@@ -39,7 +39,7 @@ inline int64_t output_size(
   return (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1;
 }
 
-// The sizes, once every tensor has been checked against every other.
+// Checks that the tensors fit together and returns the sizes.
 inline Geometry checked_geometry(
     const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& mask, const IntPair& stride, const IntPair& padding,

@@ -1,9 +1,9 @@
-// The checks that the tensors of a deformable RoI pooling fit together, on the CPU and on CUDA.
+// Checks that the tensors of a deformable RoI pooling fit together, on the CPU and on CUDA.
 //
-// Shapes, as the operators receive them (any strides):
+// Shapes of the operators' tensors (with any strides):
 //
 //     input   (N, C, H, W)     boxes   (R, 5): image, x1, y1, x2, y2
-//     offset  (R, 2, Ho, Wo)   optional: of the bins, first along x, then along y
+//     offset  (R, 2, Ho, Wo)   optional: offsets of the bins, first along x, then along y
 //     mask    (R, Ho, Wo)      optional
 //     output  (R, C, Ho, Wo)   contiguous
 #pragma once

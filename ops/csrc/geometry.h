@@ -1,5 +1,6 @@
-// The sizes of a deformable convolution, and where its taps sample. No torch: the kernels' files,
-// compiled for one processor each, must not share inline functions with anything else.
+// The sizes of a deformable convolution, and the locations that its taps sample. This file includes
+// nothing of torch: the files of kernels, each compiled for one processor, must not share inline
+// functions with any other file.
 #pragma once
 
 #include "bilinear.h"
@@ -19,7 +20,7 @@ struct Geometry {
   DEFORM_CONV_HOST_DEVICE int64_t group_out_channels() const { return out_channels / groups; }
 };
 
-// Where a tap (ky, kx) of an output position (y, x) samples the image.
+// Returns the location in the image that tap (ky, kx) of output position (y, x) samples.
 template <typename T>
 DEFORM_CONV_HOST_DEVICE Location<T> locate_tap(
     const Geometry& g, int64_t y, int64_t x, int64_t ky, int64_t kx, T dy, T dx) {
@@ -28,7 +29,7 @@ DEFORM_CONV_HOST_DEVICE Location<T> locate_tap(
       x * g.stride_w - g.padding_w + kx * g.dilation_w, dy, dx, g.height, g.width);
 }
 
-// The same, position and tap counted row by row.
+// As above, for a position and a tap that are counted row by row.
 template <typename T>
 DEFORM_CONV_HOST_DEVICE Location<T> locate_tap(
     const Geometry& g, int64_t position, int64_t tap, T dy, T dx) {
@@ -36,7 +37,7 @@ DEFORM_CONV_HOST_DEVICE Location<T> locate_tap(
   return locate_tap(g, y, position - y * g.out_width, ky, tap - ky * g.kernel_w, dy, dx);
 }
 
-// A run of channels that belongs to one offset group.
+// The `count` consecutive channels from `first` on, which belong to one offset group.
 struct Channels {
   int64_t first, count;
   int64_t offset_group;

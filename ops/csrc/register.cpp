@@ -1,4 +1,4 @@
-// The operators' schemas. Each device's library registers its own kernels (cpu/, cuda/).
+// The schemas of the operators. The library of each device registers its kernels (cpu/, cuda/).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(deform_conv, m) {
