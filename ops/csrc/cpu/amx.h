@@ -1,5 +1,6 @@
-// The product of bfloat16 by the matrix unit (AMX): blocks of 32 rows and 32 columns in four of its
-// eight tiles, 32 products deep at a time. Tiles hold 16 rows of 64 bytes.
+// The product of bfloat16 matrices on the matrix unit (AMX). Four of its eight tiles hold the sums
+// of 32 rows and 32 columns, and each step adds 32 products to every sum. A tile has 16 rows of 64
+// bytes.
 #pragma once
 
 #include "vector.h"
@@ -12,10 +13,10 @@ namespace deform_conv {
 namespace {
 
 constexpr int64_t kAmxRows = 32;
-constexpr int64_t kAmxDepth = 32;  // products, of a row of a tile
+constexpr int64_t kAmxDepth = 32;  // numbers in a row of a tile
 
-// A thread chooses the shapes of its tiles before it uses them, and releases them afterwards: they
-// are state that the operating system would save at every switch.
+// Configures the shapes of the thread's tiles, and releases the tiles when it is destroyed:
+// otherwise the operating system would save them at every context switch.
 struct MatrixUnit {
   MatrixUnit() {
     struct alignas(64) {
@@ -24,14 +25,14 @@ struct MatrixUnit {
       uint8_t rows[16] = {};
     } shapes;
     for (int tile = 0; tile < 8; ++tile) shapes.row_bytes[tile] = 64, shapes.rows[tile] = 16;
-    asm volatile("" ::"r"(&shapes) : "memory");  // the intrinsic names only a part of what it reads
+    asm volatile("" ::"r"(&shapes) : "memory");  // the intrinsic declares only a part of its input
     _tile_loadconfig(&shapes);
   }
   ~MatrixUnit() { _tile_release(); }
 };
 
-// c (rows, 32) = or += a (rows, depth) b, while a MatrixUnit exists; rows and depth are multiples
-// of 32
+// Computes c = a b or, if `add`, c += a b, for c (rows, 32) and a (rows, depth), whose rows and
+// depth are multiples of 32. The thread must have a MatrixUnit.
 void multiply_by_matrix_unit(
     int64_t rows, int64_t depth, const BFloat16* a, int64_t lda, const BFloat16* b, float* c,
     bool add) {

@@ -21,13 +21,14 @@ struct Capability {
 };
 
 #if defined(__x86_64__)
-// The operating system gives a process the matrix unit's registers when asked for them.
+// Returns whether the processor has a matrix unit and the operating system grants its registers to
+// this process, which has to request them.
 bool may_use_amx() {
 #if defined(DEFORM_CONV_EMULATE_AMX)
   return true;
 #elif defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  constexpr unsigned kTile = 1 << 24, kBf16 = 1 << 22;        // of leaf 7's edx
+  constexpr unsigned kTile = 1 << 24, kBf16 = 1 << 22;        // in edx of CPUID leaf 7
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kTile) && (d & kBf16) &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -37,7 +38,8 @@ bool may_use_amx() {
 }
 #endif
 
-// Each takes over from the one before what it has kernels for.
+// Returns the capabilities of this processor, from the least to the best. Each one keeps the
+// kernels of the one before it where it has none of its own.
 std::vector<Capability> find_capabilities() {
   std::vector<Capability> found{{"portable", portable::kTable, portable::kRoiTable}};
 #if defined(__x86_64__)

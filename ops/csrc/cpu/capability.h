@@ -1,4 +1,4 @@
-// Which of the compiled kernels the operators use.
+// The choice of the compiled kernels that the operators use.
 #pragma once
 
 #include <string>
@@ -8,14 +8,16 @@
 
 namespace deform_conv {
 
-// Of the best capability that the processor has, or the one chosen below.
+// Return the kernels of the best capability that this processor has, or of the one that
+// use_capability has chosen.
 const Table& kernels_in_use();
 const RoiTable& roi_kernels_in_use();
 
-// The names of the capabilities that this processor has, from the least to the best.
+// Returns the names of the capabilities of this processor, from the least to the best.
 std::string capabilities();
 
-// Chooses one of them by name and returns the name of the one before; throws on any other name.
+// Chooses a capability by its name and returns the name of the previous one. Throws if this
+// processor does not have it.
 std::string use_capability(const std::string& name);
 
 }  // namespace deform_conv

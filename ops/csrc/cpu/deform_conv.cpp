@@ -1,11 +1,11 @@
-// Deformable convolution on the CPU: sample a tile of columns for one tap, multiply it with the
-// tap's weights, and go on. No full column buffer exists; nothing is saved for the backward, which
-// samples again.
+// Deformable convolution on the CPU. A tile of columns is sampled for one tap and multiplied with
+// the tap's weights before the next tap is sampled, so that the full matrix of columns never
+// exists. The forward saves nothing for the backward, which samples again.
 //
-// Work is divided among threads so that every sum has one order, whoever computes it: results are
-// the same bits for any number of threads.
+// Work is divided among threads in such a way that every sum has one order: results are the same
+// bits for any number of threads.
 //
-// float16, and bfloat16 where the processor cannot multiply it, is computed in float.
+// float16 is computed in float, and so is bfloat16 on processors that cannot multiply it.
 #include <algorithm>
 #include <memory>
 #include <tuple>
@@ -17,11 +17,11 @@
 namespace deform_conv {
 namespace {
 
-constexpr int64_t kMostRows = 96;        // of a tile
-constexpr int64_t kMostBytes = 3 << 19;  // of a forward tile's columns and sums
-constexpr int64_t kBackwardTasks = 16;   // to aim for, by dividing the batch
+constexpr int64_t kMostRows = 96;        // largest number of rows of a tile
+constexpr int64_t kMostBytes = 3 << 19;  // largest size of a forward tile's columns and sums
+constexpr int64_t kBackwardTasks = 16;   // the batch is divided to get this many tasks
 
-// All channels in runs of at most `longest` that belong to one offset group.
+// Divides all channels into runs of at most `longest`, each within one offset group.
 std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
   const int64_t per_offset = g.channels / g.offset_groups;
   std::vector<Channels> runs;
@@ -34,7 +34,8 @@ std::vector<Channels> channel_runs(const Geometry& g, int64_t longest) {
   return runs;
 }
 
-// Tiles of at most `most_rows` and of about equal size; of a large image a multiple of `multiple`.
+// Divides an image into tiles of at most `most_rows` rows and of about equal size. The number of
+// tiles of a large image is about a multiple of `multiple`.
 Tiles tiles_of(const Geometry& g, int64_t most_rows, int64_t multiple) {
   const int64_t positions = g.positions(), together = most_rows * multiple;
   const int64_t count = (positions + together - 1) / together * multiple;
@@ -42,7 +43,8 @@ Tiles tiles_of(const Geometry& g, int64_t most_rows, int64_t multiple) {
   return {rows, (positions + rows - 1) / rows};
 }
 
-// What keeps the workspace of a forward task small. A group's columns may be padded as its weights.
+// Returns the number of rows of a tile that keeps the workspace of a forward task small. The
+// columns of a group are padded as its weights are.
 template <typename T>
 int64_t most_forward_rows(const ForwardKernels<T>& kernels, const Geometry& g) {
   const int64_t depth = kernels.packed_size(g) / (num_panels(g) * g.taps() * kPanel);
@@ -85,7 +87,7 @@ void forward_kernel(
   });
 }
 
-// Sums the blocks' shares, in order: partial (blocks, N P, K, 3) -> grad_offset, grad_mask.
+// Adds the blocks' shares, partial (blocks, N P, K, 3), to grad_offset and grad_mask in order.
 template <typename R>
 void gather_partials(
     const Geometry& g, const std::vector<Channels>& blocks, const R* partial, R* grad_offset,
@@ -105,7 +107,7 @@ void gather_partials(
   });
 }
 
-// grad_input and grad_weight are null where they are not wanted.
+// grad_input and grad_weight are null if they are not wanted, grad_mask if there is no mask.
 template <typename T>
 void backward_kernel(
     const Kernels<T>& kernels, const Geometry& g, const Tensor& grad_output, const Tensor& input,
@@ -115,7 +117,7 @@ void backward_kernel(
   const Samples<T> samples{g, data<T>(input), data<R>(offset), data<R>(mask)};
   const std::vector<Channels> blocks = channel_runs(g, kPanel);
   const int64_t num_blocks = blocks.size();
-  const int64_t splits = std::clamp<int64_t>(  // of the batch
+  const int64_t splits = std::clamp<int64_t>(  // parts of the batch
       (kBackwardTasks + num_blocks - 1) / num_blocks, 1, std::max<int64_t>(1, g.batch));
   const Tiles tiles = tiles_of(g, kMostRows, 1);
 
@@ -130,7 +132,7 @@ void backward_kernel(
   const int64_t num_weights = grad_weight ? g.out_channels * g.taps() * g.group_channels() : 0;
   const int64_t num_partials = g.batch * g.positions() * g.taps() * 3;
   const std::unique_ptr<R[]> weight_parts(new R[(splits - 1) * num_weights]);
-  const std::unique_ptr<R[]> partial(new R[num_blocks * num_partials]);  // all of it is written
+  const std::unique_ptr<R[]> partial(new R[num_blocks * num_partials]);  // every element is written
   torch::stable::parallel_for(0, splits * num_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t split = task / num_blocks, b = task % num_blocks;
@@ -155,7 +157,7 @@ void backward_kernel(
 
 // ---- operators ----------------------------------------------------------------------------
 
-// Calls `function` with the kernels for features of this dtype, and the dtype they compute in.
+// Calls `function` with the kernels for features of this dtype and the dtype that they compute in.
 template <typename Function>
 void with_kernels(ScalarType dtype, const Function& function) {
   const Table& kernels = kernels_in_use();

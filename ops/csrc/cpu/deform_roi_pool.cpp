@@ -1,6 +1,7 @@
-// Deformable RoI pooling on the CPU. The forward and the gradients of offsets and mask go through
-// the RoIs side by side. Pixels are shared by RoIs: there a task owns some channels of one image
-// and goes through its RoIs in order, so that every sum has one order, for any number of threads.
+// Deformable RoI pooling on the CPU. The forward and the gradients of offsets and mask process RoIs
+// in parallel. For the gradient of the features, to whose pixels several RoIs add, a task owns some
+// channels of one image and adds its RoIs in order: every sum has one order for any number of
+// threads.
 //
 // 16-bit features are computed in float.
 #include <algorithm>
@@ -15,8 +16,8 @@
 namespace deform_conv {
 namespace {
 
-constexpr int64_t kLeastChannels = 32;  // of a task: two cache lines
-constexpr int64_t kTasksOfThread = 4;   // to aim for
+constexpr int64_t kLeastChannels = 32;  // fewest channels of a task: two cache lines
+constexpr int64_t kTasksOfThread = 4;   // desired number of tasks per thread
 
 template <typename R>
 R* data(const Tensor& tensor) {
@@ -27,7 +28,8 @@ R* data(const std::optional<Tensor>& tensor) {
   return tensor ? data<R>(*tensor) : nullptr;
 }
 
-// By image and from top to bottom: what one RoI has brought into the cache serves the next.
+// Returns the order in which RoIs are processed: by image and from top to bottom, so that a RoI
+// finds in the cache what the previous one has read.
 template <typename R>
 std::vector<int64_t> order_of(const RoiGeometry& g, const R* boxes) {
   std::vector<int64_t> order(g.num_rois);
@@ -39,7 +41,8 @@ std::vector<int64_t> order_of(const RoiGeometry& g, const R* boxes) {
   return order;
 }
 
-// A GPU cannot be asked without waiting for it; there the output of such a box is NaN.
+// Throws if the image's index of a box is out of range. On CUDA, where this check would have to
+// wait for the GPU, the output of such a box is NaN.
 template <typename R>
 void check_images(const RoiGeometry& g, const R* boxes) {
   for (int64_t roi = 0; roi < g.num_rois; ++roi)
@@ -48,7 +51,8 @@ void check_images(const RoiGeometry& g, const R* boxes) {
         boxes[5 * roi], ", and input has ", g.batch);
 }
 
-// Calls `function` with the kernels for features of this dtype.
+// Calls `function` with the kernels for features of this dtype and a zero of the type that they
+// compute in.
 template <typename Function>
 void with_kernels(const Tensor& input, const Function& function) {
   const RoiTable& kernels = roi_kernels_in_use();
@@ -82,7 +86,7 @@ Tensor forward(
   return torch::stable::to(output, input.scalar_type());
 }
 
-// The channels of a task: all tasks have as many, but for the last ones of each image.
+// Returns the number of channels of a task; the last task of each image may have fewer.
 int64_t task_channels(const RoiGeometry& g) {
   const int64_t tasks = kTasksOfThread * torch::stable::get_num_threads();
   const int64_t wanted = g.channels * g.batch / tasks / kLeastChannels * kLeastChannels;

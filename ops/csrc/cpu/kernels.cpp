@@ -1,5 +1,6 @@
-// The kernels of one processor: forward and backward of tiles of rows, on plain memory. Compiled
-// once for each capability, see build.py; nothing here may be shared between those files.
+// The kernels of one capability: the forward and backward of tiles of rows, on plain memory.
+// build.py compiles this file once for each capability; the object files must not share any
+// function.
 #include "kernels.h"
 
 #include <new>
@@ -10,7 +11,7 @@
 namespace deform_conv {
 namespace {
 
-constexpr int64_t kColumnPadding = 64;  // bytes between columns' rows: no two in one cache set
+constexpr int64_t kColumnPadding = 64;  // bytes after a row of columns: no two share a cache set
 
 DEFORM_CONV_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -19,9 +20,9 @@ struct Part {
   int64_t group, first, last;
 };
 
-// The part that begins with `column` of a panel whose columns are the channels [begin, begin +
-// count), `per_group` of them a group. A group alone has the padding too: its product is a whole
-// one.
+// Returns the part that begins at `column` of a panel whose columns are the channels [begin, begin
+// + count), with `per_group` channels to a group. If the panel belongs to a single group, the part
+// includes the padding, so that the product computes the whole panel.
 Part part_at(int64_t column, int64_t begin, int64_t count, int64_t per_group) {
   const int64_t group = (begin + column) / per_group, end = (group + 1) * per_group - begin;
   if (column == 0 && end >= count) return {group, 0, kPanel};
@@ -44,10 +45,10 @@ Rows rows_of(const Geometry& g, Tiles tiles, int64_t tile) {
 //     columns  (rows, groups, parts, depth) + padding   the samples of one tap
 //     sums     (panels, rows, 32)                       the tile's output
 //
-// T is the features' type and F that of the product's factors. Where F is the smaller one, a number
-// is the sum of two parts, high + low, and the product is that of the parts but for low * low
-// (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-
-// Precision Computations, 2019).
+// T is the type of the features and F that of the product's factors. If F is smaller than T, a
+// number is split into two parts, high + low, and the product is the sum of the products of the
+// parts except low * low (Henry, Tang, Heinecke: Leveraging the bfloat16 Artificial Intelligence
+// Datatype For Higher-Precision Computations, 2019).
 
 template <typename T, typename F>
 constexpr int64_t kParts = sizeof(T) > sizeof(F) ? 2 : 1;
@@ -58,7 +59,7 @@ int64_t packed_size(const Geometry& g) {
          sizeof(F) / sizeof(T);
 }
 
-// One panel of weight (O, K, Cg).
+// Packs one panel of weight (O, K, Cg).
 template <typename T, typename F>
 void pack(const Geometry& g, const T* weight, int64_t panel, T* packed) {
   const int64_t depth = g.group_channels(), row = g.taps() * depth;
@@ -70,7 +71,7 @@ void pack(const Geometry& g, const T* weight, int64_t panel, T* packed) {
   if (count < kPanel || padded_depth<F>(depth) > depth)
     std::memset(to, 0, g.taps() * tap_size * sizeof(F));
   for (int64_t tap = 0; tap < g.taps(); ++tap)
-    for (int64_t begin = 0; begin < depth; begin += 16)  // a cache line of 32 rows
+    for (int64_t begin = 0; begin < depth; begin += 16)  // a cache line of each of 32 rows
       for (int64_t o = 0; o < count; ++o)
         for (int64_t c = begin; c < smaller(begin + 16, depth); ++c) {
           const T value = weight[o * row + tap * depth + c];
@@ -138,8 +139,8 @@ class Forward {
     }
   }
 
-  // The run's samples at one location, into a row of columns: at once where the groups' columns lie
-  // side by side as their channels do.
+  // Writes the samples of a run at one location to a row of columns: all at once if the columns of
+  // different groups are contiguous, as their channels are, else group by group.
   void write_columns(Corners<T> corners, const Channels& run, F* row) {
     const int64_t per_group = g_.group_channels();
     if constexpr (kParts<T, F> == 1)
@@ -210,15 +211,15 @@ void forward(
 
 // ---- backward -----------------------------------------------------------------------------
 //
-// For one block of up to 32 input channels, which may belong to several weight groups:
+// The arrays of one block of up to 32 input channels, which may belong to several weight groups:
 //
-//     packed        (K, outs, 32)      the block's weights; depth: a group's output channels
+//     packed        (K, outs, 32)      the block's weights; outs are the output channels of a group
 //     grad_columns  (K, rows, 32)
-//     columns       (K, rows, 32)      packed, to be the right factor for grad_weight
+//     columns       (K, rows, 32)      packed as the right factor of grad_weight's product
 //     grad_weights  (K, outs, 32)      summed over the tiles
 //
-// Left factors of bfloat16 are padded copies: of a tile's grad_output (groups of the block, rows,
-// outs), and of its transpose (groups, outs, rows), which the blocks share.
+// Left factors in bfloat16 are padded copies: one of the tile's grad_output (groups of the block,
+// rows, outs), and one of its transpose (groups, outs, rows), which the blocks share.
 
 template <typename T>
 constexpr bool kCopies = sizeof(T) == 2;
@@ -338,7 +339,7 @@ class Backward {
     return deform_conv::part_at(column, block_.first, block_.count, g_.group_channels());
   }
 
-  // Where a part's weights (O, K, Cg) lie that lead to an output of its group.
+  // Returns the index in weight (O, K, Cg) of the part's first weight for an output of its group.
   int64_t weight_at(const Part& part, int64_t out, int64_t tap) const {
     const int64_t channel = block_.first + part.first - part.group * g_.group_channels();
     return ((part.group * outs_ + out) * g_.taps() + tap) * g_.group_channels() + channel;
@@ -365,7 +366,7 @@ class Backward {
             outs_ * sizeof(T));
   }
 
-  // One tap of one row: where it samples, and where the gradients go.
+  // One tap of one row: the location that it samples, and where its gradients are written.
   struct Sample {
     Location<Real<T>> location;
     Real<T> modulation;
@@ -374,8 +375,9 @@ class Backward {
     Real<T>* partial;
   };
 
-  // Takes grad_columns back through the sampling; fills columns. Rows go in twos where columns
-  // hold pairs. The next ones' pixels are fetched into the cache meanwhile.
+  // Propagates grad_columns back through the sampling and fills columns. Rows are processed in
+  // pairs if columns hold pairs. Meanwhile the pixels of the next rows are prefetched into the
+  // cache.
   DEFORM_CONV_INLINE void spread_rows(Rows rows, int64_t channels) {
     constexpr int64_t d = kElementDepth<T>;
     const int64_t taps = g_.taps(), steps = (rows.count + d - 1) / d;
@@ -397,7 +399,7 @@ class Backward {
         }
       }
     }
-    for (int64_t tap = 0; tap < taps; ++tap)  // the padding behind the last row
+    for (int64_t tap = 0; tap < taps; ++tap)  // the padding after the last row
       for (int64_t row = steps * d; row < padded_depth<T>(rows.count); row += d)
         std::memset(columns_.data() + (tap * rows_ + row) * kPanel, 0, d * kPanel * sizeof(T));
   }

@@ -1,20 +1,21 @@
-// What the kernels of one processor offer to the operators. kernels.cpp is compiled once for each
-// capability of a processor; the best table that the processor has is chosen at run time.
+// The interface between the operators and the kernels of one capability. kernels.cpp is compiled
+// once for each capability of a processor; the table of the best one is chosen at run time.
 //
-// A product's right factor is packed: 32 of its columns side by side make a panel,
+// The right factor of a product is packed into panels of 32 columns:
 //
 //     panel (depth, 32)           float, double
-//     panel (depth / 2, 32, 2)    bfloat16: pairs, as the processor's dot products take them
+//     panel (depth / 2, 32, 2)    bfloat16, in the pairs that the processor's dot products take
 //
-// with the depth padded by zeros to a multiple of kDepthStep (product.h). A panel's columns are 32
-// neighbouring channels, whatever weight groups they belong to: the depth is that of one group.
+// The depth is padded with zeros to a multiple of kDepthStep (product.h). The columns of a panel
+// are 32 neighbouring channels, which may belong to several weight groups; the depth is that of one
+// group.
 #pragma once
 
 #include "../geometry.h"
 
 namespace deform_conv {
 
-constexpr int64_t kPanel = 32;  // also the channels whose gradients one backward task owns
+constexpr int64_t kPanel = 32;  // columns of a panel, and channels of a backward task
 
 struct BFloat16 {
   uint16_t bits;
@@ -29,7 +30,7 @@ struct RealOf<double> {
   using type = double;
 };
 template <typename T>
-using Real = typename RealOf<T>::type;  // of locations and sums
+using Real = typename RealOf<T>::type;  // the type of locations and sums
 
 // The features, channels-last, and where they are sampled.
 template <typename T>
@@ -40,33 +41,33 @@ struct Samples {
   const Real<T>* mask;    // (N, P, G, K), or null
 };
 
-// The rows of an image, its P positions, are worked on in tiles of `rows` of them (the last one may
-// be shorter). Tiles are counted through the whole batch.
+// The P positions of an image, also called rows, are divided into tiles of `rows` positions (the
+// last tile may be shorter). Tiles are numbered through the whole batch.
 struct Tiles {
   int64_t rows, per_image;
 };
 
 template <typename T>
 struct Gradients {
-  const T* output;             // (N, P, O): the gradient that comes in
-  const T* output_transposed;  // what `transpose` made of it
-  Real<T>* input;              // (N, H, W, C), summed into; null if not wanted
+  const T* output;             // (N, P, O), the gradient of the output
+  const T* output_transposed;  // the result of `transpose`
+  Real<T>* input;              // (N, H, W, C), added to; null if not wanted
   Real<T>* weight;             // (O, K, Cg); null if not wanted
-  Real<T>* partial;            // (N, P, K, 3): the share of a block in (dy, dx, mask)
+  Real<T>* partial;            // (N, P, K, 3), a block's share of the gradients of (dy, dx, mask)
 };
 
-// Panels of all weights.
+// Returns the number of panels of all weights.
 DEFORM_CONV_HOST_DEVICE int64_t num_panels(const Geometry& g) {
   return (g.out_channels + kPanel - 1) / kPanel;
 }
 
 template <typename T>
 struct ForwardKernels {
-  // The weights as the product's right factor: elements, and the packing of one panel.
+  // The number of elements of the packed weights, and a function that packs one panel of them.
   int64_t (*packed_size)(const Geometry& g);
   void (*pack)(const Geometry& g, const T* weight, int64_t panel, T* packed);
 
-  // output (N, P, O) of the tiles [first, last). `runs` are all channels, in order.
+  // Computes output (N, P, O) for the tiles [first, last). `runs` cover all channels, in order.
   void (*forward)(
       const Samples<T>& samples, const Channels* runs, int64_t num_runs, const T* packed,
       const Real<T>* bias, T* output, Tiles tiles, int64_t first, int64_t last);
@@ -76,19 +77,19 @@ template <typename T>
 struct Kernels {
   ForwardKernels<T> forward;
 
-  // grad_output as the left factor of grad_weight's product: elements (0: used as it is), and
-  // the transposition of one tile.
+  // The number of elements of the transposed grad_output, the left factor of grad_weight's product
+  // (0: grad_output is used as it is), and a function that transposes one tile of it.
   int64_t (*transposed_size)(const Geometry& g, Tiles tiles);
   void (*transpose)(
       const Geometry& g, const T* grad_output, Tiles tiles, int64_t tile, T* transposed);
 
-  // The gradients that belong to one block of channels, from the images [first, last).
+  // Computes the gradients of one block of channels from the images [first, last).
   void (*backward)(
       const Samples<T>& samples, Channels block, const T* weight, const Gradients<T>& gradients,
       Tiles tiles, int64_t first, int64_t last);
 };
 
-// The kernels of one capability; null where it has none of its own.
+// The kernels of one capability; null for dtypes of which it has no kernels of its own.
 struct Table {
   const Kernels<float>* float32;
   const Kernels<double>* float64;

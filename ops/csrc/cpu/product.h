@@ -1,10 +1,10 @@
-// Matrix products of tiles that fit the L2 cache, by the processor's vector or matrix unit:
+// Matrix products of tiles that fit the L2 cache, on the vector or matrix unit of the processor:
 //
-//     c (rows, 32) = or += a (rows, depth) b (depth, 32)
+//     c (rows, 32) = a (rows, depth) b (depth, 32), or c += a b
 //
-// b is a panel as kernels.h describes it; c has 32 columns side by side. Of a panel that several
-// weight groups share, the columns of one group are multiplied at a time. A library's product would
-// pack the same weights again for every tile, and reads no panel.
+// b is a panel (kernels.h), and c has 32 contiguous columns. If several weight groups share a
+// panel, the columns of one group are multiplied at a time. A library's product cannot read panels,
+// and would pack the same weights again for every tile.
 #pragma once
 
 #include "vector.h"
@@ -16,7 +16,7 @@
 namespace deform_conv {
 namespace {
 
-// What one lane multiplies: a number, or a pair of bfloat16 whose two products are summed.
+// The factor of one lane: a number or, for bfloat16, a pair of numbers whose products are summed.
 using Pair = uint32_t;
 
 template <typename T>
@@ -34,10 +34,10 @@ template <typename T>
 constexpr int64_t kElementDepth = sizeof(Element<T>) / sizeof(T);
 
 #if !defined(__AMX_BF16__)
-struct MatrixUnit {};  // there is none to prepare
+struct MatrixUnit {};  // there is no unit to configure
 #endif
 
-// What depths and rows are padded to.
+// Depths and rows are padded to multiples of these.
 #if defined(__AMX_BF16__)
 template <typename T>
 constexpr int64_t kDepthStep = sizeof(T) == 2 ? 32 : 1;
@@ -64,7 +64,7 @@ int64_t padded_rows(int64_t rows) {
   return round_up(rows, kRowStep<T>);
 }
 
-// Where a panel holds (depth, column).
+// Returns the index of element (depth, column) in a panel.
 template <typename T>
 DEFORM_CONV_INLINE int64_t packed_at(int64_t depth, int64_t column) {
   constexpr int64_t d = kElementDepth<T>;
@@ -98,9 +98,9 @@ DEFORM_CONV_INLINE Vector<Element<T>> read_elements(const T* from) {
   return elements;
 }
 
-// kRows rows and one or two vectors of columns, in registers from the first to the last product.
-// What c holds is added last: the sum of sums over slices of the depth loses less than one long
-// sum. Of one vector only some lanes may be wanted; c keeps the others.
+// Multiplies kRows rows by one or two vectors of columns, with all sums in registers. The values in
+// c are added last: adding the sums of slices of the depth loses less precision than one long sum.
+// With one vector, only the `wanted` lanes of c are written.
 template <typename T, int kRows, int kVectors, bool kTransposed>
 DEFORM_CONV_INLINE void multiply_tile(
     int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add,
@@ -130,7 +130,7 @@ DEFORM_CONV_INLINE void multiply_tile(
     }
 }
 
-// The columns [first, last), whole pairs of vectors, of kRows rows.
+// Multiplies kRows rows by the columns [first, last), which are whole pairs of vectors.
 template <typename T, int kRows, bool kTransposed>
 __attribute__((noinline)) void multiply_rows(
     int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, int64_t first, int64_t last,
@@ -139,7 +139,7 @@ __attribute__((noinline)) void multiply_rows(
     multiply_tile<T, kRows, 2, kTransposed>(depth, a, lda, b + j * kElementDepth<T>, c + j, add);
 }
 
-// The rows that are left when kTileRows at a time have been done.
+// Multiplies the last rows, which are fewer than kTileRows.
 template <typename T, bool kTransposed, int kRows = kTileRows - 1>
 void multiply_rest(
     int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, int64_t first,
@@ -151,7 +151,8 @@ void multiply_rest(
   }
 }
 
-// The wanted ones of one vector's columns: eight rows at a time, then four, two and one.
+// Multiplies all rows by the `wanted` columns of one vector: eight rows at a time, then four, two
+// and one.
 template <typename T, bool kTransposed, int kRows = 8>
 void multiply_vector(
     int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, bool add,
@@ -162,12 +163,12 @@ void multiply_vector(
     multiply_vector<T, kTransposed, kRows / 2>(rows, depth, a, lda, b, c, add, wanted);
 }
 
-constexpr int64_t kSliceBytes = 32 << 10;  // of a panel, to stay in the L1 cache
+constexpr int64_t kSliceBytes = 32 << 10;  // a slice of a panel, which stays in the L1 cache
 
-// The columns [first, last) of c (rows, 32) = or += a b, while the thread has a MatrixUnit; what
-// else c and b hold is neither written nor of any effect. a is (rows, depth) with `lda` between its
-// rows or, transposed, (depth, rows) with `lda` between its columns; of bfloat16 only the first,
-// its depth padded.
+// Computes the columns [first, last) of c (rows, 32) = a b or, if `add`, of c += a b. Other columns
+// of c are not written, and other columns of b have no effect. In memory, a is (rows, depth) or, if
+// kTransposed, (depth, rows), with a distance of `lda` from one row of the array to the next.
+// bfloat16 is never transposed, and its depth is padded. The thread must have a MatrixUnit.
 template <typename T, bool kTransposed = false>
 void multiply(
     int64_t rows, int64_t depth, const T* a, int64_t lda, const T* b, Real<T>* c, int64_t first,

@@ -1,6 +1,6 @@
-// Deformable RoI pooling by the vectors of one processor. Channels lie side by side in memory: what
-// a bin reads is found once for all of them, see roi.h, and the loops over channels are over
-// vectors. Compiled once for each capability, see build.py.
+// Deformable RoI pooling with the vectors of one processor. Channels are contiguous in memory: the
+// pixels and weights of a bin (roi.h) are computed once for all channels, and loops over channels
+// use vectors. build.py compiles this file once for each capability.
 #include "roi_kernels.h"
 
 #include <new>
@@ -12,11 +12,11 @@ namespace {
 
 // ---- what a bin reads -----------------------------------------------------------------------
 
-// A row or a column of pixels.
+// A row or a column of pixels that a bin reads.
 template <typename R>
 struct Line {
   int64_t at;       // its distance from the image's first pixel, in elements
-  R weight, slope;  // of the bin's value, and of the derivative with respect to the bin's place
+  R weight, slope;  // in the bin's sum, and in its derivative with respect to the bin's position
 };
 
 template <typename R>
@@ -32,12 +32,12 @@ template <typename R>
 struct Bin {
   int64_t number;
   Lines<R> rows, columns;
-  R share;   // of a sample in the average
+  R share;   // the share of a sample in the average
   R factor;  // the share times the mask
 };
 
-// Finds what the bins of a RoI read. Without offsets, the bins of a row share their rows of pixels,
-// and those of a column their columns.
+// Finds the pixels that the bins of a RoI read, and their weights. Without offsets, all bins of one
+// row read the same rows of pixels, and all bins of one column the same columns.
 template <typename R>
 class Bins {
  public:
@@ -74,13 +74,15 @@ class Bins {
   }
 
  private:
-  // Samples are at least half a pixel apart where there are more of them than pixels.
+  // Returns the most lines that a bin reads along an axis of `size` pixels, two for each sample.
+  // Without a sampling ratio, samples are at least half a pixel apart.
   int64_t most_lines(int64_t size) const {
     const int64_t samples = g_.sampling_ratio > size ? g_.sampling_ratio : 2 * size + 8;
     return 2 * samples;
   }
 
-  // The lines, `stride` apart, that a bin reads along one axis, and their number.
+  // Writes the lines that a bin reads along one axis, which are `stride` elements apart, and
+  // returns their number.
   int64_t find(
       const RoiAxis<R>& axis, int64_t bin, R offset, int64_t size, int64_t stride, Line<R>* lines) {
     const R start = bin_start(g_, axis, bin, offset);
@@ -96,7 +98,8 @@ class Bins {
     return end - lines;
   }
 
-  // Neighbouring samples share lines.
+  // Adds a weight to the line at `at`: one of the last two, because neighbouring samples share
+  // lines, or a new one.
   static void add(int64_t at, R weight, R slope, Line<R>* lines, Line<R>*& end) {
     for (Line<R>* line = end; line > lines && line > end - 2;)
       if ((--line)->at == at) {
@@ -113,7 +116,7 @@ class Bins {
   Buffer<int64_t> counts_;
 };
 
-// to (columns, rows) = from (rows, columns); a cache line of columns at a time
+// Transposes `from` (rows, columns) into `to` (columns, rows), a cache line of columns at a time.
 template <typename R>
 void transpose(const R* from, int64_t rows, int64_t columns, R* to) {
   constexpr int64_t step = 64 / sizeof(R);
@@ -125,8 +128,9 @@ void transpose(const R* from, int64_t rows, int64_t columns, R* to) {
   }
 }
 
-// Calls `run(number of channels' vectors, first channel)` for runs of channels, from the longest,
-// which fit the registers, to single vectors; returns the first channel that is left.
+// Divides channels into runs and calls `run(number of vectors, first channel)` for each: first runs
+// of kVectors vectors, whose sums fit the registers, then single vectors. Returns the first channel
+// of the rest, which is shorter than a vector.
 template <int kVectors, typename R, typename Run>
 DEFORM_CONV_INLINE int64_t in_runs(int64_t channels, const Run& run) {
   int64_t c = 0;
@@ -138,7 +142,7 @@ DEFORM_CONV_INLINE int64_t in_runs(int64_t channels, const Run& run) {
 
 // ---- forward --------------------------------------------------------------------------------
 
-// averages (C) of a bin, from the image's first pixel
+// Computes the averages (C) of a bin, times its mask. `image` points to the image's first pixel.
 template <typename R>
 DEFORM_CONV_INLINE void average(
     const RoiGeometry& g, const Bin<R>& bin, const R* image, R* averages) {
@@ -180,7 +184,7 @@ void forward(const RoiSamples<R>& samples, R* output, int64_t first, int64_t las
 
 // ---- backward -------------------------------------------------------------------------------
 
-// grad_image += weights * grad, for `count` channels; grad_image is that of the first one
+// grad_image += weights * factor * grad, for `count` channels; grad_image points to the first one
 template <typename R>
 DEFORM_CONV_INLINE void spread(
     const RoiGeometry& g, const Bin<R>& bin, const R* grad, int64_t count, R* grad_image) {
@@ -220,8 +224,8 @@ void backward_input(
   }
 }
 
-// The sums over the channels of grad times a bin's average, before the factor, and times its
-// derivatives along y and x.
+// Computes the dot products over the channels of grad with the sum of a bin's samples, and with the
+// derivatives of that sum along y and x.
 template <typename R>
 DEFORM_CONV_INLINE void differentiate(
     const RoiGeometry& g, const Bin<R>& bin, const R* image, const R* grad, R (&sums)[4]) {

@@ -1,5 +1,5 @@
-// What the kernels of one processor offer to deformable RoI pooling; as kernels.h is for the
-// convolution. roi_kernels.cpp is compiled once for each capability of a processor.
+// The interface between deformable RoI pooling and the kernels of one capability, as kernels.h is
+// for the convolution. roi_kernels.cpp is compiled once for each capability of a processor.
 #pragma once
 
 #include "../roi.h"
@@ -14,27 +14,28 @@ struct RoiSamples {
   const R* boxes;        // (R, 5)
   const R* offset;       // (R, 2, bins), along x first; or null
   const R* mask;         // (R, bins), or null
-  const int64_t* order;  // of the RoIs: neighbours in it read the same pixels, if any
+  const int64_t* order;  // numbers of the RoIs, sorted so that neighbours share pixels
 };
 
 template <typename R>
 struct RoiKernels {
-  // output (R, C, bins) of the RoIs [first, last) in their order.
+  // Computes output (R, C, bins) for the RoIs order[first] to order[last - 1].
   void (*forward)(const RoiSamples<R>& samples, R* output, int64_t first, int64_t last);
 
-  // Adds to grad_input (N, H, W, C) what all RoIs of one image give to the channels [first, last).
+  // Adds the gradients from all RoIs of one image to grad_input (N, H, W, C), for the channels
+  // [first, last).
   void (*backward_input)(
       const RoiSamples<R>& samples, const R* grad_output, R* grad_input, int64_t image,
       int64_t first, int64_t last);
 
-  // grad_offset (R, 2, bins) and grad_mask (R, bins) of the RoIs [first, last) in their order;
-  // null: not wanted.
+  // Computes grad_offset (R, 2, bins) and grad_mask (R, bins), which are null if not wanted, for
+  // the RoIs order[first] to order[last - 1].
   void (*backward_bins)(
       const RoiSamples<R>& samples, const R* grad_output, R* grad_offset, R* grad_mask,
       int64_t first, int64_t last);
 };
 
-// Those of one capability; null where it has none of its own.
+// The kernels of one capability.
 struct RoiTable {
   const RoiKernels<float>* float32;
   const RoiKernels<double>* float64;

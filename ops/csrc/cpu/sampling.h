@@ -1,5 +1,5 @@
-// Sampling runs of channels at one location, and its transpose. Channels lie side by side in
-// memory (channels-last): locations are found once for all of them, and the loops are over vectors.
+// Sampling of runs of channels at one location, and its backward. Channels are contiguous in memory
+// (channels-last): a location is computed once for all of them, and the loops use vectors.
 #pragma once
 
 #include "vector.h"
@@ -7,8 +7,8 @@
 namespace deform_conv {
 namespace {
 
-// The four corner pixels of a location: where their channels start, and their weights times the
-// mask. Corners outside the image read zeros, so that the loops have no branches.
+// The four corner pixels of a location: pointers to their first channels, and their weights times
+// the mask. Corners outside the image point to zeros, so that the loops have no branches.
 template <typename T>
 struct Corners {
   const T* pixel[4];
@@ -45,7 +45,7 @@ DEFORM_CONV_INLINE void blend(const Corners<T>& from, int64_t channels, T* colum
   }
 }
 
-// What the backward does with the four corners of a location, in one pass:
+// Computes the backward for the four corners of a location, in one pass:
 //     column[c]         = as in blend
 //     grad_pixel[k][c] += weight[k] * grad_column[c]
 //     dots[k]           = sum over c of grad_column[c] * pixel[k][c]

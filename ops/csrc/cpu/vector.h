@@ -1,5 +1,5 @@
-// Vectors of the processor that a file is compiled for, by the compiler's vector extension: one
-// source for SSE, AVX2, AVX512 and NEON. Everything has internal linkage, see geometry.h.
+// Vectors of the processor that a file is compiled for, from the compiler's vector extension: one
+// source for SSE, AVX2, AVX512 and NEON. Everything has internal linkage; geometry.h says why.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
-constexpr int kTileRows = 12;  // rows of a product held in registers, beside two vectors' columns
+constexpr int kTileRows = 12;  // rows of a product in registers, with two vectors of columns
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32;
 constexpr int kTileRows = 6;
@@ -63,7 +63,7 @@ DEFORM_CONV_INLINE void store(double* to, Vector<double> vector) {
 // ---- some lanes of a vector ------------------------------------------------------------------
 
 template <typename R>
-using Lanes = Vector<std::conditional_t<sizeof(R) == 4, int32_t, int64_t>>;  // all bits or none
+using Lanes = Vector<std::conditional_t<sizeof(R) == 4, int32_t, int64_t>>;  // all bits set or none
 
 template <typename R>
 DEFORM_CONV_INLINE Lanes<R> lanes_between(int64_t first, int64_t last) {
@@ -98,7 +98,7 @@ DEFORM_CONV_INLINE T rounded(Real<T> value) {
   } else {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    if (value != value) return {uint16_t(bits >> 16 | 0x40)};     // NaN stays one
+    if (value != value) return {uint16_t(bits >> 16 | 0x40)};     // NaN stays NaN
     return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
   }
 }
@@ -114,7 +114,7 @@ DEFORM_CONV_INLINE void store(BFloat16* to, Vector<float> vector) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)rounded);
 }
 
-// to (32, 2): `even` and `odd`, one beside the other
+// to (32, 2): the pairs of even[c] and odd[c]
 DEFORM_CONV_INLINE void store_pairs(BFloat16* to, const float* even, const float* odd) {
   for (int c = 0; c < kPanel; c += 16) {
     const __m512i first =
@@ -125,7 +125,7 @@ DEFORM_CONV_INLINE void store_pairs(BFloat16* to, const float* even, const float
   }
 }
 
-// high + low = values: the high parts at `to`, the low ones `distance` behind them
+// Splits values into high + low. Stores the high parts at `to`, the low ones at `to + distance`.
 DEFORM_CONV_INLINE void store_parts(
     const float* values, int64_t count, BFloat16* to, int64_t distance) {
   int64_t i = 0;
@@ -141,7 +141,7 @@ DEFORM_CONV_INLINE void store_parts(
 }
 #endif
 
-// Asks for the cache lines of `count` elements.
+// Prefetches the cache lines of `count` elements.
 template <typename E>
 DEFORM_CONV_INLINE void fetch(const E* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / sizeof(E)) __builtin_prefetch(from + i);
@@ -154,8 +154,8 @@ template <typename R, int... I>
 DEFORM_CONV_INLINE void sum_lanes(
     const Vector<R> (&v)[4], R (&sums)[4], std::integer_sequence<int, I...>) {
   constexpr int n = sizeof...(I), half = n / 2, quarter = n / 4;
-  // Halves of two vectors, then quarters of four, are added side by side; then the lanes of a
-  // quarter, in log2 steps.
+  // Adds the halves of each vector, two vectors at a time; then the quarters, four vectors at a
+  // time; then the lanes of each quarter, in log2 steps.
   const Vector<R> v01 = __builtin_shufflevector(v[0], v[1], (I < half ? I : n + I - half)...) +
                         __builtin_shufflevector(v[0], v[1], (I < half ? I + half : n + I)...);
   const Vector<R> v23 = __builtin_shufflevector(v[2], v[3], (I < half ? I : n + I - half)...) +
@@ -184,7 +184,7 @@ DEFORM_CONV_INLINE void sum_lanes(const Vector<R> (&v)[4], R (&sums)[4]) {
   }
 }
 
-// Memory of a task, aligned to cache lines.
+// The memory of a task, aligned to cache lines.
 template <typename E>
 class Buffer {
  public:

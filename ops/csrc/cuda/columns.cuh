@@ -1,16 +1,16 @@
-// The device code that samples: columns for the product with the weight, and what the backward
-// needs of the pixels under a sample.
+// Device code for sampling: the columns for the product with the weight and, in the backward, the
+// gradients of offset and mask.
 //
 //     input    (N, H, W, C)             features, 16, 32 or 64 bit
 //     offset   (N, P, G, K, 2)          (dy, dx), float32 (float64 beside float64)
 //     mask     (N, P, G, K)             likewise; null for v1
 //     columns  (groups, rows, K, Cg)    samples of a chunk of positions, in the features' dtype
 //
-// A sample is one tap of one position for one offset group. A few lanes of one warp share it: one
-// thread of the block finds where it lies, and they go through its channels side by side, V at a
-// time.
-// Arithmetic is in float32, or float64 for float64 features. What is counted within a chunk is
-// an int, what is counted through a whole tensor an int64_t.
+// A sample is one tap of one position for one offset group. A few lanes of one warp share a sample:
+// one thread of the block computes its location, and the lanes process its channels in parallel, V
+// at a time.
+// Arithmetic is in float32, or float64 for float64 features. An index within a chunk is an int, an
+// index through a whole tensor an int64_t.
 #pragma once
 
 #include "../geometry.h"
@@ -39,15 +39,15 @@ DEFORM_CONV_HOST_DEVICE int samples_of(const Geometry& g, const Chunk& chunk) {
 
 template <typename R>
 struct Sample {
-  int64_t index;  // in mask, and of the pair in offset
-  int line;       // row * K + tap, its line of columns
+  int64_t index;  // in mask, and of the (dy, dx) pair in offset
+  int line;       // its line of columns, row * K + tap
   int offset_group;
   int64_t image;
   Location<R> at;
   R modulation;
 };
 
-// The sample of number `local` in a chunk; the numbering is that of mask and offset.
+// Returns sample number `local` of a chunk, in the order of mask and offset.
 template <typename T>
 __device__ __forceinline__ Sample<Real<T>> sample_of(
     const Source<T>& from, const Chunk& chunk, int local) {
@@ -66,11 +66,11 @@ __device__ __forceinline__ Sample<Real<T>> sample_of(
   return sample;
 }
 
-// A pixel under a sample.
+// One of the four pixels that a sample reads.
 template <typename R>
 struct Corner {
   int64_t pixel;  // counted through the whole batch; -1 outside the image
-  R weight;       // modulated; 0 outside
+  R weight;       // the bilinear weight times the mask; 0 outside the image
 };
 
 template <typename R>
@@ -81,9 +81,9 @@ __device__ __forceinline__ Corner<R> corner_of(const Geometry& g, const Sample<R
       sample.modulation * corner_weight(sample.at, k)};
 }
 
-// Where columns hold the channels of a line: a run of Cg for each weight group.
+// The indices of a line's channels in columns, which hold a run of Cg for each weight group.
 struct Line {
-  int64_t first, gap;  // the first channel, and what lies between two runs
+  int64_t first, gap;  // the index of the first channel, and the elements between two runs
   int run;
   bool one_run;
 
@@ -98,15 +98,15 @@ struct Line {
   }
 };
 
-// What the lanes of a sample share, in shared memory.
+// The data that the lanes of a sample share, in shared memory.
 template <typename R>
 struct Spot {
   Sample<R> sample;
-  int64_t starts[4];  // of the corners' channels in the input; negative outside the image
+  int64_t starts[4];  // indices of the corners' first channels; negative outside the image
   R weights[4];
 };
 
-// The spots of a block's samples, of which the first has the number `first` in the chunk.
+// Computes the spots of a block's samples, the `count` samples of the chunk from `first` on.
 template <typename T>
 __device__ __forceinline__ const Spot<Real<T>>* find_spots(
     const Source<T>& from, const Chunk& chunk, int first, int count) {
@@ -152,9 +152,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The derivatives with respect to the locations and the mask, and in the same pass over the pixels
-// the columns again, which take the place of their gradients:
-//     dots[k]   = sum over c of grad_column[c] * pixel[k][c]     grad_offset, grad_mask from these
+// Computes grad_offset and grad_mask and, in the same pass over the pixels, the columns again,
+// which replace their gradients:
+//     dots[k]   = sum over c of grad_column[c] * pixel[k][c]     for grad_offset and grad_mask
 //     column[c] = as in sample_columns
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) differentiate_columns(
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) differentiate_columns(
   const int first_sample = blockIdx.x * (kThreads / lanes);
   const int samples = min(kThreads / lanes, samples_of(g, chunk) - first_sample);
   const Spot<Real<T>>* spots = find_spots(from, chunk, first_sample, samples);
-  if (group >= samples) return;  // all lanes of a sample, or none
+  if (group >= samples) return;  // all lanes of a sample return, or none
   const Spot<Real<T>> spot = spots[group];
   const Sample<Real<T>>& sample = spot.sample;
   const Line line(g, chunk, sample.line);

@@ -1,4 +1,4 @@
-// The deformable convolution of the CUDA library: the passes in passes.h on PyTorch's tensors.
+// The deformable convolution of the CUDA library: the passes of passes.h on PyTorch's tensors.
 #include <torch/csrc/stable/library.h>
 
 #include <atomic>
@@ -15,8 +15,8 @@ namespace {
 
 std::atomic<bool> fuses = false;
 
-// Chooses between the forward in one kernel, where it can be, and the one in chunks; returns the
-// choice before. The first has not been timed yet.
+// Chooses the forward in one kernel (fused_forward.cuh), where it applies, or the forward in
+// chunks. Returns the previous choice. The forward in one kernel has not been timed yet.
 bool use_fused_cuda_forward(bool fused) { return fuses.exchange(fused); }
 
 class ConvolutionGpu : public Gpu {
@@ -28,7 +28,7 @@ class ConvolutionGpu : public Gpu {
 
 // ---- operators ------------------------------------------------------------------------------
 
-// A row of columns is counted by int, four corners for each of its elements at most.
+// Elements of a row of columns, with up to four corners each, are counted by int.
 void check_row(const Geometry& g) {
   STD_TORCH_CHECK(
       g.channels * g.taps() < (1 << 29), "deform_conv2d: ", g.channels, " channels of ", g.taps(),
@@ -38,7 +38,7 @@ void check_row(const Geometry& g) {
 Tensor forward(
     const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, const IntPair& stride,
-    const IntPair& padding, const IntPair& dilation, bool /* cuBLAS has its own */) {
+    const IntPair& padding, const IntPair& dilation, bool /* cuBLAS has its own setting */) {
   const Geometry g = checked_geometry(input, offset, weight, mask, stride, padding, dilation);
   check_bias(bias, input, g);
   check_row(g);

@@ -1,4 +1,4 @@
-// The deformable RoI pooling of the CUDA library: the passes in roi_passes.h on PyTorch's tensors.
+// The deformable RoI pooling of the CUDA library: the passes of roi_passes.h on PyTorch's tensors.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>

@@ -2,17 +2,17 @@
 // and multiplies them with the weights of up to 256 output channels on tensor cores. Columns never
 // leave the chip, and a sample is taken once for all the output channels of the block.
 //
-// The product goes over K Cg in steps of 64 channels of one tap. All threads do everything; in a
-// step they
+// The depth of the product, K Cg, is divided into steps of 64 channels of one tap. In each step,
+// all threads
 //     start to copy the next step's weights, and to load the next step's pixels into registers
 //     multiply this step's tile
-//     blend the pixels into the next tile, which has a second place in shared memory
-// so that the loads have the time of a multiplication to arrive. Where a tap samples is found one
-// step before its pixels are loaded, by one thread a position, for all channels.
+//     blend the pixels into the next step's tile, which has its own shared memory
+// so that the loads can arrive during the multiplication. The locations that a tap samples are
+// computed one step before their pixels are loaded, by one thread per position, for all channels.
 //
-// Tiles have rows of 64 elements, in eight cells of 16 bytes. Cell c of row r lies in place
-// c ^ (r % 8): eight lanes that read one cell of eight rows, or write the eight cells of one row,
-// use all banks once.
+// A row of a tile has 64 elements, in eight cells of 16 bytes. Row r stores its cell c in place
+// c ^ (r % 8), so that eight lanes that read one cell of eight rows, or write the eight cells of
+// one row, use every bank once.
 #pragma once
 
 #include <algorithm>
@@ -30,10 +30,10 @@ __device__ __forceinline__ int cell_of(int row, int cell) {
   return row * kCells + (cell ^ (row % 8));
 }
 
-// What the channels of an offset group share at one tap of one position.
+// The data that the channels of an offset group share at one tap of one position.
 struct alignas(16) Point {
   float weight[4];
-  int cell[4];  // of the input: where the corners' channels start; -1 outside the image
+  int cell[4];  // the cells of input in which the corners start; -1 outside the image
 };
 
 template <int kOuts>
@@ -43,12 +43,12 @@ struct Tiles {
   Point points[2][kTileRows];
 };
 
-// A step of the product: a tap, 64 channels, and which of the two sets of points is theirs.
+// A step of the product: a tap, the first of 64 channels, and the set of points (0 or 1) in use.
 struct Step {
   int tap, channel;
   int change;  // the channel at which the points change
   int points;
-  bool fresh;  // whether they have just changed
+  bool fresh;  // whether the points have just changed
 
   __device__ __forceinline__ void next(int first, int end, int per_offset_group) {
     channel += kTileDepth;
@@ -63,7 +63,7 @@ struct Step {
 template <typename T, int kOuts>
 __global__ void __launch_bounds__(kThreads)
     fused_forward(Source<T> from, const T* weight, const T* bias, T* output) {
-  constexpr int kWarpOuts = kOuts / 4;  // eight warps: two of positions, four of output channels
+  constexpr int kWarpOuts = kOuts / 4;  // eight warps: 2 of positions x 4 of output channels
   auto& tiles = *static_cast<Tiles<kOuts>*>(shared_memory());
   const Geometry& g = from.g;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto copy_weights = [&](int step, int tile) {
 #pragma unroll
     for (int i = 0; i < kOuts / kStride; ++i) {
-      // Beyond the last output the last again: nobody reads that product.
+      // Beyond the last output channel, the last one is copied again; its product is not used.
       const int out = min(first_out + first + i * kStride, outs - 1);
       copy_async(
           &tiles.weights[tile][place + i * kStride * kCells],
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
         round_pair<T>(v[6], v[7])};
   };
 
-  Step next{0, first_channel - kTileDepth, first_channel, 0, false};  // whose tile is being made
+  Step next{0, first_channel - kTileDepth, first_channel, 0, false};  // its tile is being filled
   next.next(first_channel, end_channel, per_offset_group);
   find_points(next);
   copy_weights(0, 0);
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads)
   load_pixels(next);
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) blend_pixels(next, 0, i);
-  Step after = next;  // whose points are being found
+  Step after = next;  // its points are being computed
   after.next(first_channel, end_channel, per_offset_group);
   if (num_steps > 1 && after.fresh) find_points(after);
 
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads)
     const int tile = step % 2;
     const bool more = step + 1 < num_steps;
     wait_for_copies();
-    __syncthreads();  // the tile and the next step's points are there, the other tile is free
+    __syncthreads();  // the tile and the next step's points are ready, the other tile is free
     if (more) {
       next = after;
       after.next(first_channel, end_channel, per_offset_group);
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
       load_pixels(next);
     }
 #pragma unroll
-    for (int k = 0; k < kCells; k += 2) {  // 16 deep, that is two cells
+    for (int k = 0; k < kCells; k += 2) {  // 16 channels, which are two cells
       uint32_t a[2][4];
 #pragma unroll
       for (int m = 0; m < 2; ++m)
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kThreads)
           multiply_add<T>(sums[m][n / 8 + 1], a[m], b[2], b[3]);
         }
       }
-      // The branch keeps the compiler from blending before the multiplications, too early.
+      // The branch keeps the compiler from blending too early, before the multiplications.
       if (more && k >= kCells / 2) blend_pixels(next, 1 - tile, k / 2 - 2);
     }
     if (step + 2 < num_steps && after.fresh) find_points(after);
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The output channels of a block.
+// Returns the number of output channels of a block.
 inline int fused_outs(const Geometry& g) { return g.group_out_channels() <= 128 ? 128 : 256; }
 
 inline int64_t fused_blocks(const Geometry& g) {
@@ -221,8 +221,9 @@ inline int64_t fused_blocks(const Geometry& g) {
   return tiles * ((g.group_out_channels() + fused_outs(g) - 1) / fused_outs(g)) * g.groups;
 }
 
-// Whether the kernel can be used: a step's channels must be of one group of each kind, cells and
-// pairs of outputs be aligned, and the blocks should fill half the GPU at least.
+// Returns whether the kernel can be used: the channels of a step must belong to one weight group
+// and one offset group, cells must be aligned and few enough for an int, outputs must come in
+// pairs, and the blocks must fill at least half the GPU.
 template <typename T, typename Device>
 bool can_fuse(const Device& device, const Source<T>& source, const T* weight) {
   const Geometry& g = source.g;

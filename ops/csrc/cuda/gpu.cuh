@@ -1,4 +1,4 @@
-// PyTorch's memory, streams and matrix products, as the passes use them.
+// The device of the passes (passes.h): PyTorch's memory, streams and matrix products.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,7 +17,7 @@
 #include "matrix.h"
 #include "threads.cuh"
 
-#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10 has another, whose message says less
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10 has another macro, whose message says less
 #include <torch/headeronly/util/shim_utils.h>
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
 #endif
@@ -38,19 +38,19 @@ void multiply(const Tensor& bias, const Tensor& a, const Tensor& b, const Tensor
       aoti_torch_cuda_addmm_out(out.get(), bias.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
-// out = a b, the sum being kept as it is: in float32 for 16-bit factors
+// out = a b, without rounding of the sums: they are float32 for 16-bit factors
 void multiply_unrounded(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(a), from(b), from(out.scalar_type()), from(out)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes over the result, which is `out` again
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes ownership of the result, which is `out`
 }
 
-// The GPU of a tensor and PyTorch's current stream there.
+// The GPU of a tensor, with PyTorch's current stream.
 class Gpu {
  public:
-  static constexpr int64_t chunk_bytes = 16 << 20;  // of an L2 cache of 40 MB and more
+  static constexpr int64_t chunk_bytes = 16 << 20;  // of the L2 cache, which has 40 MB or more
 
   explicit Gpu(const Tensor& tensor) : device_(tensor.device()) {
     void* stream = nullptr;
@@ -80,7 +80,7 @@ class Gpu {
   void launch_blocks(
       int64_t blocks, int shared_bytes, void (*kernel)(Parameters...), const Arguments&... given) {
     if (blocks == 0) return;
-    if (shared_bytes > 48 << 10)  // what a kernel has without asking
+    if (shared_bytes > 48 << 10)  // the limit without this attribute
       STD_CUDA_CHECK(
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     kernel<<<blocks, kThreads, shared_bytes, stream_>>>(given...);
@@ -124,7 +124,7 @@ class Gpu {
   std::vector<Tensor> buffers_;
 };
 
-// A channels-last result in the dtype and the memory format of another tensor.
+// Converts a channels-last result to the dtype and the memory format of another tensor.
 Tensor formatted_as(const Tensor& like, const Tensor& result) {
   const Tensor given = torch::stable::to(result, like.scalar_type());
   return is_channels_last(like) ? given : torch::stable::contiguous(given);

@@ -1,5 +1,5 @@
-// What the kernels need that C++ has not: shared memory, and the instructions of sm_80 and later
-// for which CUDA has no function. The tests have the functions of this file as well, in plain C++.
+// Shared memory, and the instructions of sm_80 and later for which CUDA has no function. The tests
+// replace this file by functions in plain C++ (tests/ops/cuda_emulation.h).
 #pragma once
 
 #include <torch/headeronly/util/Half.h>
@@ -9,7 +9,7 @@
 
 namespace deform_conv {
 
-// Of the block; its size is given at the launch.
+// Returns the shared memory of the block; the launch sets its size.
 __device__ __forceinline__ void* shared_memory() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
@@ -30,8 +30,9 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit elements. Lane 8 i + r names row r of matrix i, and receives in
-// to[i] the elements 2 (lane % 4) and the next of row lane / 4 of matrix i.
+// Loads four 8 x 8 matrices of 16-bit elements. Lane 8 i + r passes the address of row r of matrix
+// i. Every lane receives in to[i] two elements of row lane / 4 of matrix i, 2 (lane % 4) and the
+// next.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const uint4* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -39,7 +40,7 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const uint4* ro
                : "memory");
 }
 
-// Two numbers rounded to T in one word, the first in its lower half.
+// Rounds two numbers to T and packs them into one word, the first in its lower half.
 template <typename T>
 __device__ __forceinline__ uint32_t round_pair(float first, float second) {
   uint32_t pair;
@@ -50,8 +51,9 @@ __device__ __forceinline__ uint32_t round_pair(float first, float second) {
   return pair;
 }
 
-// sum (16 x 8) += a (16 x 16) b (16 x 8) by the whole warp. A lane has, with r = lane / 4 and
-// c = 2 (lane % 4), each time the element and the one after it in k (a, b) or column (sum):
+// Computes sum (16 x 8) += a (16 x 16) b (16 x 8) with the whole warp. With r = lane / 4 and
+// c = 2 (lane % 4), a lane holds these elements, each together with the next one along k (a, b) or
+// along the columns (sum):
 //     a[0] (r, k = c)   a[1] (r + 8, k = c)   a[2] (r, k = c + 8)   a[3] (r + 8, k = c + 8)
 //     b0 (k = c, column r)   b1 (k = c + 8, column r)   sum[0] (r, c)   sum[2] (r + 8, c)
 template <typename T>

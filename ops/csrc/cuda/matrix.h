@@ -1,4 +1,4 @@
-// A matrix in memory, as the passes hand it to a device.
+// A matrix in memory, an operand of the products in passes.h.
 #pragma once
 
 #include <cstdint>

@@ -1,19 +1,19 @@
-// Forward and backward as sequences of kernels and matrix products. They go through the positions
-// in chunks: sample a chunk of columns, multiply it, and go on to the next, which reuses the
-// memory. A chunk is small enough to stay in the L2 cache. Nothing is saved for the backward,
-// which samples again.
+// The forward and backward as sequences of kernels and matrix products. Positions are processed in
+// chunks: the columns of a chunk are sampled and multiplied, and the next chunk reuses their
+// memory. A chunk is small enough to stay in the L2 cache. The forward saves nothing for the
+// backward, which samples again.
 //
 //     columns  (groups, rows, K, Cg)   the samples of a chunk of positions
 //     weight   (O, K, Cg)              channels-last memory of (O, Cg, kernel_h, kernel_w)
 //     output   (N P, O)                channels-last memory of (N, O, Ho, Wo)
 //
-// Features, columns and weights have the features' dtype; sums are in float32 (float64 for
-// float64): those inside a product, and grad_input and grad_weight across the chunks. Every sum
-// has a fixed order. Gradients of columns in float16 overflow where a convolution's grad_input
-// would, beyond 65504; loss scaling is for both.
+// Columns and weights have the dtype of the features. Sums are in float32 (float64 for float64
+// features), both within a product and for grad_input and grad_weight over the chunks. Every sum
+// has a fixed order. In float16, gradients of columns overflow beyond 65504, as the grad_input of a
+// convolution does; loss scaling serves both.
 //
-// The device is a parameter, for the tests run these passes where there is no GPU. It has
-//     chunk_bytes                how much of columns and index stays in its cache
+// The device is a parameter, so that the tests can run these passes without a GPU. It has
+//     chunk_bytes                bytes of columns and index that stay in its cache
 //     buffer<T>(count)           memory for the duration of the call
 //     zero(data, count)
 //     launch(threads, kernel, arguments...)
@@ -36,10 +36,10 @@ namespace deform_conv {
 
 template <typename R>
 struct Gradients {
-  R *input, *offset, *weight, *mask;  // null where they are not wanted, but for offset
+  R *input, *offset, *weight, *mask;  // null if not wanted, except offset, which is never null
 };
 
-// All positions of the batch in chunks of about equal size.
+// Divides all positions of the batch into chunks of about equal size.
 inline std::vector<Chunk> chunks_of(
     const Geometry& g, int64_t bytes_of_row, int64_t bytes_of_chunk) {
   const int64_t total = g.batch * g.positions();
@@ -52,19 +52,19 @@ inline std::vector<Chunk> chunks_of(
   return chunks;
 }
 
-// The positions of the longest chunk.
+// Returns the number of positions of the longest chunk.
 inline int64_t most_rows(const std::vector<Chunk>& chunks) {
   return chunks.empty() ? 0 : chunks[0].rows;
 }
 
-// How kernels go over the channels of a sample: in 16-byte accesses where all are aligned and none
-// straddles two groups, else one channel at a time.
+// How kernels access the channels of a sample: 16 bytes at a time if all accesses are aligned and
+// none straddles two groups, else one channel at a time.
 template <typename T>
 struct Lanes {
   static constexpr int kWide = 16 / sizeof(T);  // channels
 
   bool wide;
-  int count;  // of the threads that share a sample, a power of two
+  int count;  // threads that share a sample, a power of two
 
   explicit Lanes(const Source<T>& source) {
     const Geometry& g = source.g;
@@ -91,21 +91,21 @@ void launch_samples(
 
 // ---- one group of the operands ---------------------------------------------------------------
 
-// (rows, K Cg)
+// Returns the matrix (rows, K Cg) of columns.
 template <typename T>
 Matrix<T> columns_of(const Geometry& g, const Chunk& chunk, int64_t group, T* columns) {
   const int64_t depth = g.taps() * g.group_channels();
   return {columns + group * chunk.rows * depth, chunk.rows, depth, depth, 1};
 }
 
-// (rows, O / groups), of output or grad_output
+// Returns the matrix (rows, O / groups) of output or grad_output.
 template <typename T>
 Matrix<T> outputs_of(const Geometry& g, const Chunk& chunk, int64_t group, T* output) {
   const int64_t outs = g.group_out_channels(), row = g.out_channels;
   return {output + chunk.first * row + group * outs, chunk.rows, outs, row, 1};
 }
 
-// (O / groups, K Cg), of weight or grad_weight
+// Returns the matrix (O / groups, K Cg) of weight or grad_weight.
 template <typename T>
 Matrix<T> weights_of(const Geometry& g, int64_t group, T* weight) {
   const int64_t outs = g.group_out_channels(), depth = g.taps() * g.group_channels();
@@ -117,13 +117,13 @@ Matrix<T> weights_of(const Geometry& g, int64_t group, T* weight) {
 template <typename R>
 constexpr int64_t kIndexBytesOfSample = 4 * (sizeof(int) + sizeof(Entry<R>));
 
-// The images that a chunk touches, from the first on.
+// Returns the number of images that a chunk touches.
 inline int64_t images_of(const Geometry& g, const Chunk& chunk) {
   const int64_t last = chunk.first + chunk.rows - 1;
   return last / g.positions() - chunk.first / g.positions() + 1;
 }
 
-// Memory for the index of any one of the chunks.
+// Allocates an index that is large enough for each of the chunks.
 template <typename R, typename Device>
 Index<R> make_index(Device& device, const Geometry& g, const std::vector<Chunk>& chunks) {
   int64_t images = 0;
@@ -176,7 +176,7 @@ void forward_pass(
   }
 }
 
-// grad_input and grad_weight are sums: they come zeroed.
+// Adds to grad_input and grad_weight, which the caller has set to zero.
 template <typename T, typename Device>
 void backward_pass(
     Device& device, const T* grad_output, const Source<T>& source, const T* weight,
@@ -205,7 +205,7 @@ void backward_pass(
           index.num_lists * (g.channels / g.offset_groups / wide), gather, g, chunk, index, columns,
           grads.input);
     }
-    // From here on columns hold samples.
+    // From here on, columns hold samples instead of gradients.
     launch_samples(device, source, chunk, lanes, differentiate, columns, grads.offset, grads.mask);
     if (!grads.weight) continue;
     for (int64_t group = 0; group < g.groups; ++group)

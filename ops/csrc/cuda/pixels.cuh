@@ -1,17 +1,19 @@
-// The device code for grad_input: an index from every pixel to the samples that read it, and the
-// sum over them. Samples share pixels, so they cannot add to grad_input side by side without
-// atomics, whose order is that of the day; a pixel that collects its samples has an order.
+// Device code for grad_input: an index from every pixel to the samples that read it, and the sum
+// over these samples. Samples share pixels, so they could only add to grad_input in parallel with
+// atomics, whose order changes from run to run. A pixel that gathers its samples adds them in a
+// fixed order.
 //
-// A list per pixel and offset group holds one entry for each sample corner on the pixel, and
-// serves all channels. Building it takes a few passes over the samples of a chunk:
+// There is a list per pixel and offset group, with one entry for each sample corner on the pixel.
+// It serves all channels of the offset group. The lists are built in a few passes over the samples
+// of a chunk:
 //
-//     count_corners   the length of each list
-//     place_lists     where each list lies, one after another in any order
-//     place_corners   the corners' numbers into their lists, in any order
-//     order_corners   the entries, each where its corner's number ranks within the list
+//     count_corners   counts the entries of each list
+//     place_lists     places the lists one after another, in any order
+//     place_corners   writes the corners' numbers into their lists, in any order
+//     order_corners   writes the entries, each at the rank of its corner's number within the list
 //
-// The first three use integer atomics: where a list lies and how it is first filled depends on the
-// threads' order, its final order does not.
+// The first three use integer atomics. The place of a list, and the order in which it is first
+// filled, depend on the order of the threads; its final order does not.
 #pragma once
 
 #include "columns.cuh"
@@ -21,20 +23,21 @@ namespace deform_conv {
 // A sample corner on a pixel.
 template <typename R>
 struct Entry {
-  int line;  // of columns
+  int line;  // the sample's line of columns
   R weight;
 };
 
-// A list is numbered (pixel - first_pixel) * G + offset group, a corner 4 * sample + 0 to 3.
+// The number of a list is (pixel - first_pixel) * G + offset group, that of a corner 4 * sample + k
+// with k from 0 to 3.
 template <typename R>
 struct Index {
   int64_t first_pixel;  // of the chunk's first image
   int64_t num_lists;
   int* length;        // of each list
-  int* end;           // of each list, in the arrays below; grows from its start as it is filled
+  int* end;           // of each list, in the arrays below; its start until the list is filled
   int* num_corners;   // the sum of the lengths
-  int* corners;       // by list
-  Entry<R>* entries;  // by list and number
+  int* corners;       // numbers of the corners, by list
+  Entry<R>* entries;  // by list, in the order of the corners' numbers
 };
 
 template <typename R>
@@ -57,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The lists of one warp lie in order, those of different warps in any.
+// Places the lists of one warp in order, those of different warps in any order.
 template <typename R>
 __global__ void __launch_bounds__(kThreads) place_lists(Index<R> index) {
   const int64_t list = thread_number();
@@ -87,7 +90,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One thread an entry, so that a list of a hundred thousand still keeps the whole device busy.
+// Uses one thread per entry, so that a list of a hundred thousand entries keeps the whole device
+// busy.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     order_corners(Source<T> from, Chunk chunk, Index<Real<T>> index) {
@@ -108,7 +112,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) gather_columns(
     Geometry g, Chunk chunk, Index<Real<T>> index, const T* columns, Real<T>* grad_input) {
-  const int count = g.channels / g.offset_groups, threads = count / V;  // of a list
+  const int count = g.channels / g.offset_groups, threads = count / V;  // per list
   const int64_t thread = thread_number(), list = thread / threads;
   if (list >= index.num_lists) return;
   const int end = index.end[list], start = end - index.length[list];

@@ -1,14 +1,14 @@
-// The device code of deformable RoI pooling; what a bin samples is in roi.h.
+// Device code of deformable RoI pooling; roi.h defines the samples of a bin.
 //
 //     input   (N, H, W, C)     features, 16, 32 or 64 bit
-//     boxes   (R, 5)           float32 (float64 beside float64), as offset and mask
+//     boxes   (R, 5)           float32 (float64 beside float64), like offset and mask
 //     offset  (R, 2, bins)     along x first; null: bins do not move
 //     mask    (R, bins)        null: no factor
 //     output  (R, bins, C)     of the features' dtype
 //
-// Bins are numbered through all RoIs. A warp goes over the channels of a bin, V at a time. For the
-// gradient of the features a block owns a tile of pixels and goes through the bins that reach it,
-// in order: nothing is added atomically, and every sum has one order.
+// Bins are numbered through all RoIs. The lanes of a warp process the channels of a bin in
+// parallel, V at a time. For the gradient of the features, a block owns a tile of pixels and adds
+// the bins that reach it in order: nothing is added atomically, and every sum has one order.
 #pragma once
 
 #include <math.h>
@@ -27,13 +27,13 @@ struct RoiSource {
   const Real<T>* mask;
 };
 
-// Where a bin is and what its samples count.
+// The position of a bin, and the weights of its samples.
 template <typename R>
 struct RoiBin {
-  int64_t image;  // -1: of no image
+  int64_t image;  // -1 if the index is out of range
   RoiAxis<R> axis_y, axis_x;
   R start_y, start_x;
-  R share, factor;  // of a sample in the average, and that times the mask
+  R share, factor;  // a sample's share in the average, and the share times the mask
 };
 
 template <typename T>
@@ -52,8 +52,8 @@ __device__ __forceinline__ RoiBin<Real<T>> bin_of(const RoiSource<T>& from, int6
   return found;
 }
 
-// The sum over the samples of a bin of weight * pixel, for V channels from the pixel 0's on:
-// the value, and its slopes along y and x.
+// Sums weight * pixel over the samples of a bin, for V channels; `image` is the first channel of
+// pixel 0. Computes the value and, if kSlopes, its derivatives along y and x.
 template <int V, bool kSlopes, typename T>
 __device__ __forceinline__ void sum_samples(
     const RoiGeometry& g, const RoiBin<Real<T>>& bin, const T* image,
@@ -69,7 +69,7 @@ __device__ __forceinline__ void sum_samples(
       if (!x.inside) continue;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        // Where there is no next pixel, the last one has its place, with the weight zero.
+        // If there is no next pixel, the same one is read again with weight zero.
         const bool down = k >> 1, right = k & 1;
         const int64_t row = y.low + (down && y.moves), column = x.low + (right && x.moves);
         const Pack<R, V> pixel = load<V>(image + (row * g.width + column) * g.channels);
@@ -90,7 +90,7 @@ __device__ __forceinline__ void sum_samples(
   }
 }
 
-// output[c] = factor * the sum over the samples. A bin of no image gets NaN.
+// output[c] = factor * the sum over the samples; NaN if the image's index is out of range.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) average_bins(RoiSource<T> from, T* output) {
   using R = Real<T>;
@@ -112,14 +112,14 @@ __global__ void __launch_bounds__(kThreads) average_bins(RoiSource<T> from, T* o
   }
 }
 
-// The gradients of offset and mask; null where they are not wanted.
+// Computes the gradients of offset and mask, which are null if not wanted.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) differentiate_bins(
     RoiSource<T> from, const T* grad_output, Real<T>* grad_offset, Real<T>* grad_mask) {
   using R = Real<T>;
   const RoiGeometry& g = from.g;
   const int64_t number = thread_number() / 32;
-  if (number >= g.num_rois * g.bins()) return;  // all lanes, or none
+  if (number >= g.num_rois * g.bins()) return;  // all lanes return, or none
   const RoiBin<R> bin = bin_of(from, number);
   R dots[3] = {};
   for (int64_t c = threadIdx.x % 32 * V; c < g.channels && bin.image >= 0; c += 32 * V) {
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) differentiate_bins(
   if (grad_mask) grad_mask[number] = bin.share * dots[0];
   if (!grad_offset) return;
   const R gamma = static_cast<R>(g.gamma);
-  R* const grad = grad_offset + number + number / g.bins() * g.bins();  // two planes for a RoI
+  R* const grad = grad_offset + number + number / g.bins() * g.bins();  // a RoI has two planes
   grad[0] = bin.factor * gamma * bin.axis_x.size * dots[2];
   grad[g.bins()] = bin.factor * gamma * bin.axis_y.size * dots[1];
 }
@@ -150,20 +150,21 @@ constexpr int kTileHeight = 4, kTileWidth = 8;  // pixels that a block owns
 template <typename R>
 constexpr int kTileBytes = kTileHeight * kTileWidth * kThreads * sizeof(R) + kThreads / 8;
 
-// Whether samples of a bin read pixels [first, first + count) along an axis of `size` pixels.
+// Returns whether samples of a bin can read pixels [first, first + count) along an axis of `size`
+// pixels.
 template <typename R>
 __device__ __forceinline__ bool reaches(
     const RoiAxis<R>& axis, R start, int64_t first, int count, int64_t size) {
   if (axis.grid == 0) return false;
   const R one = sample_place(axis, start, 0), other = sample_place(axis, start, axis.grid - 1);
   const R low = one < other ? one : other, high = one < other ? other : one;
-  if (!(high >= -1 && low <= static_cast<R>(size))) return false;  // so with NaN
+  if (!(high >= -1 && low <= static_cast<R>(size))) return false;  // also for NaN
   const R next_pixel = high < 0 ? R(0) : high + 1;
   const R low_pixel = low < static_cast<R>(size - 1) ? low : static_cast<R>(size - 1);
   return low_pixel < static_cast<R>(first + count) && next_pixel >= static_cast<R>(first);
 }
 
-// The weight of one pixel along an axis, summed over the samples of a bin.
+// Returns the weight of one pixel along an axis, summed over the samples of a bin.
 template <typename R>
 __device__ __forceinline__ R
 weight_along(const RoiAxis<R>& axis, R start, int64_t pixel, int64_t size) {
@@ -178,9 +179,9 @@ weight_along(const RoiAxis<R>& axis, R start, int64_t pixel, int64_t size) {
   return weight;
 }
 
-// grad_input (N, H, W, C) of a tile and kThreads channels, a thread a channel. The bins that reach
-// the tile are looked for side by side, kThreads at a time, and added in the order of their
-// numbers.
+// Computes grad_input (N, H, W, C) for a tile and kThreads channels, one channel per thread. The
+// threads test in parallel which of kThreads bins reach the tile, and then add these bins in the
+// order of their numbers.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gather_bins(
     RoiSource<T> from, int tiles_y, int tiles_x, const T* grad_output, Real<T>* grad_input) {
@@ -209,14 +210,14 @@ __global__ void __launch_bounds__(kThreads) gather_bins(
                    reaches(bin.axis_x, bin.start_x, tile_x, kTileWidth, g.width);
     }
     const unsigned of_warp = __ballot_sync(0xffffffffu, is_reached);
-    __syncthreads();  // what was found before has been read
+    __syncthreads();  // the previous results have been read
     if (lane == 0) found[warp] = of_warp;
     __syncthreads();
     for (int w = 0; w < kThreads / 32; ++w)
       for (unsigned left = found[w]; left; left &= left - 1) {
         const int64_t number = first + 32 * w + __ffs(left) - 1;
         const RoiBin<R> bin = bin_of(from, number);
-        R weight = 0;  // of a column of the tile in the first lanes, of a row in the next
+        R weight = 0;  // first lanes: of the tile's columns; next lanes: of its rows
         if (lane < kTileWidth)
           weight = weight_along(bin.axis_x, bin.start_x, tile_x + lane, g.width);
         else if (lane < kTileWidth + kTileHeight)
@@ -227,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) gather_bins(
                 : R(0);
         for (int y = 0; y < kTileHeight; ++y) {
           const R weight_y = __shfl_sync(0xffffffffu, weight, kTileWidth + y);
-          if (weight_y == 0) continue;  // all lanes, or none
+          if (weight_y == 0) continue;  // all lanes continue, or none
           for (int x = 0; x < kTileWidth; ++x) {
             const R weight_x = __shfl_sync(0xffffffffu, weight, x);
             if (weight_x != 0)

@@ -1,5 +1,5 @@
-// Forward and backward of deformable RoI pooling as launches of kernels; the device is a parameter,
-// as in passes.h.
+// The forward and backward of deformable RoI pooling as launches of kernels. The device is a
+// parameter, as in passes.h.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace deform_conv {
 
-// Whether 16-byte accesses can move the channels.
+// Returns whether kernels can access the channels 16 bytes at a time.
 template <typename T>
 bool is_wide(const RoiSource<T>& source, const T* bins) {
   const auto is_aligned = [](const T* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
@@ -23,7 +23,7 @@ void roi_forward_pass(Device& device, const RoiSource<T>& source, T* output) {
   device.launch(threads, average, source, output);
 }
 
-// grad_output and the features are channels-last. Gradients are null where they are not wanted.
+// grad_output and the features are channels-last. Gradients are null if not wanted.
 template <typename T, typename Device>
 void roi_backward_pass(
     Device& device, const RoiSource<T>& source, const T* grad_output, Real<T>* grad_input,

@@ -1,4 +1,4 @@
-// What all kernels are made of: threads that go over channels side by side, V at a time.
+// Building blocks of all kernels, whose threads process channels in parallel, V at a time.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace deform_conv {
 template <typename T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kThreads = 256;  // per block
 
 __device__ __forceinline__ int64_t thread_number() {
   return int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -40,13 +40,13 @@ __device__ __forceinline__ void store(T* to, const Pack<Real<T>, V>& values) {
   Pack<T, V> pack;
 #pragma unroll
   for (int j = 0; j < V; ++j) pack.at[j] = static_cast<T>(values.at[j]);
-  if constexpr (sizeof(pack) == 16)  // as an intrinsic: the compiler splits packs of Half
+  if constexpr (sizeof(pack) == 16)  // an intrinsic, because the compiler splits packs of Half
     __stcg(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(&pack));
   else
     *reinterpret_cast<Pack<T, V>*>(to) = pack;
 }
 
-// The sum over `lanes` neighbouring lanes, in a fixed order; every lane gets it.
+// Returns to every lane the sum over `lanes` neighbouring lanes, in a fixed order.
 template <typename R>
 __device__ __forceinline__ R sum_over_lanes(R value, int lanes) {
   const unsigned first = threadIdx.x % 32 / lanes * lanes;
