@@ -1,6 +1,6 @@
-// The matrix unit's instructions in plain C++, as Intel's instruction set reference defines them,
-// for processors without one: -DDEFORM_CONV_EMULATE_AMX='"<this file>"' puts them in place of the
-// compiler's intrinsics. Wrong uses stop the program.
+// The instructions of the matrix unit in plain C++, as Intel's instruction set reference defines
+// them, for processors without one. -DDEFORM_CONV_EMULATE_AMX='"<this file>"' puts them in place of
+// the compiler's intrinsics. A wrong use stops the program.
 #pragma once
 
 #include <cmath>

@@ -1,4 +1,4 @@
-"""Inputs for the tests of the operators: geometries in which every size differs."""
+"""Inputs for the tests of the operators: geometries whose sizes differ along the two axes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a deformable convolution."""
+    """The sizes of a deformable convolution."""
 
     batch: int
     channels: int
@@ -36,12 +36,12 @@ class Geometry:
         return self.stride, self.padding, self.dilation
 
 
-# Square, symmetric geometries hide swapped sizes: here no two sizes are equal.
+# Square, symmetric geometries hide swapped sizes: here all sizes differ along the two axes.
 UGLY = Geometry(2, 6, (5, 7), 4, (3, 2), (2, 1), (1, 0), (2, 1), 2, 3)
 
 
 def random_geometry(seed: int) -> Geometry:
-    """All sizes different along the two axes; between 1 and 3 weight and offset groups."""
+    """Draw sizes that differ along the two axes, and 1 to 3 weight and offset groups."""
     rng = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> int:
@@ -77,7 +77,10 @@ def make(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
-    """Leaves that require gradients. Offsets stay 0.1 from whole pixels, where derivatives jump."""
+    """Draw tensors that require gradients.
+
+    Offsets are at least 0.1 away from whole pixels, where derivatives jump.
+    """
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -113,7 +116,7 @@ def make_rois(
     dtype: torch.dtype = torch.float64,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
-    """Leaves; boxes of two images, at a stride of 4, some partly outside."""
+    """Draw tensors with boxes in two images, some partly outside; the features have stride 4."""
     rng = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -138,7 +141,10 @@ def make_rois(
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
-    """||actual - expected|| / ||expected||, in float64; NaN never passes a comparison with it."""
+    """Return ||actual - expected|| / ||expected||, in float64.
+
+    If `actual` contains NaN, so does the result, and `relative(...) < tolerance` is false.
+    """
     expected = expected.detach().double().cpu()
     error = (actual.detach().double().cpu() - expected).norm()
     return float(error / expected.norm().clamp_min(1e-30))

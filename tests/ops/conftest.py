@@ -1,5 +1,5 @@
-"""The kernels that tests run on. What this machine cannot run is left out: tests of a GPU, and of
-kernels for other processors.
+"""Fixtures of the kernels that tests run on. Tests that this machine cannot run are left out: those
+of a GPU, and those of kernels for other processors.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ def device(request: pytest.FixtureRequest) -> str:
 FUSED = pytest.param("cuda fused", marks=pytest.mark.cuda)
 
 
-# Those that the processor lacks are left out by conftest.py, which says so.
+# Tests of kernels that this processor lacks are left out below, and counted in the summary.
 PORTABLE, AVX2, AVX512, AVX512_BF16, AMX = (
     pytest.param(name, marks=pytest.mark.processor(name))
     for name in ("portable", "avx2", "avx512", "avx512_bf16", "amx")
@@ -30,13 +30,13 @@ PORTABLE, AVX2, AVX512, AVX512_BF16, AMX = (
 
 @pytest.fixture(params=[PORTABLE, AVX2, AVX512, AVX512_BF16, AMX, CUDA, FUSED])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The device of each set of kernels that this machine can run; those of the CPU put to use."""
+    """Put each set of kernels that this machine can run into use, and return its device."""
     yield from _put_to_use(request)
 
 
 @pytest.fixture(params=[PORTABLE, AVX2, AVX512, CUDA])
 def double_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Those of them that have a float64 of their own."""
+    """Do the same for the sets that have their own kernels for float64."""
     yield from _put_to_use(request)
 
 
@@ -52,7 +52,7 @@ def _put_to_use(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What is left out is counted for ../conftest.py, which tells of it."""
+    """Leave out tests that cannot run here, and count them for the summary of ../conftest.py."""
     kernels = torch.ops.deform_conv.cpu_capabilities().split()
     left_out: Counter[str] = Counter()
     kept = []

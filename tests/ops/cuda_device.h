@@ -1,8 +1,8 @@
-// A device on the CPU for the passes of ops/csrc/cuda, and files for what goes in and out.
+// A device on the CPU for the passes of ops/csrc/cuda, and the files of their operands and results.
 #pragma once
 
 #include "cuda_emulation.h"
-// The emulation comes first: the kernels are written in its terms.
+// The emulation must come first, because the kernels use its definitions.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -15,8 +15,8 @@
 
 using namespace deform_conv;
 
-// Memory of exactly the size asked for, so that AddressSanitizer sees any access beyond it, and
-// full of NaN, so that a value nobody wrote is seen in the results.
+// Allocates exactly the requested size, so that AddressSanitizer sees any access beyond it, and
+// fills the memory with NaN, so that a value that was never written is seen in the results.
 template <typename T>
 std::shared_ptr<T[]> allocate(int64_t count) {
   void* memory = nullptr;
@@ -25,7 +25,7 @@ std::shared_ptr<T[]> allocate(int64_t count) {
   return {static_cast<T*>(memory), std::free};
 }
 
-// See passes.h for what a device has.
+// passes.h lists what a device has.
 class Device : public emulation::Gpu {
  public:
   int64_t chunk_bytes;

@@ -3,12 +3,12 @@
 //
 //     cuda_driver FOLDER ORDER    the order of threads: 0 forward, 1 reverse, 2 shuffled
 //
-// geometry holds the members of Geometry as int64, then the bytes of a chunk, then the type: 0
-// float, 1 double, 2 half, 3 bfloat16.
-// Arrays lie in channels-last memory. A file that is not there stands for a tensor that is not;
-// without upstream, the gradient of the output, there is no backward.
+// The file `geometry` holds the members of Geometry as int64, then the bytes of a chunk, then the
+// type: 0 float, 1 double, 2 half, 3 bfloat16. Arrays are channels-last. If the file of an optional
+// tensor is missing, there is no such tensor; without `upstream`, the gradient of the output, only
+// the forward runs.
 #include "cuda_device.h"
-// The emulation comes first: the kernels are written in its terms.
+// The emulation must come first, because the kernels use its definitions.
 #include "../../ops/csrc/cuda/passes.h"
 
 template <typename T>

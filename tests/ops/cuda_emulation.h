@@ -1,11 +1,11 @@
-// CUDA's device code on the CPU, for tests where there is no GPU: g++ compiles the kernels with
-// this header in front. Every thread of a block is a fiber (ucontext), so that lanes of a warp
-// meet in a shuffle as they do on a GPU. The order in which blocks and threads run is chosen by
-// the test: what a kernel computes must not depend on it.
+// Runs CUDA's device code on the CPU, for tests without a GPU: g++ compiles the kernels after this
+// header. Every thread of a block is a fiber (ucontext), so that the lanes of a warp can meet in a
+// shuffle as they do on a GPU. The test chooses the order in which blocks and threads run: the
+// results of a kernel must not depend on it.
 //
-// What a GPU would not do ends the process: a meeting that never completes, as when a lane named in
-// a mask has returned; a misaligned row of a matrix; global stores to shared memory. Copies that
-// cp.async starts arrive when they are waited for, not before.
+// What is wrong on a GPU ends the process: a meeting that never completes, for example because a
+// lane of its mask has returned; a misaligned row of a matrix; global stores to shared memory.
+// Copies that cp.async starts arrive when they are waited for, not before.
 #pragma once
 
 #include <ucontext.h>
@@ -45,7 +45,7 @@ namespace emulation {
 
 enum class Order { kForward, kReverse, kShuffled };
 
-// A fiber's stack and place.
+// A fiber: its stack and where it continues.
 struct Fiber {
   static constexpr size_t kStack = 128 << 10;
 
@@ -54,19 +54,20 @@ struct Fiber {
   bool done;
 };
 
-// What a lane brings to a meeting.
+// The value that a lane brings to a meeting.
 struct alignas(16) Words {
   uint32_t at[8];
 };
 
-// Where the lanes of one mask exchange values. Two sets of slots suffice: a lane can enter the
-// next exchange, not the one after it, before all have read this one.
+// The place where the lanes of one mask exchange values. Two sets of slots suffice: before all
+// lanes have read the values of one exchange, a lane can enter the next one but not the one after
+// it.
 struct Meeting {
   Words values[2][32];
   unsigned rounds[32] = {};
 };
 
-// A copy to shared memory that was started.
+// A copy to shared memory that has started and not yet arrived.
 struct Copy {
   void* to;
   const void* from;
@@ -105,7 +106,7 @@ class Gpu {
     return memory >= shared_.get() && memory < shared_.get() + shared_bytes_;
   }
 
-  // Brings a value to the meeting of the lanes in `mask` and returns those of all.
+  // Brings a value to the meeting of the lanes in `mask` and returns the values of all of them.
   template <typename T>
   std::array<T, 32> meet(unsigned mask, const T& value) {
     static_assert(sizeof(T) <= sizeof(Words));
@@ -140,7 +141,8 @@ class Gpu {
     });
   }
 
-  // Until it arrives the copy's place holds NaN: a reader that does not wait gets that.
+  // Starts a copy. Until it arrives, its target holds NaN, which is what a reader without a wait
+  // gets.
   void start(const Copy& copy) {
     require(is_shared(copy.to), "a copy to what is not shared memory");
     require(reinterpret_cast<uintptr_t>(copy.to) % 16 == 0, "a misaligned copy");
@@ -212,7 +214,7 @@ class Gpu {
     leave(fiber, true);
   }
 
-  // AddressSanitizer is told of every change of stack.
+  // These two functions tell AddressSanitizer of every change of stack.
   void resume(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
@@ -238,7 +240,7 @@ class Gpu {
   void (*kernel_)(const void*) = nullptr;
   const void* given_ = nullptr;
   unsigned block_ = 0, thread_ = 0;
-  bool moved_ = false;  // whether any thread got further since all were last resumed
+  bool moved_ = false;  // whether any thread has advanced since all were last resumed
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::map<std::pair<unsigned, unsigned>, Meeting> meetings_;
   std::vector<unsigned> barriers_;
@@ -313,7 +315,7 @@ inline void load_matrices(uint32_t (&to)[4], const uint4* row) {
   const auto rows = gpu.meet(0xffffffffu, row);
   const unsigned lane = gpu.thread() % 32;
   for (unsigned i = 0; i < 4; ++i) {
-    unsigned banks = 0;  // groups of four
+    unsigned banks = 0;  // in groups of four
     for (unsigned r = 0; r < 8; ++r)
       banks |= 1u << reinterpret_cast<uintptr_t>(rows[8 * i + r]) / 16 % 8;
     gpu.require(banks == 0xff, "rows of a matrix share memory banks");
@@ -321,7 +323,7 @@ inline void load_matrices(uint32_t (&to)[4], const uint4* row) {
   }
 }
 
-// 16-bit element `half` (0 or 1) of a register.
+// Returns the 16-bit element `half` (0 or 1) of a register.
 template <typename T>
 float element(uint32_t word, unsigned half) {
   const uint16_t bits = word >> 16 * half;

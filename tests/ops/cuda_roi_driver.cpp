@@ -1,12 +1,13 @@
 // Runs the passes of RoI pooling on the CPU: reads the operands from the files of a folder and
-// writes the results beside them. Called by test_cuda_emulated.py.
+// writes the results beside them. Called by test_cuda_roi_emulated.py.
 //
 //     cuda_roi_driver FOLDER ORDER    the order of threads: 0 forward, 1 reverse, 2 shuffled
 //
-// geometry holds the whole members of RoiGeometry as int64, then the type as in cuda_device.h;
-// scales holds the other two as double. The input and gradients of it are channels-last.
+// The file `geometry` holds the integer members of RoiGeometry as int64, then the type as in
+// cuda_device.h; the file `scales` holds the other two members as double. input, upstream, output
+// and grad_input are channels-last.
 #include "cuda_device.h"
-// The emulation comes first: the kernels are written in its terms.
+// The emulation must come first, because the kernels use its definitions.
 #include "../../ops/csrc/cuda/roi_passes.h"
 
 template <typename T>

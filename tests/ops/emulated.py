@@ -1,4 +1,4 @@
-"""Programs that run CUDA kernels on the CPU, compiled for it by cuda_emulation.h."""
+"""Compiles and runs programs that emulate CUDA kernels on the CPU, with cuda_emulation.h."""
 
 import subprocess
 from pathlib import Path
@@ -16,13 +16,13 @@ DTYPES = [
     torch.float16,
     torch.bfloat16,
 ]  # as the programs number them
-# One rounding of each result, and for 16 bits one of each column and of its gradient.
+# Each result is rounded once; with 16 bits, so are each column and its gradient.
 TOLERANCE = dict(zip(DTYPES, (1e-6, 1e-14, 2**-10, 2**-7), strict=True))
 SANITIZE = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 
 
 def compiled(program: str, folder: Path, *flags: str) -> Path:
-    """The program of tests/ops/, by its name without .cpp, in the folder."""
+    """Compile a program of tests/ops/, named without .cpp, into the folder and return its path."""
     options = ["-std=c++20", "-O1", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
     source, target = Path(__file__).with_name(f"{program}.cpp"), folder / program
     command = [*find_compiler(), *options, *flags, *torch_includes(), source, "-o", target]
@@ -31,7 +31,7 @@ def compiled(program: str, folder: Path, *flags: str) -> Path:
 
 
 def run(program: Path, folder: Path, order: int, operands: dict[str, Tensor]) -> None:
-    """Run it on these operands, each a file of the folder, which is emptied before."""
+    """Empty the folder, write the operands to files in it, and run the program on them."""
     for old in folder.iterdir():
         old.unlink()
     for name, tensor in operands.items():
@@ -40,6 +40,6 @@ def run(program: Path, folder: Path, order: int, operands: dict[str, Tensor]) ->
 
 
 def result(folder: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """What it has left in a file of the folder."""
+    """Read a result that the program has written to a file of the folder."""
     words = numpy.fromfile(folder / name, dtype=f"i{dtype.itemsize}")
     return torch.from_numpy(words).view(dtype).reshape(shape)

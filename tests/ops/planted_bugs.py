@@ -1,10 +1,11 @@
-"""Do the operator's tests notice? Builds the kernels with one wrong line after the other.
+"""Builds the kernels with one fault at a time and shows whether the operators' tests notice it.
 
     python tests/ops/planted_bugs.py
 
-Each fault is planted in a copy of ops/, of which the files that have it are compiled; the tests of
-that operator must then fail. The table tells which test did. The exit status is 1 if a fault went
-unnoticed. A fault in lines that this processor never runs is not planted, and the table says so.
+Each fault is planted in a copy of ops/, the files that contain it are compiled, and the tests of
+that operator must then fail. The table names the first test that failed. The exit status is 1 if a
+fault went unnoticed. A fault in lines that this processor never runs is not planted, and the table
+says so.
 """
 
 import importlib.util
@@ -30,7 +31,7 @@ SAMPLING, PRODUCT, KERNELS = "cpu/sampling.h", "cpu/product.h", "cpu/kernels.cpp
 VECTOR, OPERATOR = "cpu/vector.h", "cpu/deform_conv.cpp"
 ROI, ROI_KERNELS, ROI_OPERATOR = "roi.h", "cpu/roi_kernels.cpp", "cpu/deform_roi_pool.cpp"
 
-# fault -> the lines that make it: (file, right, wrong)
+# fault -> the edits that make it: (file, right text, wrong text)
 FAULTS: dict[str, list[tuple[str, str, str]]] = {
     "truncation for floor": [(BILINEAR, "floor_of(offset)", "T(int(offset))")],
     "dy and dx swapped, forward": [
@@ -175,14 +176,14 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
     "a box of no image": [(ROI_OPERATOR, "    check_images(g, data<R>(rois));\n", "")],
 }
 
-NEEDS = {  # fault -> the kernel whose lines it is in
+NEEDS = {  # fault -> the capability whose kernels have the faulty line
     "odd rows of bfloat16 columns": "avx512_bf16",
     "another group's copy of grad_output": "avx512_bf16",
 }
 
 
 def plant(folder: Path, edits: list[tuple[str, str, str]]) -> None:
-    """Make the edits in the sources, wherever their lines stand."""
+    """Replace each right text by the wrong one, wherever it occurs in its file."""
     for name, right, wrong in edits:
         path = folder / "ops/csrc" / name
         text = path.read_text()
@@ -192,7 +193,7 @@ def plant(folder: Path, edits: list[tuple[str, str, str]]) -> None:
 
 
 def build_module() -> ModuleType:
-    """ops/build.py, without `ops`: one process can load the kernels only once."""
+    """Import ops/build.py without `ops`, since one process can load the kernels only once."""
     spec = importlib.util.spec_from_file_location("build", ROOT / "ops/build.py")
     assert spec and spec.loader
     build = importlib.util.module_from_spec(spec)
@@ -201,7 +202,7 @@ def build_module() -> ModuleType:
 
 
 def read_by(source: Path) -> set[Path]:
-    """The file and those of ours that it includes."""
+    """Return a source file and the files of this project that it includes."""
     found: set[Path] = set()
     waiting = [source.resolve()]
     while waiting:
@@ -219,7 +220,7 @@ def sources_in(folder: Path) -> list[Path]:
 
 
 def compile_objects(build: ModuleType, objects: Path) -> None:
-    """Compile everything without a fault, with every core."""
+    """Compile all sources without a fault, on all cores."""
     jobs = [
         (str(source), options, str(objects / f"{source.stem}_{name}.o"))
         for source in sources_in(ROOT)
@@ -230,14 +231,15 @@ def compile_objects(build: ModuleType, objects: Path) -> None:
 
 
 class Watch:
-    """Of a run of pytest: the order of the tests, and the first that fails."""
+    """A plugin of pytest that orders the tests and records the first one that fails."""
 
     failure: str | None = None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Those of the kernels first; each with its first parameters, then each with its second:
-        most faults are then met within seconds.
+        """Put tests of kernels first, and the first parameters of each test before its second ones.
+
+        Most faults are then noticed within seconds.
         """
         turns: Counter[str] = Counter()
 
@@ -257,11 +259,11 @@ class Watch:
 def first_failure(
     folder: Path, edits: list[tuple[str, str, str]], test: str, build: ModuleType, objects: Path
 ) -> str | None:
-    """Build the library in `folder` and run one file of tests; the first test that fails.
+    """Build the library in `folder`, run one file of tests and return the first test that fails.
 
     Args:
-        objects: what was compiled without a fault, of which all is taken that does not have one,
-            and all of the other operator.
+        objects: folder of object files without a fault. They are linked for all sources that the
+            edits do not concern, and for all sources of the other operator.
     """
     edited = {(folder / "ops/csrc" / name).resolve() for name, *_ in edits}
     compile_cpu = build.compile_cpu
@@ -286,8 +288,10 @@ def first_failure(
 def noticed_by(
     edits: list[tuple[str, str, str]], test: str, build: ModuleType, objects: Path, answer: Path
 ) -> int:
-    """In a process of its own: write the first test that fails with these edits. Its status is 0
-    if it could find out.
+    """Write the first test that fails with these edits to `answer`; needs a process of its own.
+
+    Returns:
+        The exit status of the process: 0 if the tests ran, else 1.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -308,7 +312,7 @@ def noticed_by(
 
 
 def capabilities() -> list[str]:
-    """The kernels that this processor can run."""
+    """Return the names of the kernels that this processor can run."""
     code = "import torch, ops; print(torch.ops.deform_conv.cpu_capabilities())"
     command = [sys.executable, "-c", code]
     return subprocess.run(
@@ -317,8 +321,8 @@ def capabilities() -> list[str]:
 
 
 def main() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # of each process, of which there are as many as cores
-    os.environ["CXXFLAGS"] = f"{os.environ.get('CXXFLAGS', '')} -O1"  # half of -O3's seconds
+    os.environ["OMP_NUM_THREADS"] = "1"  # per process; there are as many processes as cores
+    os.environ["CXXFLAGS"] = f"{os.environ.get('CXXFLAGS', '')} -O1"  # takes half the time of -O3
     kernels = capabilities()
     import torch  # noqa: F401  (once, for all processes)
     import torchvision  # noqa: F401

@@ -1,7 +1,7 @@
 """Deformable convolution and RoI pooling from their definitions: slow plain Python, independent of
 the kernels.
 
-Its derivatives come from torch's autograd through the bilinear weights, not from formulas.
+The derivatives come from torch's autograd through the bilinear weights, not from formulas.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def bilinear(plane: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """The value of a plane (H, W) at (y, x), with zeros outside."""
+    """Return the value of a plane (H, W) at (y, x); pixels outside are zero."""
     height, width = plane.shape
     if not (math.isfinite(y.item()) and math.isfinite(x.item())):
         return plane.new_zeros(())
@@ -35,7 +35,7 @@ def reference(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> Tensor:
-    """As `ops.deform_conv2d`, on float64 tensors; returns (N, O, Ho, Wo)."""
+    """Compute `ops.deform_conv2d` on float64 tensors; return (N, O, Ho, Wo)."""
     num_images, channels = input.shape[:2]
     out_channels, group_channels, kernel_h, kernel_w = weight.shape
     taps = kernel_h * kernel_w
@@ -68,9 +68,9 @@ def reference(
 
 
 def along_axis(place: Tensor, size: int) -> list[tuple[int, Tensor]]:
-    """The pixels that a sample of RoIAlign reads along one axis, and their weights."""
+    """Return the pixels that a sample of RoIAlign reads along one axis, and their weights."""
     one = place.new_ones(())
-    if not -1 <= place.item() <= size:  # NaN as well
+    if not -1 <= place.item() <= size:  # also for NaN
         return []
     if place.item() < 0:
         return [(0, one)]
@@ -91,7 +91,7 @@ def roi_reference(
     aligned: bool,
     gamma: float,
 ) -> Tensor:
-    """As `ops.deform_roi_pool`, on float64 tensors; returns (R, C, Ho, Wo)."""
+    """Compute `ops.deform_roi_pool` on float64 tensors; return (R, C, Ho, Wo)."""
     num_channels, height, width = input.shape[1:]
     out_h, out_w = output_size
     half = 0.5 if aligned else 0.0

@@ -1,4 +1,7 @@
-"""The benchmark runs everyone on the same convolution and sums up rightly; no speed is asserted."""
+"""The candidates of the benchmark compute the same convolution, and its tables are right.
+
+No speed is asserted.
+"""
 
 import json
 import sys
@@ -26,7 +29,7 @@ def test_everyone_computes_the_same(name: str, groups: int) -> None:
     t = inputs(problem, "cpu", torch.float32, torch.contiguous_format)
     expected = deform_conv2d(t["input"], t["offset"], t["weight"], padding=1, mask=t["mask"])
     actual = build(name, problem, "cpu").forward()
-    # bfloat16 rounds inputs, weights and outputs to 8 bits, the two former before a sum
+    # bfloat16 rounds to 8 bits: inputs and weights before the sum, outputs after it
     assert relative(actual, expected) < (2**-7 if "bfloat16" in name else 1e-5)
 
 
@@ -69,7 +72,7 @@ def test_the_first_round_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def samples() -> benchmark.Samples:
-    """Seconds of three rounds, medians in the middle on purpose."""
+    """Return the seconds of three rounds, which are not sorted."""
 
     def both(forward: list[float], backward: list[float]) -> dict[str, list[float]]:
         return {"forward": forward, "forward+backward": backward}
@@ -90,7 +93,7 @@ def test_rows_are_medians_and_their_ratios() -> None:
     assert ours["ms"] == pytest.approx(100) and ours["spread"] == pytest.approx(4)
     assert ours["times faster than torchvision"] == pytest.approx(3)
     assert ours["times conv2d"] == pytest.approx(2)
-    assert ours["times the limit"] == pytest.approx(2.5)  # the product's 40 ms
+    assert ours["times the limit"] == pytest.approx(2.5)  # the limit is the product's 40 ms
     assert ours["problem"] == "C8@3x4 N1" and ours["threads"] == 2
     assert len(rows) == 9 and not any(row["candidate"] == "copy" for row in rows)
 
@@ -137,7 +140,7 @@ def test_tables() -> None:
 @pytest.mark.slow
 def test_memory_of_torchvision_is_its_columns() -> None:
     peaks = memory.peaks("torchvision float32", Problem(64, 64, 128), "cpu")
-    columns = 9 * 64 * 64 * 128 * 4 / 2**20  # 18 MiB, beside outputs of 2 and the product's buffers
+    columns = 9 * 64 * 64 * 128 * 4 / 2**20  # 18 MiB; outputs of 2 MiB and buffers come on top
     assert columns < peaks["forward"] < 2 * columns
     assert columns < peaks["forward+backward"] < 3 * columns
 

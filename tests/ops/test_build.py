@@ -1,4 +1,4 @@
-"""The build hook: what it compiles, with what, and what it says when something is not there."""
+"""The build hook: what it compiles, with which tools, and its messages if one is missing."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ops.libraries import REASON
 
 @pytest.fixture(autouse=True)
 def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of CUDA, by who builds and tests here."""
+    """Unset DEFORM_CONV_CUDA, which the environment may have set."""
     monkeypatch.delenv("DEFORM_CONV_CUDA", raising=False)
 
 
@@ -26,7 +26,7 @@ def test_a_compiler_error_stops_the_build(tmp_path: Path) -> None:
 
 
 def extension(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[list[str]]:
-    """Build the CUDA extension with no compiler behind it; return the commands."""
+    """Build the CUDA extension without running a compiler; return the commands."""
     commands: list[list[str]] = []
 
     def run(command: list[str]) -> str:
@@ -58,10 +58,10 @@ def test_cuda_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert [part for part in command if part.startswith("-gencode")] == [
             "-gencode=arch=compute_86,code=sm_86",
             "-gencode=arch=compute_90a,code=sm_90a",
-            "-gencode=arch=compute_90,code=compute_90",  # PTX has none of 90a's own instructions
+            "-gencode=arch=compute_90,code=compute_90",  # PTX without the instructions of 90a alone
         ]
         assert command[-1] == str(tmp_path / "ops/_cuda.so")
-    # An older nvcc does not know all of ours: PTX serves the later GPUs.
+    # An older nvcc does not know all default architectures: PTX serves the later GPUs.
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     (command,) = extension(monkeypatch, tmp_path)
     assert [part for part in command if part.startswith("-gencode")] == [
@@ -91,7 +91,7 @@ def test_a_torch_without_cuda_leaves_cuda_out(
 
 @pytest.fixture
 def broken_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An nvcc that knows its architectures, and cannot find a header."""
+    """Provide an nvcc that lists its architectures but cannot find a header."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/libtorch_cuda.so").touch()
     nvcc = tmp_path / "nvcc"

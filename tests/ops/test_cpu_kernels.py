@@ -1,4 +1,4 @@
-"""How the kernels of several processors live in one library, and those that this one lacks."""
+"""The kernels of several processors in one library, and the emulation of a matrix unit."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ from ops import build
 ROOT = Path(__file__).resolve().parents[2]
 CPU = ROOT / "ops/csrc/cpu"
 SOURCES = [str(CPU.parent / "register.cpp"), *map(str, CPU.glob("*.cpp"))]
-CASES = "amx and not sizes_of_a_detector"  # these take the emulation a minute
+CASES = "amx and not sizes_of_a_detector"  # the latter would take the emulation a minute
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a library and of what it is linked from."""
+    """Build the library; return the folder of the library and its object files."""
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "TemporaryDirectory", lambda: nullcontext(str(folder)))
@@ -53,14 +53,14 @@ def test_the_library_compiles_and_loads_and_its_kernels_share_no_function(built:
 @pytest.mark.parametrize("edits", planted_bugs.FAULTS.values(), ids=planted_bugs.FAULTS)
 def test_faults_can_still_be_planted(tmp_path: Path, edits: list[tuple[str, str, str]]) -> None:
     shutil.copytree(ROOT / "ops/csrc", tmp_path / "ops/csrc")
-    planted_bugs.plant(tmp_path, edits)  # stops where a line is gone
+    planted_bugs.plant(tmp_path, edits)  # exits if a line is missing
 
 
-@pytest.mark.processor("avx512_bf16")  # of the kernels around the matrix unit
+@pytest.mark.processor("avx512_bf16")  # which the kernels around the matrix unit use
 def test_matrix_unit_by_emulation(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The operator's own tests, on a library whose matrix unit is tests/ops/amx_emulation.h.
+    # Runs the operator's own tests on a library whose matrix unit is tests/ops/amx_emulation.h.
     header = Path(__file__).with_name("amx_emulation.h")
     monkeypatch.setenv("CXXFLAGS", f"'-DDEFORM_CONV_EMULATE_AMX=\"{header}\"'")
     shutil.copytree(ROOT / "ops", tmp_path / "ops", ignore=shutil.ignore_patterns("*.so", "csrc"))

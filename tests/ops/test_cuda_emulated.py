@@ -1,6 +1,6 @@
 """The CUDA kernels of the convolution without a GPU, against torchvision.
 
-What this cannot see: whether nvcc's code does the same, matrix products by cuBLAS, speed.
+Not covered: whether nvcc's code does the same, matrix products by cuBLAS, and speed.
 """
 
 from dataclasses import replace
@@ -23,10 +23,10 @@ from emulated import (
 )
 from torch import Tensor
 
-# Channels that 16-byte accesses can move: 16 a weight group, 32 an offset group.
+# Channels that allow 16-byte accesses: 16 to a weight group, 32 to an offset group.
 WIDE = Geometry(2, 64, (7, 9), 12, (3, 2), (2, 1), (1, 2), (1, 2), 4, 2)
 
-# What the fused forward takes: 64 channels a group of either kind, and several of them to a tap.
+# Geometries that the fused forward supports: weight and offset groups of 64 channels or multiples.
 FUSED = {
     "two offset groups in a weight group": Geometry(
         2, 256, (5, 8), 40, (2, 1), (1, 1), (1, 0), (2, 1), 2, 4
@@ -46,12 +46,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stops at any access outside an array and at undefined behaviour."""
+    """Compile the driver so that it stops at undefined behaviour and accesses outside arrays."""
     return compiled("cuda_driver", tmp_path_factory.mktemp("sanitized"), *SANITIZE)
 
 
 def operands(geometry: Geometry, dtype: torch.dtype, **how) -> dict[str, Tensor]:
-    """As `cases.make`, features in `dtype`, with the gradient of the output beside them."""
+    """Draw the tensors of `cases.make`, features in `dtype`, and the gradient of the output."""
     location = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {name: t.detach() for name, t in make(geometry, **how).items()}
     shape = geometry.batch, geometry.out_channels, *geometry.out_size
@@ -70,7 +70,11 @@ def emulated(
     order: int = FORWARD,
     chunk_bytes: int = 16384,
 ) -> dict[str, Tensor]:
-    """The output and, where `upstream` is given, the gradients. Small chunks make many of them."""
+    """Return the output and, if `upstream` is among the tensors, the gradients.
+
+    Args:
+        chunk_bytes: size of a chunk of columns; the default is small and makes many chunks.
+    """
     dtype = tensors["input"].dtype
     location = tensors["offset"].dtype
     numbers = [
@@ -95,7 +99,7 @@ def emulated(
 
 
 def expected(geometry: Geometry, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same by torchvision, in float64."""
+    """Compute what `emulated` returns with torchvision in float64."""
     doubles = {name: t.double().requires_grad_() for name, t in tensors.items()}
     output = torchvision.ops.deform_conv2d(
         doubles["input"], doubles["offset"], doubles["weight"], doubles.get("bias"),
@@ -154,7 +158,7 @@ def test_fused_forward_stays_inside_its_arrays(sanitized: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("channels", [35, 136])
 def test_more_channels_than_lanes_move_at_once(driver: Path, tmp_path: Path, channels: int) -> None:
-    # 35 channels, one by one, on 32 lanes; 136 in packs of 8 on 8 lanes: 64, 64 and 8.
+    # 32 lanes take 35 channels one by one; 8 lanes take 136 in packs of 8: 64, 64 and 8.
     geometry = replace(UGLY, channels=channels, groups=1, offset_groups=1)
     tensors = operands(geometry, torch.bfloat16)
     actual = emulated(driver, tmp_path, geometry, tensors)

@@ -1,6 +1,6 @@
 """The CUDA kernels of RoI pooling without a GPU, against the CPU's in float64.
 
-What this cannot see: whether nvcc's code does the same, and speed.
+Not covered: whether nvcc's code does the same, and speed.
 """
 
 from pathlib import Path
@@ -25,12 +25,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stops at any access outside an array and at undefined behaviour."""
+    """Compile the driver so that it stops at undefined behaviour and accesses outside arrays."""
     return compiled("cuda_roi_driver", tmp_path_factory.mktemp("sanitized"), *SANITIZE)
 
 
 def operands(dtype: torch.dtype, **how) -> dict[str, Tensor]:
-    """As `make`, features in `dtype`, with the gradient of the output beside them."""
+    """Draw the tensors of `make`, features in `dtype`, and the gradient of the output."""
     location = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {name: t.to(location) for name, t in make(features=(6, 10), **how).items()}
     rng = torch.Generator().manual_seed(9)
@@ -47,7 +47,7 @@ def emulated(
     ratio: int = 2,
     aligned: bool = True,
 ) -> dict[str, Tensor]:
-    """The output and the gradients."""
+    """Return the output and the gradients."""
     boxes, features = tensors["boxes"], tensors["input"]
     sizes = [*features.shape, len(boxes), *SIZE, max(ratio, 0), aligned]
     last = {name: tensors[name].permute(0, 2, 3, 1) for name in ("input", "upstream")}
@@ -81,7 +81,7 @@ def expected(tensors: dict[str, Tensor], ratio: int = 2, aligned: bool = True) -
     return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-# Channels one by one, 16 bytes at a time, and more than a block has threads.
+# Channels are read one by one or 16 bytes at a time; 264 are more than the threads of a block.
 @pytest.mark.parametrize(
     "dtype, channels", [*zip(DTYPES, (5, 6, 8, 5), strict=True), (torch.bfloat16, 264)], ids=str
 )
@@ -100,7 +100,7 @@ def test_every_dtype(sanitized: Path, tmp_path: Path, channels: int, dtype: torc
 def test_agrees_with_the_cpu(
     driver: Path, tmp_path: Path, offset: bool, mask: bool, ratio: int, aligned: bool
 ) -> None:
-    # 44 boxes of 6 bins: more than a block looks at together.
+    # 44 boxes of 6 bins are more bins than a block tests at a time.
     tensors = operands(torch.float64, num_boxes=44, channels=3, offset=offset, mask=mask)
     actual = emulated(driver, tmp_path, tensors, ratio=ratio, aligned=aligned)
     for name, tensor in expected(tensors, ratio, aligned).items():

@@ -1,4 +1,4 @@
-"""The operator against its definition and against torchvision's, on every device there is."""
+"""The operator against its definition and against torchvision's, on every available device."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from ops import DeformConv2d, deform_conv2d
 
 
 def call(function, tensors: dict[str, Tensor], geometry: Geometry) -> Tensor:
-    """Either library's function: both have one signature."""
+    """Call a function with the signature that ours and torchvision's share."""
     return function(
         tensors["input"],
         tensors["offset"],
@@ -31,7 +31,7 @@ def call(function, tensors: dict[str, Tensor], geometry: Geometry) -> Tensor:
 
 
 def with_gradients(function, tensors: dict[str, Tensor], geometry: Geometry) -> dict[str, Tensor]:
-    """The output, and the gradient of every tensor for one fixed random gradient of the output."""
+    """Return the output, and each tensor's gradient for a fixed random gradient of the output."""
     output = call(function, tensors, geometry)
     rng = torch.Generator().manual_seed(9)
     upstream = torch.randn(output.shape, generator=rng, dtype=torch.float64).to(output)
@@ -56,7 +56,7 @@ def test_agrees_with_the_definition(double_kernels: str, mask: bool) -> None:
     torchvisions = with_gradients(torchvision.ops.deform_conv2d, tensors, UGLY)
     for name in expected:
         assert relative(actual[name], expected[name]) < 1e-13, name
-        assert relative(torchvisions[name], expected[name]) < 1e-13, name  # it is a fair reference
+        assert relative(torchvisions[name], expected[name]) < 1e-13, name  # a fair reference
 
 
 @pytest.mark.parametrize("seed", range(32))
@@ -81,7 +81,7 @@ SPECIAL = st.sampled_from([0.0, -0.5, 1.0, -1.0, 2.0, -3.0, 0.25, 7.5, -40.0, 1e
 )
 @given(data=st.data())
 def test_any_geometry_and_offset(double_kernels: str, data: st.DataObject) -> None:
-    # Whole and half pixels, borders and far outside, where derivatives jump.
+    # Offsets may be at whole and half pixels, on borders and far outside, where derivatives jump.
     two = st.tuples(st.integers(1, 3), st.integers(1, 3))
     groups, offset_groups = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     kernel, dilation = data.draw(two), data.draw(two)
@@ -121,13 +121,13 @@ def test_float32_is_no_further_from_float64_than_torchvision(kernels: str) -> No
         assert relative(ours[name], exact[name]) <= relative(theirs[name], exact[name]), name
 
 
-# What float64 may differ from, with offsets and masks in float32: sums of many products in float32;
-# one rounding of each factor and result, of which bfloat16 keeps 8 bits and float16 11.
+# Tolerated errors against float64, with offsets and masks in float32. float32 rounds sums of many
+# products. In 16 bits each factor and result is rounded once: bfloat16 keeps 8 bits, float16 11.
 PRECISIONS = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 2**-10}
 
 
 def with_features(tensors: dict[str, Tensor], device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Features, weights and bias in `dtype`, offsets and mask in float32."""
+    """Convert features, weight and bias to `dtype`, offset and mask to float32."""
     return {
         name: t.detach()
         .to(device, torch.float32 if name in ("offset", "mask") else dtype)
@@ -156,8 +156,10 @@ def detectors_features(geometry: Geometry, device: str, dtype: torch.dtype) -> d
 
 @cache
 def in_float64(geometry: Geometry, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What comes out of them by the first of the kernels, once for all kernels: ours is in float64
-    torchvision's to 1e-12, as seen above, and 30 times faster.
+    """Compute the expected results of `detectors_features` once for all kernels, in float64.
+
+    Our operator computes them: in float64 it agrees with torchvision's to 1e-12, as tested above,
+    and is 30 times faster.
     """
     doubles = converted(detectors_features(geometry, "cpu", dtype), dtype=torch.float64)
     found = with_gradients(deform_conv2d, doubles, geometry)
@@ -190,7 +192,7 @@ def test_float32_in_two_parts(kernels: str, seed: int) -> None:
         torch.set_float32_matmul_precision(before)
     assert relative(plain, exact) < 1e-6
     assert relative(high, exact) < (1e-3 if kernels == "cuda" else 3e-5)
-    if kernels == "cpu":  # only matrix units gain by it
+    if kernels == "cpu":  # only the matrix unit multiplies parts
         in_use = torch.ops.deform_conv.use_cpu_capability("portable")
         torch.ops.deform_conv.use_cpu_capability(in_use)
         assert torch.equal(high, plain) == (in_use != "amx")
@@ -209,8 +211,8 @@ def test_zero_offsets_are_a_convolution(double_kernels: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, *PRECISIONS], ids=str)
 def test_channels_that_fill_several_blocks(kernels: str, dtype: torch.dtype) -> None:
-    # The backward divides channels into blocks of 32: here 2 weight groups of 3 blocks each, the
-    # last one of 6 channels, which are also cut by 5 offset groups; images outnumber one split.
+    # The backward divides channels into blocks of at most 32 within an offset group: here 5 blocks
+    # of 28, the third of which belongs to both weight groups of 70. The batch of 5 is divided too.
     geometry = Geometry(5, 140, (6, 9), 90, (3, 3), (1, 2), (1, 0), (1, 1), 2, 5)
     if dtype == torch.float64:
         tensors = converted(make(geometry), device=kernels)
@@ -225,7 +227,7 @@ def test_channels_that_fill_several_blocks(kernels: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("groups, offset_groups", [(70, 1), (70, 2), (70, 70)])
 def test_many_groups(double_kernels: str, groups: int, offset_groups: int) -> None:
-    # Blocks of a single channel: several to a task.
+    # Weight groups of a single channel; the last case has offset groups of one channel as well.
     geometry = Geometry(2, 70, (6, 9), 140, (3, 2), (1, 2), (1, 0), (1, 1), groups, offset_groups)
     tensors = make(geometry)
     expected = with_gradients(torchvision.ops.deform_conv2d, tensors, geometry)
@@ -235,7 +237,10 @@ def test_many_groups(double_kernels: str, groups: int, offset_groups: int) -> No
 
 
 def grouped(groups: int, channels: int, outs: int, offset_groups: int = 1) -> Geometry:
-    """With `channels` and `outs` of a group. The 117 positions are two tiles, the last one odd."""
+    """Return a geometry with `channels` and `outs` per weight group.
+
+    Its 117 positions are two tiles, the last of which has an odd number of rows.
+    """
     size, total = (17, 12), groups * channels
     return Geometry(
         2, total, size, groups * outs, (3, 2), (2, 1), (1, 1), (1, 1), groups, offset_groups
@@ -245,10 +250,10 @@ def grouped(groups: int, channels: int, outs: int, offset_groups: int = 1) -> Ge
 SMALL_GROUPS = [
     *(grouped(32, channels, channels) for channels in (1, 2, 4, 8, 16)),
     grouped(32, 1, 2),
-    grouped(13, 3, 5),  # neither divides a panel of 32
+    grouped(13, 3, 5),  # neither number divides a panel of 32
     grouped(6, 8, 6),
     grouped(4, 12, 20),
-    grouped(3, 40, 9),  # more than a panel to a group, and panels of two groups
+    grouped(3, 40, 9),  # a group fills more than a panel, and panels belong to two groups
     grouped(3, 9, 40),
     grouped(5, 12, 12, 4),  # offset groups of 15 channels cut weight groups of 12
     grouped(4, 6, 4, 24),
@@ -332,7 +337,7 @@ def test_border_and_whole_pixels(double_kernels: str) -> None:
 
 
 def test_border_gradients_agree_with_torchvision(double_kernels: str) -> None:
-    # Zero offsets with padding put the first taps exactly on -1: where every training starts.
+    # Zero offsets with padding put the first taps exactly on -1, as at the start of any training.
     geometry = Geometry(1, 3, (4, 5), 2, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
     tensors = make(geometry)
     tensors["offset"] = torch.zeros_like(tensors["offset"]).requires_grad_()
@@ -359,7 +364,7 @@ def test_absurd_offsets_sample_nothing(kernels: str, value: float) -> None:
 
 
 def test_nan_pixels_stay_in_the_cells_they_touch(kernels: str) -> None:
-    # A cell has four pixels, of which a whole offset gives three the weight zero.
+    # With whole offsets, three of the four pixels of a cell have the weight zero.
     image = torch.zeros(1, 1, 5, 5, device=kernels)
     image[0, 0, 2, 3] = float("nan")
     weight, offset = torch.ones(1, 1, 1, 1, device=kernels), torch.zeros(1, 2, 5, 5, device=kernels)
@@ -374,7 +379,7 @@ def test_nan_pixels_stay_in_the_cells_they_touch(kernels: str) -> None:
 def test_a_group_keeps_its_nan_to_itself(
     kernels: str, channels: int, outs: int, dtype: torch.dtype, value: float
 ) -> None:
-    # Groups are multiplied side by side: zero times a neighbour's NaN would be NaN.
+    # Groups are multiplied side by side: zero times another group's NaN would be NaN.
     geometry = Geometry(1, 8 * channels, (5, 7), 8 * outs, (3, 3), (1, 1), (1, 1), (1, 1), 8, 1)
     tensors = with_features(make(geometry, dtype=torch.float32), kernels, dtype)
     tensors["offset"] = torch.zeros_like(tensors["offset"]).requires_grad_()
@@ -443,7 +448,7 @@ def test_same_bits_for_any_number_of_threads(geometry: Geometry, dtype: torch.dt
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_each_time(kernels: str, dtype: torch.dtype) -> None:
-    # Many samples to a pixel: whatever adds to it atomically does so in another order each time.
+    # Many samples read one pixel: atomic additions to it would have another order each time.
     geometry = Geometry(2, 64, (40, 50), 32, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
     tensors = with_features(make(geometry, dtype=torch.float32, scale=8.0), kernels, dtype)
     first, second = (with_gradients(deform_conv2d, tensors, geometry) for _ in range(2))
@@ -482,7 +487,7 @@ def test_strided_inputs(device: str) -> None:
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-# ---- what torch must know --------------------------------------------------------------------
+# ---- registrations with torch ----------------------------------------------------------------
 
 
 def operator_arguments(tensors: dict[str, Tensor], geometry: Geometry) -> tuple:
@@ -509,7 +514,7 @@ def test_opcheck(device: str, mask: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_to_one_graph(device: str, dynamic: bool) -> None:
-    # aot_eager traces forward and backward as inductor does, without a compiler's minutes.
+    # aot_eager traces forward and backward as inductor does, without minutes of compiling.
     function = torch.compile(deform_conv2d, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for size in ((5, 7), (9, 8)):
         geometry = Geometry(2, 6, size, 4, (3, 2), (2, 1), (1, 0), (2, 1), 2, 3)
@@ -538,7 +543,7 @@ def test_double_backward_raises(device: str) -> None:
 
 
 def test_autocast_keeps_offsets_in_float32(device: str) -> None:
-    # With a step of 1/1024 pixel an offset that passed through bfloat16 would be another.
+    # An offset that passed through bfloat16 would be rounded and give another output.
     tensors = converted(make(UGLY, dtype=torch.float32), device=device)
     with torch.autocast(device, dtype=torch.bfloat16):
         output = call(deform_conv2d, tensors, UGLY)
@@ -559,7 +564,7 @@ def test_autocast_mixes_dtypes_and_leaves_float64(device: str) -> None:
     doubles = converted(tensors, dtype=torch.float64)
     plain = call(deform_conv2d, doubles, UGLY)
     with torch.autocast(device, dtype=torch.bfloat16):
-        # features of a layer before in bfloat16, parameters in float32
+        # features of a previous layer in bfloat16, parameters in float32
         assert torch.equal(call(deform_conv2d, tensors | {"input": low["input"]}, UGLY), expected)
         assert torch.equal(call(deform_conv2d, doubles, UGLY), plain)
 

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling against its definition, and without offsets against torchvision."""
+"""Deformable RoI pooling against its definition and, without offsets, against torchvision."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def call(function, tensors: dict[str, Tensor], size: tuple[int, int], **numbers)
 
 
 def with_gradients(function, tensors: dict[str, Tensor], size=SIZE, **numbers) -> dict[str, Tensor]:
-    """The output, and the gradients for one fixed random gradient of it."""
+    """Return the output, and the gradients for a fixed random gradient of the output."""
     leaves = {
         name: t.detach().clone().requires_grad_() if name != "boxes" else t
         for name, t in tensors.items()
@@ -116,9 +116,9 @@ def test_any_box(
     ratio: int,
     features: tuple[int, int],
 ) -> None:
-    """Whole pixels, borders, far outside, inverted, and of no area."""
+    """Boxes lie at whole pixels, on borders or far outside, are inverted or have no area."""
     boxes = torch.tensor(corners, dtype=torch.float64)
-    if aligned and ratio < 1:  # torchvision fails on inverted boxes there, and samples nothing
+    if aligned and ratio < 1:  # torchvision fails on inverted boxes here; see the next test
         first, last = boxes.split(2, dim=1)
         boxes = torch.cat([torch.minimum(first, last), torch.maximum(first, last)], dim=1)
     tensors = make(features=features, channels=3, offset=False, mask=False)
@@ -178,17 +178,17 @@ def test_precision_at_the_sizes_of_a_detector(kernels: str, dtype: torch.dtype, 
         assert relative(actual[name], expected[name]) < PRECISIONS[dtype], name
 
 
-# ---- boxes that are far away, absurd, or none ------------------------------------------------
+# ---- boxes that are far away, absurd or absent -----------------------------------------------
 
 
 def test_a_box_far_larger_than_the_image_costs_no_more_than_the_image(double_kernels: str) -> None:
-    """Its bins have samples without number; those outside are not gone through."""
+    """Its bins have a huge number of samples; those outside the image are skipped."""
     tensors = make(num_boxes=3, channels=2, offset=False, mask=False, device=double_kernels)
     tensors["boxes"][:, 1:] = tensors["boxes"].new_tensor(
         [[-4e8, -3e8, 4e8, 3e8], [-1e5, 10, 1e5, 30], [1e8, 1e8, 4e8, 4e8]]
     )
     output = call(deform_roi_pool, tensors, (1, 1), sampling_ratio=-1)
-    # Here samples are a pixel apart and fall on pixels, and on one more beyond each border.
+    # Here samples are one pixel apart: they fall on every pixel, and on one beyond each border.
     image = tensors["input"][int(tensors["boxes"][0, 0])]
     padded = nn.functional.pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
     torch.testing.assert_close(
@@ -221,7 +221,8 @@ def test_nan_pixels_stay_in_the_bins_that_read_them(kernels: str) -> None:
     tensors["boxes"] = tensors["boxes"].new_tensor([[0, 6, 6, 22, 30], [1, 6, 6, 22, 30]])
     tensors["input"][0, 4, 2, 2] = float("nan")
     spoilt = call(deform_roi_pool, tensors, SIZE).isnan()
-    # from 1 to 5 along x in two bins, from 1 to 7 along y in three: the first reads pixels 1 to 3
+    # The box reaches from 1 to 5 along x in two bins, and from 1 to 7 along y in three. The first
+    # bin reads pixels 1 to 3.
     assert spoilt[0, 4, 0, 0] and spoilt.sum() == 1
 
 
@@ -292,7 +293,7 @@ def test_gradients_that_alone_are_wanted(device: str, name: str) -> None:
     assert torch.equal(alone[name].grad, expected)
 
 
-# ---- what torch makes of it ------------------------------------------------------------------
+# ---- the operator in other parts of torch ----------------------------------------------------
 
 
 @pytest.mark.parametrize("offset, mask", [(True, True), (False, False), (True, False)])
@@ -350,8 +351,8 @@ def test_counts_samples() -> None:
             output.sum().backward()
         return forward, counter.get_total_flops() - forward
 
-    # 9 boxes of 3 x 2 bins and 5 channels, 2 x 2 samples of four multiply-adds; backward: value and
-    # two slopes, and the gradients of four pixels
+    # 9 boxes of 3 x 2 bins and 5 channels, 2 x 2 samples of four multiply-adds. The backward
+    # computes the value, two slopes and the gradients of four pixels: four times as much.
     assert count() == (9 * 6 * 5 * 4 * 8, 4 * 9 * 6 * 5 * 4 * 8)
     assert count(sampling_ratio=-1)[0] == 9 * 6 * 5 * 8
 
@@ -408,9 +409,7 @@ def test_onnx_has_no_offsets() -> None:
     arguments = (tensors["input"], tensors["boxes"], tensors["offset"], None, SIZE)
     with pytest.raises(NotImplementedError, match="ONNX has no deformable RoI pooling"):
         roi_align(*arguments, 0.25, 2, True, 0.1)
-    with pytest.raises(
-        Exception, match="deform_roi_pool"
-    ):  # torch tries on, and names the operator
+    with pytest.raises(Exception, match="deform_roi_pool"):  # torch's message names the operator
         torch.onnx.export(Pooling(), tuple(tensors.values()), dynamo=True, verbose=False)
 
 

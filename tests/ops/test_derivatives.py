@@ -1,4 +1,4 @@
-"""What other parts of torch make of the operator: count it, map over it, differentiate it."""
+"""The operator in other parts of torch: the flop counter, vmap and functional derivatives."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_vmap_is_a_loop(mapped: tuple[int | None, ...]) -> None:
     assert all(relative(a, e) < 1e-14 for a, e in gradients)
 
 
-# ---- derivatives there are none of: refused, not zero ------------------------------------------
+# ---- unsupported derivatives raise instead of being zero --------------------------------------
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -101,7 +101,7 @@ def test_jvp_raises() -> None:
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.hessian])
 def test_functional_derivatives_raise(transform) -> None:
-    # A limit of torch's custom operators; torch.autograd.grad is the way.
+    # torch's custom operators do not support these; torch.autograd.grad works.
     tensors = [t.detach() for t in leaves()]
     with pytest.raises(RuntimeError, match="setup_context"):
         transform(lambda *arguments: convolve(*arguments).sum())(*tensors)

@@ -1,4 +1,4 @@
-"""Modules with the operator through inductor, and through ONNX to another runtime."""
+"""Modules with the operator, compiled by inductor and exported to an ONNX runtime."""
 
 import shutil
 
@@ -89,7 +89,7 @@ def test_inductor_compiles_the_operator_once_for_any_size() -> None:
 @needs_compiler
 @pytest.mark.slow
 def test_inductor_compiles_the_detectors_layer_in_one_graph() -> None:
-    # torch 2.14 compiles again for another size: a plain convolution's gradient asks for that.
+    # torch 2.14 recompiles for another size, because a plain convolution's gradient needs that.
     block = Block()
     compiled = torch.compile(block, fullgraph=True, dynamic=True)
     for size in ((2, 11, 9), (3, 8, 13)):
@@ -104,7 +104,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture
 def runtime():
-    """onnxruntime, where the extra `onnx` is installed."""
+    """Return onnxruntime; skip the test if the extra `onnx` is not installed."""
     pytest.importorskip("onnxscript")
     return pytest.importorskip("onnxruntime")
 
@@ -201,7 +201,7 @@ def test_low_precision_features_keep_float32_offsets(runtime) -> None:
     input_type, _, offset_type = (value.dtype.name for value in node_of(program).inputs[:3])
     assert input_type == offset_type == "FLOAT"
     kinds = [node.op_type for node in program.model.graph]
-    assert kinds == ["Cast", "Cast", "DeformConv", "Cast", "Cast"]  # down and up on either side
+    assert kinds == ["Cast", "Cast", "DeformConv", "Cast", "Cast"]  # to bfloat16 and back, twice
     with torch.no_grad():
         # the kernels may round the samples to bfloat16 as well, which has 8 bits
         assert relative(run(runtime, program, *inputs), module(*inputs)) < 2**-8

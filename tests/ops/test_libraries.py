@@ -1,4 +1,4 @@
-"""Which compiled kernels are found, and what a user reads of those that are not."""
+"""Which compiled libraries are found, and the messages about those that are not."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind are refused by name, with what came and what was expected."""
+"""A message that refuses an argument has its name, what was given and what was expected."""
 
 import pytest
 import torch
