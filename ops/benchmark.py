@@ -56,7 +56,7 @@ def measure(problem: Problem, device: str, rounds: int) -> Samples:
 
 
 def interleaved(candidates: dict[str, Candidate], device: str, rounds: int) -> Samples:
-    """Time the passes of named candidates, and a copy named "copy", in interleaved rounds.
+    """Time the passes of named candidates, and a memory copy ("copy"), in interleaved rounds.
 
     Returns:
         The seconds of each pass in every round except the first, which is the warm-up.
@@ -114,7 +114,7 @@ def graphed(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def seconds(call: Callable[[], object], device: str) -> float:
-    """Time one call in wall time; on CUDA, in device time.
+    """Return the seconds of one call: wall time on the CPU, device time on CUDA.
 
     The device time is the mean of `REPEATS` calls that follow a warm-up call.
     """

@@ -52,7 +52,7 @@ class BuildLibraries(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def copy_extensions_to_source(self) -> None:
-        """Copy the libraries, or the reason why _cuda.so is missing, to an editable install."""
+        """Copy the libraries, and the reason if _cuda.so is missing, to an editable install."""
         built, source = Path(self.build_lib) / "ops", Path(__file__).parent
         for name in ("_cuda.so", REASON):  # left by an earlier build
             (source / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Modules with the operator, compiled by inductor and exported to an ONNX runtime."""
+"""Modules with the operator, compiled by inductor, or exported to ONNX and run by onnxruntime."""
 
 import shutil
 
