@@ -1,8 +1,9 @@
 """Measures the peak memory of a forward, and of a forward and backward, above the inputs.
 
-Each candidate runs in its own process, `python -m ops.memory NAME DEVICE C H W N [GROUPS]`. On CUDA
-the figure comes from torch's allocator. On the CPU it is the growth of the peak resident set size,
-which only Linux can reset.
+On CUDA the figure comes from torch's allocator, which counts every byte, so the candidates are
+measured one after the other in the calling process. On the CPU it is the growth of the peak
+resident set size, which only Linux can reset and which depends on what ran before: there each
+candidate has its own process, `python -m ops.memory NAME DEVICE C H W N [GROUPS]`.
 """
 
 import json
@@ -31,7 +32,9 @@ def measurable(device: str) -> bool:
 
 
 def peaks(name: str, problem: Problem, device: str) -> dict[str, float | None]:
-    """Return the MiB of each pass, measured in a fresh process; None if there is no such pass."""
+    """Return the MiB of each pass; None if there is no such pass."""
+    if device == "cuda":
+        return measure_warm(name, problem, device)
     return peaks_of(["ops.memory", name, device, *map(str, astuple(problem))])
 
 
@@ -51,6 +54,15 @@ def peaks_of(module: list[str]) -> dict[str, float | None]:
         text=True,
     )
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def measure_warm(name: str, problem: Problem, device: str) -> dict[str, float | None]:
+    """Measure a candidate by its name, after a small run that loads code and compiled kernels.
+
+    What they need once is no part of the operator's workspace.
+    """
+    measure(build(name, Problem(32, 8, 8), device), device)
+    return measure(build(name, problem, device), device)
 
 
 def measure(candidate: Candidate, device: str) -> dict[str, float | None]:
@@ -97,9 +109,7 @@ def resident(field: str) -> int:
 def main() -> None:
     """Measure the candidate that the command line names and print the result as JSON."""
     name, device, *sizes = sys.argv[1:]
-    # A first, small run loads code and compiled kernels, which are not the operator's workspace.
-    measure(build(name, Problem(32, 8, 8), device), device)
-    print(json.dumps(measure(build(name, Problem(*map(int, sizes)), device), device)))
+    print(json.dumps(measure_warm(name, Problem(*map(int, sizes)), device)))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,14 @@ def test_memory_of_torchvision_is_its_columns() -> None:
     assert columns < peaks["forward+backward"] < 3 * columns
 
 
+def test_memory_on_cuda_is_read_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator counts exactly; a process for each candidate took minutes."""
+    monkeypatch.setattr(memory, "build", lambda name, problem, device: problem)
+    monkeypatch.setattr(memory, "measure", lambda problem, device: {"forward": problem.channels})
+    monkeypatch.setattr(memory, "peaks_of", None)  # what starts a process
+    assert memory.peaks("ours float32", PROBLEM, "cuda") == {"forward": PROBLEM.channels}
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_the_command(
