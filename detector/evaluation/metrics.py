@@ -37,7 +37,8 @@ class Metrics:
         """Format the scores in percent, in columns for a terminal.
 
         The scores over all classes come first, six to a line, then those of each class. Of
-        `MANY_CLASSES` classes or more, only the best and the worst are listed.
+        `MANY_CLASSES` classes or more, only the best and the worst of those with objects to detect
+        are listed, and the others are counted.
 
         Args:
             all_in: the file with the scores of all classes, to which a shortened list refers.
@@ -51,16 +52,19 @@ class Metrics:
             block = names[first : first + 6]
             lines += [_line("", block, width), _line(ALL, _texts(self.summary, block), width)]
         lines += ["", _line("", of_class, width)]
+        listed = self._listed()
         shown = [
-            _line(labels[name], _texts(self.per_class[name], of_class), width)
-            for name in self._ranked()
+            _line(labels[name], _texts(self.per_class[name], of_class), width) for name in listed
         ]
-        if len(self.per_class) >= MANY_CLASSES:
-            rest = len(self.per_class) - 2 * SHOWN_CLASSES
-            shown[SHOWN_CLASSES:-SHOWN_CLASSES] = [f"... {rest} more in {all_in}"]
+        if len(self.per_class) >= MANY_CLASSES and len(listed) > 2 * SHOWN_CLASSES:
+            num_left_out = len(listed) - 2 * SHOWN_CLASSES
+            shown[SHOWN_CLASSES:-SHOWN_CLASSES] = [f"... {num_left_out} more in {all_in}"]
+        if len(listed) < len(self.per_class):
+            num_without = len(self.per_class) - len(listed)
+            shown.append(f"... {num_without} without objects to detect")
         return "\n".join([*lines, *shown])
 
-    def _ranked(self) -> list[str]:
+    def _listed(self) -> list[str]:
         """Return all classes in order or, if there are many, those with a score, best first."""
         if len(self.per_class) < MANY_CLASSES:
             return list(self.per_class)

@@ -287,7 +287,26 @@ def test_of_many_classes_the_best_and_the_worst_are_shown() -> None:
         "none": {"AP": None},
     }
     lines = Metrics(dict.fromkeys(names, 0.5), per_class).table(all_in="all.json").splitlines()
-    assert [line.split()[-1] for line in lines[-11:-6]] == ["90.0", "18.0", "17.0", "16.0", "15.0"]
-    assert lines[-6] == "... 11 more in all.json"
-    assert [line.split()[-1] for line in lines[-5:]] == ["4.0", "3.0", "2.0", "1.0", "0.0"]
+    assert [line.split()[-1] for line in lines[-12:-7]] == ["90.0", "18.0", "17.0", "16.0", "15.0"]
+    assert lines[-7] == "... 10 more in all.json"
+    assert [line.split()[-1] for line in lines[-6:-1]] == ["4.0", "3.0", "2.0", "1.0", "0.0"]
+    assert lines[-1] == "... 1 without objects to detect"
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("with_objects", [0, 1, 7, 10, 11, 25])
+def test_the_table_accounts_for_every_one_of_many_classes(with_objects: int) -> None:
+    per_class = {
+        f"class {n}": {"AP": n / 100 if n < with_objects else None, "AP50": None} for n in range(25)
+    }
+    metrics = Metrics({"AP": 0.5, "AP50": 0.5}, per_class)
+    lines = metrics.table(all_in="all.json").splitlines()[4:]
+    shown = [line.split()[1] for line in lines if line.startswith("class")]
+    best_first = [str(n) for n in reversed(range(with_objects))]
+    if with_objects > 10:
+        assert shown == best_first[:5] + best_first[-5:]
+        assert lines[5] == f"... {with_objects - 10} more in all.json"
+    else:
+        assert shown == best_first and not any("all.json" in line for line in lines)
+    without = [f"... {25 - with_objects} without objects to detect"] * (with_objects < 25)
+    assert lines[len(shown) + (with_objects > 10) :] == without
