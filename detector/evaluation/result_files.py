@@ -156,7 +156,7 @@ class _Names:
         category_id = integer(value)
         if category_id is not None:
             if first is not None:
-                return self.id_at(category_id - first, where)
+                return self.id_at(category_id, first, where)
             if category_id not in self.known_categories:
                 raise EvaluationError(
                     f"{where}: category_id {category_id} is not in the ground truth's categories"
@@ -184,15 +184,14 @@ class _Names:
             category_id == len(self.ids)
         )
 
-    def id_at(self, place: Any, where: str) -> int:
-        """Return the category id at a position, counted from 0, among the ascending ids."""
-        index = integer(place)
-        if index is None or not 0 <= index < len(self.ids):
+    def id_at(self, place: int, first: int, where: str) -> int:
+        """Return the category id at a position among the ascending ids, counted from `first`."""
+        if not first <= place < first + len(self.ids):
             raise EvaluationError(
-                f"{where}: class {brief(place)}, counted from 0, is not one of the ground truth's "
-                f"{len(self.ids)} classes"
+                f"{where}: class {brief(place)}, counted from {first}, is not one of the ground "
+                f"truth's {len(self.ids)} classes"
             )
-        return int(self.ids[index])
+        return int(self.ids[place - first])
 
 
 class _BoxReader:

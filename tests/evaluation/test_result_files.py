@@ -216,6 +216,20 @@ def test_counted_categories(tmp_path: Path, kind: str, ids: tuple) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "given", "first"), [("from_one", 0, 1), ("from_one", 3, 1), ("from_zero", 2, 0)]
+)
+def test_counted_categories_out_of_range_are_named_as_in_the_file(
+    tmp_path: Path, kind: str, given: int, first: int
+) -> None:
+    with pytest.raises(EvaluationError) as error:
+        read(tmp_path, entries(category_id=(1, given)), categories=kind)
+    assert str(error.value) == (
+        f"{tmp_path / 'results.json'}[1]: class {given}, counted from {first}, is not one of the "
+        "ground truth's 2 classes"
+    )
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (entries(image_id=(7, 8)), "[1]: image_id 8 is not in the ground truth's images"),
