@@ -14,8 +14,24 @@ USUAL: dict[str, Any] = {
     "rpn_head.bbox_coder.target_stds": [1.0, 1.0, 1.0, 1.0],
     "roi_head.bbox_head.bbox_coder.target_stds": [0.1, 0.1, 0.2, 0.2],
     "roi_head.bbox_roi_extractor.finest_scale": 56,
+    "train_cfg.rpn.assigner.pos_iou_thr": 0.7,
+    "train_cfg.rpn.assigner.neg_iou_thr": 0.3,
+    "train_cfg.rpn.sampler.type": "RandomSampler",
+    "train_cfg.rpn.sampler.num": 256,
+    "train_cfg.rpn.sampler.pos_fraction": 0.5,
+    "train_cfg.rpn_proposal.nms.type": "nms",
+    "train_cfg.rpn_proposal.nms.iou_threshold": 0.7,
+    "train_cfg.rcnn.assigner.pos_iou_thr": 0.5,
+    "train_cfg.rcnn.assigner.neg_iou_thr": 0.5,
+    "train_cfg.rcnn.sampler.type": "RandomSampler",
+    "train_cfg.rcnn.sampler.num": 512,
+    "train_cfg.rcnn.sampler.pos_fraction": 0.25,
+    "test_cfg.rpn.nms.type": "nms",
     "test_cfg.rpn.nms.iou_threshold": 0.7,
+    "test_cfg.rcnn.nms.type": "nms",
     "test_cfg.rcnn.nms.iou_threshold": 0.5,
+    "test_cfg.rcnn.score_thr": 0.05,
+    "test_cfg.rcnn.max_per_img": 100,
 }
 SCALE = "rpn_head.anchor_generator.scales"  # times the strides they give `model.anchor_sizes`
 
@@ -35,6 +51,8 @@ def conventions_of(text: Any) -> tuple[dict[str, Any], list[str]]:
     config = parsed(text)
     model = config.get("model")
     model = model if isinstance(model, dict) else {}
+    # Early files of 2.x have them beside `model`. In 3.x, other settings have these names there.
+    model = {key: config.get(key) for key in ("train_cfg", "test_cfg")} | model
     found: dict[str, Any] = {}
     if at(model, "backbone.style") == "caffe":
         found["stride_in_1x1"] = True
