@@ -233,7 +233,7 @@ def to_markdown(of_candidates: dict[str, dict[str, Any]]) -> str:
         ]
         for name, one in of_candidates.items()
     ]
-    return table(["candidate", "s", "rounds", "peak MiB", "farthest from pycocotools"], rows)
+    return table(["candidate", "s", "range, s", "peak MiB", "farthest from pycocotools"], rows)
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ def test_the_command(
     command = ["benchmark", *sizes.split(), "--json", str(output)]
     monkeypatch.setattr(sys, "argv", command)
     benchmark.main()
-    rows = capsys.readouterr().out.splitlines()[2:]
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert heading == "| candidate | s | range, s | peak MiB | farthest from pycocotools |"
     assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in benchmark.CANDIDATES]
     content = json.loads(output.read_text())
     found = content["candidates"]
