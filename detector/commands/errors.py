@@ -25,7 +25,7 @@ def report(results: Path, annotations: Path, folder: Path, *, iou: float, min_sc
 
     Raises:
         EvaluationError: a file cannot be read or has a wrong format, or the ground truth has no
-            object.
+            object to detect.
     """
     ground_truth = read_ground_truth(annotations)
     detections = read_results(results, ground_truth)

@@ -335,5 +335,5 @@ def test_errors_are_one_line(
 
 
 def test_nothing_to_be_found_is_refused() -> None:
-    with pytest.raises(EvaluationError, match="no object to be found"):
+    with pytest.raises(EvaluationError, match="no object to detect"):
         error_split(truth_of(box(0, iscrowd=1)), [])

@@ -199,12 +199,12 @@ def error_split(ground_truth: AnyGroundTruth, detections: AnyDetections) -> Erro
 
     Raises:
         EvaluationError: the ground truth or the detections break the format, a detection's image or
-            category is not in the ground truth, or the ground truth has no object to be found.
+            category is not in the ground truth, or the ground truth has no object to detect.
     """
     ground_truth, detections = as_ground_truth(ground_truth), as_detections(detections)
     before = coco_matches(ground_truth, detections).summary["AP50"]
     if before is None:
-        raise EvaluationError("ground truth: it has no object to be found, so it cannot be scored")
+        raise EvaluationError("ground truth: it has no object to detect, so it cannot be scored")
     diagnosis = diagnose(ground_truth, detections)
     gains = {
         kind: _ap50(*mended(ground_truth, diagnosis, {kind})) - before if count else 0.0
