@@ -157,9 +157,7 @@ def _difference(first: float, second: float, firsts: np.ndarray, seconds: np.nda
     """
     differences = (firsts - seconds)[np.isfinite(firsts)]
     if len(differences) == 0:
-        raise EvaluationError(
-            f"resamples={len(firsts)} are too few: none has an object to detect"
-        )
+        raise EvaluationError(f"resamples={len(firsts)} are too few: none has an object to detect")
     low, high = np.percentile(differences, [2.5, 97.5])
     share = np.mean(differences > 0) + np.mean(differences == 0) / 2
     return Difference(first, second, first - second, float(low), float(high), float(share))
