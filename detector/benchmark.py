@@ -46,7 +46,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from detector.builders.model import build_model
 from detector.builders.training import build_optimizer
 from detector.config import typed_train
-from detector.model.flops import products
+from detector.model.flops import counted_flops
 from detector.model.memory_format import training_memory_format
 from detector.model.resnet import convolutions_3x3
 from detector.schema import TrainConfig
@@ -235,7 +235,7 @@ def work_of(name: str, candidate: Candidate) -> Row:
         "parameters": sum(p.numel() for p in parameters),
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         # The counter does not support torchvision's operator.
-        "GFLOP": None if name == "torchvision deformable" else products(counter) / 1e9,
+        "GFLOP": None if name == "torchvision deformable" else counted_flops(counter) / 1e9,
         "RoIs": rois[0],
         **{loss: value.item() for loss, value in losses.items()},
     }

@@ -24,10 +24,10 @@ def forward_flops(model: FasterRCNN, height: int, width: int) -> int:
     with FlopCounterMode(display=False) as counter:
         model([torch.zeros(3, height, width, device=device)])
     model.train(training)
-    return products(counter)
+    return counted_flops(counter)
 
 
-def products(counter: FlopCounterMode) -> int:
+def counted_flops(counter: FlopCounterMode) -> int:
     """Return the counted operations of all matrix products and convolutions."""
     pool = torch.ops.deform_roi_pool
     by_operator = counter.get_flop_counts()["Global"]
