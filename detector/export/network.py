@@ -8,7 +8,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from detector.export.graph import Graph
-from detector.model.dc5 import DilatedBackbone
+from detector.model.dc5 import DilatedC5Backbone
 from detector.model.deformable_conv import DeformableConv2d
 
 
@@ -19,7 +19,7 @@ def features(graph: Graph, images: str, model: FasterRCNN) -> dict[str, str]:
         The feature maps by the names of the model, in its order.
     """
     stages = backbone(graph, images, model.backbone.body)
-    if isinstance(model.backbone, DilatedBackbone):
+    if isinstance(model.backbone, DilatedC5Backbone):
         reduced = relu(graph, convolution(graph, stages[3], model.backbone.reduction))
         return {"c4": stages[2], "c5": reduced}
     names = ["0", "1", "2", "3", "pool"]

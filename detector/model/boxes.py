@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image
 from torchvision.ops.boxes import remove_small_boxes
 
-from detector.model.nms import suppressed
+from detector.model.nms import non_maximum_suppression
 from detector.model.roi_pooling import BoxPooling
 
 
@@ -149,7 +149,8 @@ class BoxHeads(RoIHeads):
         pooling, head, predictor, decoder: the parts that a proposal passes through, in this order.
         batch_size: proposals sampled per image for the losses.
         score_threshold: only detections with a higher score are kept.
-        nms, nms_iou, nms_sigma: `method`, `iou_threshold` and `sigma` of `nms.suppressed`.
+        nms, nms_iou, nms_sigma: `method`, `iou_threshold` and `sigma` of
+            `non_maximum_suppression`.
         min_side: detections with a side shorter than this, in pixels, are dropped.
         detections_per_image: the largest number of detections that is kept per image.
     """
@@ -216,7 +217,7 @@ class BoxHeads(RoIHeads):
         scores = scores[rows, labels]
         kept = remove_small_boxes(boxes, self.min_side)
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
-        kept, scores = suppressed(
+        kept, scores = non_maximum_suppression(
             *(boxes, scores, labels),
             method=self.nms,
             iou_threshold=self.nms_thresh,

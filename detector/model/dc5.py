@@ -15,7 +15,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import ResNet
 
 
-class DilatedBackbone(nn.Module):
+class DilatedC5Backbone(nn.Module):
     """Computes c4, and c5 with fewer channels.
 
     Args:

@@ -30,9 +30,9 @@ from detector.model.boxes import (
     BoxPredictor,
     ProposalHead,
 )
-from detector.model.dc5 import DilatedBackbone
+from detector.model.dc5 import DilatedC5Backbone
 from detector.model.roi_pooling import ROI_SIZE, BoxPooling
-from detector.model.sampling import sample_by_image
+from detector.model.sampling import use_seeded_samplers
 
 
 def faster_rcnn(
@@ -119,7 +119,7 @@ def faster_rcnn(
                 raise ValueError("model.neck=dc5 needs model.c5_dilation of 2 or more, not 1")
             if not anchor_sizes:
                 raise ValueError("model.anchor_sizes=[] must be at least one size, for c4")
-            backbone = DilatedBackbone(body, fpn_channels)
+            backbone = DilatedC5Backbone(body, fpn_channels)
             sizes, rpn_strides = [anchor_sizes], strides[2:3]
             pooled, strides, rpn_input = ["c5"], strides[3:], channels[2]
         case _:
@@ -172,7 +172,7 @@ def faster_rcnn(
         min_side=conventions.min_detection_side,
         detections_per_image=detections_per_image,
     )
-    sample_by_image(model, rpn_batch_size=rpn_batch_size, box_batch_size=box_batch_size)
+    use_seeded_samplers(model, rpn_batch_size=rpn_batch_size, box_batch_size=box_batch_size)
     return model
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
 
-def suppressed(
+def non_maximum_suppression(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor,

@@ -61,7 +61,7 @@ def _choose(candidates: Tensor, at_most: int, generator: torch.Generator | None)
     return indices[order[:at_most]]
 
 
-def sample_by_image(model: FasterRCNN, *, rpn_batch_size: int, box_batch_size: int) -> None:
+def use_seeded_samplers(model: FasterRCNN, *, rpn_batch_size: int, box_batch_size: int) -> None:
     """Give the model samplers that take each image's seed from its target's `seed`.
 
     An image whose target has no seed is sampled as in torchvision. At most half of the anchors and

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detector.model.nms import suppressed
+from detector.model.nms import non_maximum_suppression
 
 Box = list[float]
 
@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_paper(
 ) -> None:
     for seed in range(4):
         found = clustered_boxes(seed, num_boxes, num_classes)
-        kept, scores = suppressed(*found, method=method, **VALUES | others)
+        kept, scores = non_maximum_suppression(*found, method=method, **VALUES | others)
         expected = reference(*(one.tolist() for one in found), method=method, **VALUES | others)
         assert kept.tolist() == [index for index, _ in expected]
         wanted = torch.tensor([score for _, score in expected], dtype=torch.float64)
@@ -86,7 +86,9 @@ def test_scores_never_rise_and_descend(method: str) -> None:
     changed = 0
     for seed in range(5):
         boxes, before, labels = (one.float() for one in clustered_boxes(seed, 60, 3))
-        kept, scores = suppressed(boxes, before, labels.long(), method=method, **VALUES)
+        kept, scores = non_maximum_suppression(
+            boxes, before, labels.long(), method=method, **VALUES
+        )
         assert (scores <= before[kept]).all() and (scores > 0.05).all()
         assert (scores.diff() <= 0).all() and len(kept.unique()) == len(kept)
         for label in labels.unique():  # the best score of a class never changes
@@ -101,7 +103,7 @@ def test_boxes_that_do_not_overlap_are_left_alone() -> None:
     scores = torch.tensor([0.2, 0.9, 0.5, 0.04])
     labels = torch.ones(4, dtype=torch.int64)
     for method in ("soft_linear", "soft_gaussian"):
-        kept, after = suppressed(boxes, scores, labels, method=method, **VALUES)
+        kept, after = non_maximum_suppression(boxes, scores, labels, method=method, **VALUES)
         assert kept.tolist() == [1, 2, 0] and torch.equal(after, scores[kept])
 
 
@@ -109,24 +111,24 @@ def test_boxes_without_area() -> None:
     boxes = torch.tensor([[5.0, 5.0, 5.0, 9.0], [5.0, 5.0, 5.0, 9.0], [0.0, 0.0, 10.0, 10.0]])
     scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.ones(3, dtype=torch.int64)
     for method in ("soft_linear", "soft_gaussian"):
-        kept, after = suppressed(boxes, scores, labels, method=method, **VALUES)
+        kept, after = non_maximum_suppression(boxes, scores, labels, method=method, **VALUES)
         assert kept.tolist() == [0, 1, 2] and torch.equal(after, scores)
 
 
 @pytest.mark.parametrize("method", ["hard", "soft_linear", "soft_gaussian"])
 def test_no_boxes(method: str) -> None:
     nothing = (torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    kept, scores = suppressed(*nothing, method=method, **VALUES)
+    kept, scores = non_maximum_suppression(*nothing, method=method, **VALUES)
     assert kept.shape == scores.shape == (0,) and kept.dtype == torch.int64
 
 
 def test_hard_is_torchvisions() -> None:
     boxes, scores, labels = clustered_boxes(0, 60, 3)
-    kept, after = suppressed(boxes, scores, labels, method="hard", **VALUES)
+    kept, after = non_maximum_suppression(boxes, scores, labels, method="hard", **VALUES)
     assert torch.equal(kept, batched_nms(boxes, scores, labels, 0.5))
     assert torch.equal(after, scores[kept])
 
 
 def test_refuses_another_method() -> None:
     with pytest.raises(ValueError, match="model.nms=weighted is none of hard, soft_linear, soft_"):
-        suppressed(*clustered_boxes(0, 3, 1), method="weighted", **VALUES)
+        non_maximum_suppression(*clustered_boxes(0, 3, 1), method="weighted", **VALUES)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detector.model.resnet import resnet
-from detector.model.sampling import SeededSampler, sample_by_image
+from detector.model.sampling import SeededSampler, use_seeded_samplers
 
 # Positives (1 or more), negatives (0) and others (-1): many of each, few positives, few negatives,
 # and others only.
@@ -69,7 +69,7 @@ def test_every_candidate_is_as_likely() -> None:
 def test_half_of_the_anchors_and_a_quarter_of_the_proposals_are_positive() -> None:
     model: Any = nn.Module()
     model.rpn, model.roi_heads = nn.Module(), nn.Module()
-    sample_by_image(model, rpn_batch_size=16, box_batch_size=8)
+    use_seeded_samplers(model, rpn_batch_size=16, box_batch_size=8)
     for part, expected in ((model.rpn, [8, 8]), (model.roi_heads, [2, 6])):
         part.fg_bg_sampler.seeds = [3]
         masks = part.fg_bg_sampler([torch.tensor([1] * 50 + [0] * 50)])
