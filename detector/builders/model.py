@@ -10,7 +10,7 @@ from detector.config import ConfigError, conventions, typed
 from detector.conventions import Conventions
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
-from detector.model.weights.loading import load_file, load_imagenet, load_into
+from detector.model.weights.loading import load_file, load_imagenet, load_state_dict_into
 from detector.model.weights.names import read_weights, trained_weights
 from detector.schema import DeformConfig, ModelConfig, TrainConfig, TransformConfig
 from detector.training.checkpoint import Checkpoint
@@ -122,7 +122,7 @@ def trained_model(trained: TrainConfig, checkpoint: Checkpoint) -> FasterRCNN:
     blank = replace(trained.model, weights=None)  # loaded from the checkpoint below
     num_classes = len(checkpoint["classes"])
     model = build_model(blank, trained.deform, trained.data.transform, num_classes)
-    load_into(model, trained_weights(checkpoint), "the checkpoint")
+    load_state_dict_into(model, trained_weights(checkpoint), "the checkpoint")
     return model
 
 

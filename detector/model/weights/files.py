@@ -53,7 +53,7 @@ class WeightsError(ValueError):
     exit_code = exit_codes.FAILED
 
 
-class Content(NamedTuple):
+class FileContent(NamedTuple):
     """The content of a file of weights."""
 
     kind: str  # such as "a torch file"
@@ -88,7 +88,7 @@ class Inert:
         return self
 
 
-def read(path: Path) -> Content:
+def read(path: Path) -> FileContent:
     """Read a file of weights; its tensors are on the CPU.
 
     Raises:
@@ -120,7 +120,7 @@ def read(path: Path) -> Content:
 SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors", ".bin", ".ckpt")
 
 
-def _reader(path: Path, start: bytes) -> tuple[str, Callable[[Path], Content]]:
+def _reader(path: Path, start: bytes) -> tuple[str, Callable[[Path], FileContent]]:
     """Recognise a file's format by its first bytes; return the format's name and its reader."""
     if start.startswith(b"PK\x03\x04"):
         return _zip_reader(path)
@@ -140,7 +140,7 @@ def _other_format(start: bytes) -> str:
     return f"something that begins with {start[:12]!r}"
 
 
-def _zip_reader(path: Path) -> tuple[str, Callable[[Path], Content]]:
+def _zip_reader(path: Path) -> tuple[str, Callable[[Path], FileContent]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -165,13 +165,13 @@ def _zip_reader(path: Path) -> tuple[str, Callable[[Path], Content]]:
     raise WeightsError(f"{path} is no file of weights but {what}")
 
 
-def _read_safetensors(path: Path) -> Content:
+def _read_safetensors(path: Path) -> FileContent:
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    return Content("safetensors", safetensors.torch.load_file(path), metadata)
+    return FileContent("safetensors", safetensors.torch.load_file(path), metadata)
 
 
-def _read_torch(path: Path) -> Content:
+def _read_torch(path: Path) -> FileContent:
     try:
         objects = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it holds objects that weights_only refuses
@@ -181,17 +181,17 @@ def _read_torch(path: Path) -> Content:
             weights_only=False,  # safe with RestrictedPickle
             pickle_module=RestrictedPickle,
         )
-    return Content("a torch file", objects, {})
+    return FileContent("a torch file", objects, {})
 
 
-def _read_pickle(path: Path) -> Content:
+def _read_pickle(path: Path) -> FileContent:
     """Read a plain pickle, or a file of torch before 1.6, which begins with a pickle."""
     with path.open("rb") as file:
         # Many files were written by Python 2, whose strings need this encoding.
         first = RestrictedPickle.load(file, encoding="latin1")
     if type(first) is int and first == TORCH_MAGIC:
         return _read_torch(path)._replace(kind="a torch file in the format before 1.6")
-    return Content("a pickle", first, {})
+    return FileContent("a pickle", first, {})
 
 
 # ---- The unpickler -------------------------------------------------------------------------------

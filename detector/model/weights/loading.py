@@ -51,7 +51,9 @@ def load_imagenet(body: ResNet, name: str) -> None:
             "model.weights=PATH, or train from scratch with model.weights=null "
             "model.norm=batch model.trainable_layers=5"
         ) from error
-    load_into(body, state, f"the file of ImageNet weights for {name}", may_be_left=("fc.",))
+    load_state_dict_into(
+        body, state, f"the file of ImageNet weights for {name}", ignored_prefixes=("fc.",)
+    )
 
 
 def load_file(detector: nn.Module, path: Path, classes: tuple[str, ...] | None = None) -> None:
@@ -87,7 +89,7 @@ def load_file(detector: nn.Module, path: Path, classes: tuple[str, ...] | None =
     if not weights.is_detector:
         said.append("newly initialised: all but the backbone")
         state |= {key: value for key, value in own.items() if not key.startswith(BODY)}
-    load_into(detector, state, str(path))
+    load_state_dict_into(detector, state, str(path))
     log.info("weights of %s (%s): %s", path, weights.framework, "; ".join(said))
 
 
@@ -164,8 +166,8 @@ def _copy_rows(state: StateDict, own: StateDict, taken: dict[int, int]) -> State
     return rows
 
 
-def load_into(
-    module: nn.Module, state: StateDict, source: str, may_be_left: tuple[str, ...] = ()
+def load_state_dict_into(
+    module: nn.Module, state: StateDict, source: str, ignored_prefixes: tuple[str, ...] = ()
 ) -> None:
     """Load a state dict strictly, except that layers that predict offsets may be missing.
 
@@ -173,7 +175,7 @@ def load_into(
         module: the module to load into.
         state: the state dict.
         source: what error messages call the state dict, such as the path of its file.
-        may_be_left: prefixes of names that the module need not have.
+        ignored_prefixes: prefixes of names that the module need not have.
 
     Raises:
         WeightsError: tensors are missing, unexpected or of another shape; it names the first three.
@@ -187,7 +189,9 @@ def load_into(
     left = [
         key
         for key in state
-        if key not in own and not key.startswith(may_be_left) and "num_batches_tracked" not in key
+        if key not in own
+        and not key.startswith(ignored_prefixes)
+        and "num_batches_tracked" not in key
     ]
     other = [key for key in state if key in own and own[key].shape != state[key].shape]
     for problem, keys in (

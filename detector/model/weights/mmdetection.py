@@ -8,7 +8,8 @@ import ast
 from typing import Any
 
 # Values that networks here have by default. Others are ignored, and a warning names them.
-USUAL: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
+    "rpn_head.anchor_generator.scales": [8],  # times the strides they give `model.anchor_sizes`
     "rpn_head.anchor_generator.ratios": [0.5, 1.0, 2.0],
     "rpn_head.anchor_generator.strides": [4, 8, 16, 32, 64],
     "rpn_head.bbox_coder.target_stds": [1.0, 1.0, 1.0, 1.0],
@@ -33,7 +34,6 @@ USUAL: dict[str, Any] = {
     "test_cfg.rcnn.score_thr": 0.05,
     "test_cfg.rcnn.max_per_img": 100,
 }
-SCALE = "rpn_head.anchor_generator.scales"  # times the strides they give `model.anchor_sizes`
 
 
 def conventions_of(text: Any) -> tuple[dict[str, Any], list[str]]:
@@ -48,13 +48,13 @@ def conventions_of(text: Any) -> tuple[dict[str, Any], list[str]]:
     """
     if not isinstance(text, str):
         return {}, []
-    config = parsed(text)
+    config = parse_assignments(text)
     model = config.get("model")
     model = model if isinstance(model, dict) else {}
     # Early files of 2.x have them beside `model`. In 3.x, other settings have these names there.
     model = {key: config.get(key) for key in ("train_cfg", "test_cfg")} | model
     found: dict[str, Any] = {}
-    if at(model, "backbone.style") == "caffe":
+    if nested_value(model, "backbone.style") == "caffe":
         found["stride_in_1x1"] = True
     images = model.get("data_preprocessor", config.get("img_norm_cfg"))
     if isinstance(images, dict):
@@ -66,8 +66,8 @@ def conventions_of(text: Any) -> tuple[dict[str, Any], list[str]]:
             found["channel_order"] = "rgb" if is_rgb else "bgr"
     others = [
         f"{key}={value}"
-        for key, usual in {SCALE: [8], **USUAL}.items()
-        if (value := at(model, key)) not in (None, usual)
+        for key, default in DEFAULTS.items()
+        if (value := nested_value(model, key)) not in (None, default)
     ]
     return found, others
 
@@ -79,27 +79,27 @@ def is_numbers(value: Any) -> bool:
     )
 
 
-def at(config: Any, key: str) -> Any:
+def nested_value(config: Any, key: str) -> Any:
     """Return the nested value under a dotted key, or None."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, dict) else None
     return config
 
 
-def parsed(text: str) -> dict[str, Any]:
+def parse_assignments(text: str) -> dict[str, Any]:
     """Return the names that the text assigns and their values, which are None if not read."""
     try:
         statements = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     return {
-        statement.targets[0].id: value_of(statement.value)
+        statement.targets[0].id: evaluate_literal(statement.value)
         for statement in statements
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
     }
 
 
-def value_of(node: ast.expr) -> Any:
+def evaluate_literal(node: ast.expr) -> Any:
     """Return the value of a constant, list, tuple, dictionary or call of `dict`; None otherwise."""
     match node:
         case ast.Constant(value=value):
@@ -107,12 +107,14 @@ def value_of(node: ast.expr) -> Any:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
-            return [value_of(element) for element in elements]
+            return [evaluate_literal(element) for element in elements]
         case ast.Dict(keys=keys, values=values):
             pairs = zip(keys, values, strict=True)
             return {
-                key.value: value_of(value) for key, value in pairs if isinstance(key, ast.Constant)
+                key.value: evaluate_literal(value)
+                for key, value in pairs
+                if isinstance(key, ast.Constant)
             }
         case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
-            return {word.arg: value_of(word.value) for word in keywords if word.arg}
+            return {word.arg: evaluate_literal(word.value) for word in keywords if word.arg}
     return None

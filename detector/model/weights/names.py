@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detector.model.weights import mmdetection
-from detector.model.weights.files import Content, Inert, WeightsError, read
+from detector.model.weights.files import FileContent, Inert, WeightsError, read
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def _own_weights(path: Path, kind: str, checkpoint: dict[str, Any]) -> Weights:
     )
 
 
-def _find_state_dict(path: Path, content: Content) -> dict[str, Any]:
+def _find_state_dict(path: Path, content: FileContent) -> dict[str, Any]:
     """Find the state dict in the content of a file."""
     holder = content.objects
     if isinstance(holder, Inert):
