@@ -176,7 +176,7 @@ def test_tolerances_of_an_agreement() -> None:
     assert Agreement(box=0.1, score=1e-3).holds
     assert not Agreement(box=0.11).holds
     assert not Agreement(score=2e-3).holds
-    assert not Agreement(left_over=1).holds
+    assert not Agreement(unmatched=1).holds
 
 
 def test_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -92,7 +92,7 @@ def to_onnx(model: FasterRCNN, checkpoint: dict[str, Any], output: Path) -> Run:
     import onnx
     import onnxruntime
 
-    from detector.export.detection import onnx_model
+    from detector.export.onnx_detector import onnx_model
 
     metadata = {"score_threshold": str(model.roi_heads.score_thresh)}
     onnx.save(onnx_model(model, list(checkpoint["classes"]), metadata), output)

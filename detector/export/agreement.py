@@ -30,14 +30,14 @@ class Agreement:
         detections: the number of detections of the checkpoint's model.
         box: the largest difference of a box coordinate in pixels.
         score: the largest difference of a score.
-        left_over: the number of detections of either detector without a partner of the other.
+        unmatched: the number of detections of either detector without a partner of the other.
     """
 
     images: int = 0
     detections: int = 0
     box: float = 0.0
     score: float = 0.0
-    left_over: int = 0
+    unmatched: int = 0
 
     @property
     def holds(self) -> bool:
@@ -47,11 +47,11 @@ class Agreement:
         threshold of NMS, rounding decides which of them is suppressed.
         """
         is_near = self.box <= MAX_BOX and self.score <= MAX_SCORE
-        return is_near and self.left_over <= self.detections // 100
+        return is_near and self.unmatched <= self.detections // 100
 
     def describe(self) -> str:
         """Format the differences as one line."""
-        alone = f", {self.left_over} without a partner" if self.left_over else ""
+        alone = f", {self.unmatched} without a partner" if self.unmatched else ""
         return (
             f"{self.detections} detections in {self.images} images differ by at most "
             f"{self.box:.2g} pixels and {self.score:.2g} in score{alone}"
@@ -95,8 +95,8 @@ def _compare(result: Agreement, ours: Found, theirs: Found, model: FasterRCNN) -
             result.box = max(result.box, float((theirs["boxes"][nearest] - box).abs().max()))
             result.score = max(result.score, float((theirs["scores"][nearest] - score).abs()))
         elif not _is_borderline(float(score), ours, model):
-            result.left_over += 1
-    result.left_over += sum(
+            result.unmatched += 1
+    result.unmatched += sum(
         not _is_borderline(float(theirs["scores"][i]), ours, model) for i in free
     )
 

@@ -123,8 +123,8 @@ def proposals(
         )
         boxes = decoded(graph, deltas, anchors, rpn.box_coder)
         boxes = clipped(graph, boxes, resized)
-        scores = where_large(graph, boxes, graph.node("Sigmoid", logits), rpn.min_size)
-        kept = suppressed(graph, boxes, scores, threshold=rpn.nms_thresh, least=NO_SCORE / 2)
+        scores = drop_small(graph, boxes, graph.node("Sigmoid", logits), rpn.min_size)
+        kept = nms(graph, boxes, scores, threshold=rpn.nms_thresh, least=NO_SCORE / 2)
         all_boxes.append(boxes)
         all_scores.append(kept)
     boxes, scores = graph.concat(all_boxes, 1), graph.concat(all_scores, 1)
@@ -187,12 +187,12 @@ def detections(
     boxes = clipped(graph, decoded(graph, deltas, of_class, heads.box_coder), resized)
     none = graph.number(NO_SCORE)
     scores = graph.node("Where", graph.node("Unsqueeze", valid, graph.constant([2])), scores, none)
-    scores = where_large(graph, boxes, scores, heads.min_side)
+    scores = drop_small(graph, boxes, scores, heads.min_side)
 
     # Make each class of each image an item of the batch: NMS is then separate for each class.
     boxes = graph.reshape(graph.node("Transpose", boxes, perm=[0, 2, 1, 3]), -1, number, 4)
     scores = graph.reshape(graph.node("Transpose", scores, perm=[0, 2, 1]), -1, number)
-    scores = suppressed(
+    scores = nms(
         *(graph, boxes, scores), threshold=heads.nms_thresh, least=heads.score_thresh
     )
     boxes = graph.reshape(boxes, batch, -1, 4)
@@ -324,7 +324,7 @@ def clipped(graph: Graph, boxes: str, resized: str) -> str:
     return graph.node("Min", graph.node("Max", boxes, graph.number(0)), ends)
 
 
-def where_large(graph: Graph, boxes: str, scores: str, least: float) -> str:
+def drop_small(graph: Graph, boxes: str, scores: str, least: float) -> str:
     """Keep the scores (...) of boxes (..., 4) with sides of at least `least` pixels.
 
     The scores of other boxes become NO_SCORE.
@@ -336,7 +336,7 @@ def where_large(graph: Graph, boxes: str, scores: str, least: float) -> str:
     return graph.node("Where", large, scores, graph.number(NO_SCORE))
 
 
-def suppressed(graph: Graph, boxes: str, scores: str, *, threshold: float, least: float) -> str:
+def nms(graph: Graph, boxes: str, scores: str, *, threshold: float, least: float) -> str:
     """Keep the scores (B, N) of boxes (B, N, 4) that non-maximum suppression keeps.
 
     The scores of other boxes, and scores that are not above `least`, become NO_SCORE.
