@@ -14,17 +14,24 @@ B: images;  D: detections per image;  K: classes;  A: anchors per cell;  N: anch
 """
 
 import json
-import math
-from typing import Any
 
 import onnx
 from onnx import TensorProto
 from torchvision.models.detection import FasterRCNN
 
+from detector.export.boxes import (
+    NO_SCORE,
+    at_most,
+    clipped,
+    decoded,
+    drop_small,
+    gather_rows,
+    nms,
+)
 from detector.export.graph import Graph
 from detector.export.network import features, linear, proposals_head, relu
+from detector.export.roi_pooling import pool
 
-NO_SCORE = -1.0  # the score of padding, which is no proposal and no detection
 MULTIPLE = 32  # pixels; the sides of images are padded to a multiple of it
 
 
@@ -192,73 +199,13 @@ def detections(
     # Make each class of each image an item of the batch: NMS is then separate for each class.
     boxes = graph.reshape(graph.node("Transpose", boxes, perm=[0, 2, 1, 3]), -1, number, 4)
     scores = graph.reshape(graph.node("Transpose", scores, perm=[0, 2, 1]), -1, number)
-    scores = nms(
-        *(graph, boxes, scores), threshold=heads.nms_thresh, least=heads.score_thresh
-    )
+    scores = nms(*(graph, boxes, scores), threshold=heads.nms_thresh, least=heads.score_thresh)
     boxes = graph.reshape(boxes, batch, -1, 4)
     scores = graph.reshape(scores, batch, -1)
     k = at_most(graph, heads.detections_per_img, graph.size(scores, 1))
     scores, order = graph.nodes_of("TopK", scores, k, outputs=2, axis=1)
     labels = graph.node("Add", graph.node("Div", order, number), graph.constant([1]))
     return gather_rows(graph, boxes, order), scores, labels
-
-
-def pool(graph: Graph, maps: dict[str, str], boxes: str, pooling: Any) -> str:
-    """Pool the features (B N, C, size, size) of proposals, each from the level of its size."""
-    batch, number = graph.size(boxes, 0), graph.size(boxes, 1)
-    image = graph.node("Range", graph.constant(0), graph.node("Squeeze", batch), graph.constant(1))
-    both = graph.concat([batch, number], 0)
-    images = graph.reshape(graph.node("Expand", graph.reshape(image, -1, 1), both), -1)
-    boxes = graph.reshape(boxes, -1, 4)
-    level = levels(graph, boxes, pooling)
-    parts, orders = [], []
-    for index, (name, stride) in enumerate(
-        zip(pooling.featmap_names, pooling.strides, strict=True)
-    ):
-        here = graph.node("Equal", level, graph.number(float(index)))
-        rows = graph.reshape(graph.node("NonZero", here), -1)
-        parts.append(
-            graph.node(
-                "RoiAlign",
-                maps[name],
-                graph.node("Gather", boxes, rows),
-                graph.node("Gather", images, rows),
-                output_height=pooling.output_size[0],
-                output_width=pooling.output_size[1],
-                sampling_ratio=max(pooling.sampling_ratio, 0),
-                spatial_scale=1 / stride,
-                coordinate_transformation_mode=(
-                    "half_pixel" if pooling.aligned else "output_half_pixel"
-                ),
-            )
-        )
-        orders.append(rows)
-    order = graph.concat(orders, 0)  # the proposal in each row of `parts`; its inverse sorts them
-    places = graph.node(
-        "Range", graph.constant(0), graph.node("Squeeze", graph.size(order, 0)), graph.constant(1)
-    )
-    inverse = graph.node("ScatterElements", order, order, places)
-    return graph.node("Gather", graph.concat(parts, 0), inverse)
-
-
-def levels(graph: Graph, boxes: str, pooling: Any) -> str:
-    """Return the level of each box, float32 (N,), 0 for the finest, as in `BoxPooling.levels`."""
-    x1, y1, x2, y2 = graph.columns(boxes, 4)
-    area = graph.node("Mul", graph.node("Sub", x2, x1), graph.node("Sub", y2, y1))
-    size = graph.reshape(graph.node("Sqrt", area), -1)
-    rule = pooling.level_rule
-    start, canonical = (2, 56) if rule == "mmdetection" else (4, 224)
-    inside = {"torchvision": 0.0, "detectron2": 1e-8, "mmdetection": 1e-6}[rule]
-    ratio = graph.node("Div", size, graph.number(canonical))
-    if inside:
-        ratio = graph.node("Add", ratio, graph.number(inside))
-    log2 = graph.node("Div", graph.node("Log", ratio), graph.number(math.log(2)))
-    level = graph.node("Add", log2, graph.number(start))
-    if rule == "torchvision":
-        level = graph.node("Add", level, graph.number(1e-6))
-    first, last = map(graph.number, pooling.level_range)
-    level = graph.node("Clip", graph.node("Floor", level), first, last)
-    return graph.node("Sub", level, first)
 
 
 def in_pixels(
@@ -277,82 +224,3 @@ def in_pixels(
         graph.node("Where", valid, labels, graph.constant(0)),
         number,
     )
-
-
-# ---- Boxes ---------------------------------------------------------------------------------------
-
-
-def at_most(graph: Graph, number: int, size: str) -> str:
-    """Return the smaller of a number and a size, int64 (1,)."""
-    return graph.node("Min", graph.constant([number]), size)
-
-
-def gather_rows(graph: Graph, values: str, order: str) -> str:
-    """Gather the rows with the indices (B, M) from (B, N, 4): (B, M, 4)."""
-    return str(
-        graph.node(
-            "GatherND", values, graph.node("Unsqueeze", order, graph.constant([2])), batch_dims=1
-        )
-    )
-
-
-def decoded(graph: Graph, deltas: str, boxes: str, decoder: Any) -> str:
-    """Apply deltas (..., 4) to boxes (..., 4) as `BoxDecoder` does; return boxes (..., 4)."""
-    x1, y1, x2, y2 = graph.columns(boxes, 4)
-    dx, dy, dw, dh = (
-        graph.node("Div", delta, graph.number(weight))
-        for delta, weight in zip(graph.columns(deltas, 4), decoder.weights, strict=True)
-    )
-    clip = decoder.bbox_xform_clip
-    ends = (graph.number(-clip if decoder.clamp_shrinking else -math.inf), graph.number(clip))
-    sides = []
-    half = graph.number(0.5)
-    for low, high, shift, growth in ((x1, x2, dx, dw), (y1, y2, dy, dh)):
-        side = graph.node("Sub", high, low)
-        centre = graph.node("Add", low, graph.node("Mul", half, side))
-        centre = graph.node("Add", graph.node("Mul", shift, side), centre)
-        grown = graph.node("Mul", graph.node("Exp", graph.node("Clip", growth, *ends)), side)
-        reach = graph.node("Mul", half, grown)
-        sides.append((graph.node("Sub", centre, reach), graph.node("Add", centre, reach)))
-    (left, right), (top, bottom) = sides
-    return graph.concat([left, top, right, bottom], -1)
-
-
-def clipped(graph: Graph, boxes: str, resized: str) -> str:
-    """Clip boxes (..., 4) to the resized image."""
-    ends = graph.node("Gather", graph.cast(resized, "float32"), graph.constant([1, 0, 1, 0]))
-    return graph.node("Min", graph.node("Max", boxes, graph.number(0)), ends)
-
-
-def drop_small(graph: Graph, boxes: str, scores: str, least: float) -> str:
-    """Keep the scores (...) of boxes (..., 4) with sides of at least `least` pixels.
-
-    The scores of other boxes become NO_SCORE.
-    """
-    x1, y1, x2, y2 = graph.columns(boxes, 4)
-    shorter = graph.node("Min", graph.node("Sub", x2, x1), graph.node("Sub", y2, y1))
-    shorter = graph.node("Squeeze", shorter, graph.constant([-1]))
-    large = graph.node("GreaterOrEqual", shorter, graph.number(least))
-    return graph.node("Where", large, scores, graph.number(NO_SCORE))
-
-
-def nms(graph: Graph, boxes: str, scores: str, *, threshold: float, least: float) -> str:
-    """Keep the scores (B, N) of boxes (B, N, 4) that non-maximum suppression keeps.
-
-    The scores of other boxes, and scores that are not above `least`, become NO_SCORE.
-
-    Args:
-        threshold: the IoU above which a box is suppressed by a better one.
-    """
-    selected = graph.node(
-        "NonMaxSuppression",
-        boxes,
-        graph.node("Unsqueeze", scores, graph.constant([1])),
-        graph.constant([2**31 - 1]),
-        graph.number([threshold]),
-        graph.number([least]),
-    )
-    places = graph.node("Gather", selected, graph.constant([0, 2]), axis=1)  # image, box
-    kept = graph.node("GatherND", scores, places)
-    nothing = graph.node("Expand", graph.number(NO_SCORE), graph.node("Shape", scores))
-    return graph.node("ScatterND", nothing, places, kept)
