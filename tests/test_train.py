@@ -34,7 +34,7 @@ from detector.data.problems import Problem
 from detector.evaluation.columns import as_detections
 from detector.evaluation.metrics import Metrics
 from detector.evaluation.offset_sizes import OffsetSizes
-from detector.model.weights.names import trained_weights
+from detector.model.weights.state_dicts import trained_weights
 from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
 from detector.training.distribution import Ranks

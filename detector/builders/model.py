@@ -11,7 +11,8 @@ from detector.conventions import Conventions
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
 from detector.model.weights.loading import load_file, load_imagenet, load_state_dict_into
-from detector.model.weights.names import read_weights, trained_weights
+from detector.model.weights.reading import read_weights
+from detector.model.weights.state_dicts import trained_weights
 from detector.schema import DeformConfig, ModelConfig, TrainConfig, TransformConfig
 from detector.training.checkpoint import Checkpoint
 

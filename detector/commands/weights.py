@@ -11,7 +11,7 @@ from detector.builders.model import build_model, conventions_of
 from detector.config import CONFIGS, ConfigError, conventions, to_plain, typed_train
 from detector.model.weights.architecture import Architecture, architecture
 from detector.model.weights.files import WeightsError
-from detector.model.weights.names import Weights, read_weights
+from detector.model.weights.reading import Weights, read_weights
 from detector.schema import TrainConfig
 from detector.training.checkpoint import FORMAT, save_checkpoint
 

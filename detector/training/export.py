@@ -21,7 +21,7 @@ import safetensors.torch
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.model.weights.names import trained_weights
+from detector.model.weights.state_dicts import trained_weights
 from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from detector.training.durable import write_synced
 

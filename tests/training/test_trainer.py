@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
 from detector.data.loading import collate
-from detector.model.weights.names import trained_weights
+from detector.model.weights.state_dicts import trained_weights
 from detector.training.checkpoint import KEYS, load_checkpoint
 from detector.training.distribution import ALONE
 from detector.training.loop import NonFiniteError, Optimization

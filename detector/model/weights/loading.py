@@ -19,7 +19,9 @@ from detector.model.deformable_conv import DeformableConv2d
 from detector.model.roi_pooling import BoxPooling
 from detector.model.weights.architecture import architecture, differences
 from detector.model.weights.files import WeightsError
-from detector.model.weights.names import BODY, HEAD, StateDict, Weights, read_weights
+from detector.model.weights.names import BODY, HEAD
+from detector.model.weights.reading import Weights, read_weights
+from detector.model.weights.state_dicts import StateDict
 
 log = logging.getLogger(__name__)
 
