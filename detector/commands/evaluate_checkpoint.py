@@ -18,7 +18,7 @@ from detector.data.loading import eval_loader
 from detector.evaluation.inference import detect, progress, to_detections
 from detector.evaluation.metrics import score
 from detector.evaluation.results import write_detections
-from detector.evaluation.sizes import AtSizes
+from detector.evaluation.test_time_augmentation import AtSizes
 from detector.evaluation.timing import measure
 from detector.schema import EvaluateConfig
 from detector.training.checkpoint import load_checkpoint

@@ -23,7 +23,7 @@ from detector.class_names import class_named
 from detector.data.values import brief, integer, number, numbers
 from detector.evaluation.columns import Detections, GroundTruth, as_detections, placed
 from detector.evaluation.entries import EvaluationError
-from detector.evaluation.result_forms import (
+from detector.evaluation.result_formats import (
     ID_KEYS,
     IMAGE_KEYS,
     USUAL,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detector.evaluation.sizes import AtSizes
+from detector.evaluation.test_time_augmentation import AtSizes
 
 
 class KnownDetector(nn.Module):
