@@ -116,7 +116,7 @@ def make_files(arguments: argparse.Namespace, folder: Path) -> None:
         with (folder / name).open("wb") as file:  # in blocks: all dictionaries need gigabytes
             for start in range(0, len(detections), BLOCK):
                 rows = np.arange(start, min(start + BLOCK, len(detections)))
-                encoded = msgspec.json.encode(detections.of(rows).to_coco())
+                encoded = msgspec.json.encode(detections.select(rows).to_coco())
                 file.write((b"," if start else b"[") + encoded[1:-1])
             file.write(b"]")
 

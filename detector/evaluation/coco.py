@@ -26,7 +26,7 @@ from detector.evaluation.columns import (
     GroundTruth,
     as_detections,
     as_ground_truth,
-    placed,
+    look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError
 
@@ -165,7 +165,7 @@ def _by_pycocotools(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    placed(ground_truth, detections)
+    look_up_images_and_classes(ground_truth, detections)
     results = [
         entry | {"id": number, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
         for number, entry in enumerate(detections.to_coco(), start=1)

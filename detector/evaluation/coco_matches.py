@@ -25,7 +25,7 @@ from detector.evaluation.columns import (
     GroundTruth,
     as_detections,
     as_ground_truth,
-    placed,
+    look_up_images_and_classes,
 )
 from detector.evaluation.matches import ClassMatches, Matches, Pairs, overlapping, rows_of
 
@@ -65,7 +65,7 @@ class Overlaps:
         *,
         class_agnostic: bool = False,
     ) -> None:
-        images, classes = placed(ground_truth, detections)
+        images, classes = look_up_images_and_classes(ground_truth, detections)
         num_images = len(ground_truth.image_ids)
         # Sort by class even if all are treated as one: so does pycocotools, and the order decides
         # between equal IoUs and between equal scores.

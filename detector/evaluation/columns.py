@@ -66,7 +66,7 @@ class GroundTruth:
     is_crowd: np.ndarray
     entries: list[dict[str, Any]]
 
-    def of(self, chosen: np.ndarray) -> "GroundTruth":
+    def select(self, chosen: np.ndarray) -> "GroundTruth":
         """Return some of the annotations, chosen by a mask (G,) or by indices, and all images."""
         return GroundTruth(
             self.image_ids,
@@ -124,7 +124,7 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def of(self, chosen: np.ndarray) -> "Detections":
+    def select(self, chosen: np.ndarray) -> "Detections":
         """Return some of the detections, chosen by a mask (D,) or by indices."""
         return Detections(
             self.image_ids[chosen],
@@ -230,8 +230,8 @@ def ground_truth_of(
         image_ids,
         category_ids,
         tuple(category["name"] for category in categories),
-        places(image_ids, image_column, "image_id", where),
-        places(category_ids, category_column, "category_id", where),
+        indices_of(image_ids, image_column, "image_id", where),
+        indices_of(category_ids, category_column, "category_id", where),
         boxes,
         areas,
         is_crowd,
@@ -276,7 +276,7 @@ def detections_of(columns: dict[str, list[Any]]) -> Detections:
     )
 
 
-def placed(
+def look_up_images_and_classes(
     ground_truth: GroundTruth, detections: Detections, *, source: str = "detections"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Look up the image and the category of each detection in the ground truth.
@@ -288,12 +288,12 @@ def placed(
         EvaluationError: an image or category is not in the ground truth.
     """
     return (
-        places(ground_truth.image_ids, detections.image_ids, "image_id", source),
-        places(ground_truth.category_ids, detections.category_ids, "category_id", source),
+        indices_of(ground_truth.image_ids, detections.image_ids, "image_id", source),
+        indices_of(ground_truth.category_ids, detections.category_ids, "category_id", source),
     )
 
 
-def places(ids: np.ndarray, wanted: np.ndarray, key: str, where: str) -> np.ndarray:
+def indices_of(ids: np.ndarray, wanted: np.ndarray, key: str, where: str) -> np.ndarray:
     """Return the index of each of `wanted` (N,) in the ascending `ids`.
 
     Args:

@@ -37,10 +37,10 @@ def explain(
     """
     images = np.array([image["id"] for image in ground_truth.entries[:MAX_IMAGES]], dtype=np.int64)
     is_looked_at = np.isin(ground_truth.image_ids[ground_truth.images], images)
-    truth = ground_truth.of(is_looked_at)
+    truth = ground_truth.select(is_looked_at)
 
     def ap50(found: Detections, of: GroundTruth = truth) -> float:
-        seen = found.of(np.isin(found.image_ids, images))
+        seen = found.select(np.isin(found.image_ids, images))
         metrics = voc_metrics(of, seen, rule="voc12", iou_thresholds=(0.5,))
         return metrics.summary["mAP"] or 0.0
 

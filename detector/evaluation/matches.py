@@ -58,7 +58,7 @@ class Pairs:
     objects: np.ndarray
     ious: np.ndarray
 
-    def of(self, chosen: np.ndarray) -> "Pairs":
+    def select(self, chosen: np.ndarray) -> "Pairs":
         """Return some of the pairs, chosen by a mask (P,) or by indices."""
         return Pairs(self.detections[chosen], self.objects[chosen], self.ious[chosen])
 
@@ -89,7 +89,7 @@ def overlapping(
         positions = np.repeat(starts[block : block + BLOCK] - first_pairs, times)
         objects = by_group[positions + np.arange(len(positions))]
         pairs = Pairs(detections, objects, ious(detections, objects))
-        parts.append(pairs.of(pairs.ious >= least))
+        parts.append(pairs.select(pairs.ious >= least))
     return Pairs(
         np.concatenate([part.detections for part in parts]),
         np.concatenate([part.objects for part in parts]),

@@ -21,7 +21,12 @@ from typing import Any
 
 from detector.class_names import class_named
 from detector.data.values import brief, integer, number, numbers
-from detector.evaluation.columns import Detections, GroundTruth, as_detections, placed
+from detector.evaluation.columns import (
+    Detections,
+    GroundTruth,
+    as_detections,
+    look_up_images_and_classes,
+)
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.result_formats import (
     ID_KEYS,
@@ -90,7 +95,7 @@ def read_results(
 def _belongs(detections: Detections, ground_truth: GroundTruth) -> bool:
     """Return False if an id is unknown; the image may then be given by another key, or by name."""
     try:
-        placed(ground_truth, detections)
+        look_up_images_and_classes(ground_truth, detections)
     except EvaluationError:
         return False
     return True

@@ -23,7 +23,7 @@ from detector.evaluation.columns import (
     as_ground_truth,
     detections_of,
     ground_truth_of,
-    placed,
+    look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError
 
@@ -113,7 +113,7 @@ def read_detections(path: Path, ground_truth: GroundTruth) -> Detections:
     detections = plain_detections(encoded)
     if detections is None:
         detections = as_detections(decoded(encoded, path), source=str(path))
-    placed(ground_truth, detections, source=str(path))
+    look_up_images_and_classes(ground_truth, detections, source=str(path))
     return detections
 
 

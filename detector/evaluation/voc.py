@@ -22,7 +22,7 @@ from detector.evaluation.columns import (
     GroundTruth,
     as_detections,
     as_ground_truth,
-    placed,
+    look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.matches import ClassMatches, Pairs, overlapping, rows_of
@@ -127,7 +127,7 @@ def _class_matches(
 
     There are no ties: VOC ranks a detection and its copies in a resample as neighbours.
     """
-    images, classes = placed(ground_truth, detections)
+    images, classes = look_up_images_and_classes(ground_truth, detections)
     order = np.lexsort((-detections.scores, classes))  # stable
     images, boxes = images[order], _corners(detections.boxes[order], pixel_inclusive)
     gt_order = np.argsort(ground_truth.classes, kind="stable")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.data.values import integer, number, numbers
-from detector.evaluation.columns import as_detections, as_ground_truth, placed
+from detector.evaluation.columns import as_detections, as_ground_truth, look_up_images_and_classes
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.results import (
     plain_detections,
@@ -200,14 +200,16 @@ def test_detections_refused(tmp_path: Path, place: tuple, value: Any, message: s
     ],
 )
 def test_detections_that_do_not_fit_refused(key: str, value: Any, message: str) -> None:
-    assert [column.tolist() for column in placed(TRUTH, as_detections(DETECTIONS))] == [
+    assert [
+        column.tolist() for column in look_up_images_and_classes(TRUTH, as_detections(DETECTIONS))
+    ] == [
         [0, 1],
         [0, 1],
     ]
-    assert len(placed(TRUTH, as_detections([]))[0]) == 0
+    assert len(look_up_images_and_classes(TRUTH, as_detections([]))[0]) == 0
     with pytest.raises(EvaluationError) as error:
         detections = as_detections(changed(DETECTIONS, (1, key), value), source="dt.json")
-        placed(TRUTH, detections, source="dt.json")
+        look_up_images_and_classes(TRUTH, detections, source="dt.json")
     assert str(error.value) == message
 
 
@@ -298,7 +300,7 @@ def test_detections_with_anything_anywhere_are_read_as_the_json_module_does(
 
     def plainly() -> Any:
         detections = as_detections(json.loads(content), source=str(path))
-        placed(TRUTH, detections, source=str(path))
+        look_up_images_and_classes(TRUTH, detections, source=str(path))
         return detections
 
     assert outcome(lambda: read_detections(path, TRUTH)) == outcome(plainly)

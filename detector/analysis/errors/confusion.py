@@ -9,7 +9,7 @@ import numpy as np
 
 from detector.analysis.errors.diagnosis import pairs_of_images
 from detector.evaluation.coco_matches import choose, highest
-from detector.evaluation.columns import Detections, GroundTruth, placed
+from detector.evaluation.columns import Detections, GroundTruth, look_up_images_and_classes
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def confusion(
         min_score: the lowest score of a detection that is counted.
     """
     num_classes, is_crowd = len(ground_truth.names), ground_truth.is_crowd
-    seen = detections.of(detections.scores >= min_score)
-    images, classes = placed(ground_truth, seen)
+    seen = detections.select(detections.scores >= min_score)
+    images, classes = look_up_images_and_classes(ground_truth, seen)
     kept, ranks = highest(images, seen.scores, most=len(seen))
     ranks = ranks[np.argsort(kept)]
     pairs = pairs_of_images(ground_truth, seen, images, iou)

@@ -44,7 +44,7 @@ from detector.evaluation.columns import (
     GroundTruth,
     as_detections,
     as_ground_truth,
-    placed,
+    look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.matches import Pairs, overlapping
@@ -84,23 +84,23 @@ def diagnose(ground_truth: GroundTruth, detections: Detections) -> Diagnosis:
     Raises:
         EvaluationError: the image or the category of a detection is not in the ground truth.
     """
-    images, classes = placed(ground_truth, detections)
+    images, classes = look_up_images_and_classes(ground_truth, detections)
     num_classes = len(ground_truth.names)
     kept, ranks = highest(images * num_classes + classes, detections.scores)
     listed = np.argsort(kept)
     kept, ranks = kept[listed], ranks[listed]
-    detections, images, classes = detections.of(kept), images[kept], classes[kept]
+    detections, images, classes = detections.select(kept), images[kept], classes[kept]
     pairs = pairs_of_images(ground_truth, detections, images, BACKGROUND)
     is_own = classes[pairs.detections] == ground_truth.classes[pairs.objects]
     is_near, is_crowd = pairs.ious >= FOREGROUND, ground_truth.is_crowd
-    matches = choose(pairs.of(is_own & is_near), ranks, np.array([FOREGROUND]), is_crowd, is_crowd)[
-        0
-    ]
+    matches = choose(
+        pairs.select(is_own & is_near), ranks, np.array([FOREGROUND]), is_crowd, is_crowd
+    )[0]
     is_wrong = matches < 0
 
     is_object = ~is_crowd[pairs.objects]
-    own_iou, own = _best(pairs.of(is_own & is_object), len(kept))
-    other_iou, other = _best(pairs.of(~is_own & is_object), len(kept))
+    own_iou, own = _best(pairs.select(is_own & is_object), len(kept))
+    other_iou, other = _best(pairs.select(~is_own & is_object), len(kept))
     kinds = np.select(
         [
             ~is_wrong,
@@ -170,9 +170,9 @@ def mended(
     boxes[takers] = ground_truth.boxes[targets[takers]]
     stays = ~is_mended
     stays[takers] = True
-    mended_detections = replace(detections, category_ids=category_ids, boxes=boxes).of(stays)
+    mended_detections = replace(detections, category_ids=category_ids, boxes=boxes).select(stays)
     if "missed" in kinds:
-        ground_truth = ground_truth.of(~diagnosis.missed)
+        ground_truth = ground_truth.select(~diagnosis.missed)
     return ground_truth, mended_detections
 
 

@@ -55,7 +55,7 @@ def differing_images(runs: Runs, baseline: str) -> list[int]:
 
 def _balance(ground_truth: GroundTruth, detections: Detections) -> np.ndarray:
     """Count the true positives minus the false positives of each image (I,), by rising id."""
-    sure = detections.of(detections.scores >= MIN_SCORE)
+    sure = detections.select(detections.scores >= MIN_SCORE)
     balance = np.zeros(len(ground_truth.image_ids))
     for of_class in coco_matches(ground_truth, sure).classes:
         np.add.at(balance, of_class.images, 1.0 * of_class.right[0] - of_class.wrong[0])
@@ -79,7 +79,7 @@ def images_of(
     found: dict[tuple[str, int], list[Any]] = defaultdict(list)
     for arm, of_arm in runs.arms.items():
         run = next(run for run in of_arm if run.seed == seeds[arm])
-        for one in run.detections.of(run.detections.scores >= MIN_SCORE).to_coco():
+        for one in run.detections.select(run.detections.scores >= MIN_SCORE).to_coco():
             label = f"{names[one['category_id']]} {one['score']:.2f}"
             found[arm, one["image_id"]].append([*_rounded(one["bbox"]), label])
     shown = []
