@@ -33,7 +33,8 @@ from detector.evaluation.entries import EvaluationError
 SUMMARY_NAMES = tuple("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split())
 BACKENDS = ("numpy", "pycocotools")
 SIZES = {"s": "small", "m": "medium", "l": "large"}
-MOST = (1, 10, MAX_DETECTIONS)  # detections per image and class that AR1, AR10 and AR100 count
+# Detections per image and class that AR1, AR10 and AR100 count.
+MAX_DETECTIONS_OF_AR = (1, 10, MAX_DETECTIONS)
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,12 @@ def coco_metrics(
         "AP75": present_mean(of_all[5]),
     }
     summary |= {f"AP{s}": present_mean(scores.precisions[size]) for s, size in SIZES.items()}
-    summary |= {f"AR{most}": present_mean(scores.recalls["all", most]) for most in MOST}
-    summary |= {f"AR{s}": present_mean(scores.recalls[size, MOST[-1]]) for s, size in SIZES.items()}
+    summary |= {
+        f"AR{most}": present_mean(scores.recalls["all", most]) for most in MAX_DETECTIONS_OF_AR
+    }
+    summary |= {
+        f"AR{s}": present_mean(scores.recalls[size, MAX_DETECTIONS]) for s, size in SIZES.items()
+    }
     if class_agnostic:
         return CocoMetrics(summary, {}, {})
     per_class = {
@@ -143,7 +148,7 @@ def _by_numpy(ground_truth: GroundTruth, detections: Detections, class_agnostic:
     for area in AREAS:
         classes = overlaps.matches(area)
         found[area] = precisions(classes)
-        for most in MOST if area == "all" else MOST[-1:]:
+        for most in MAX_DETECTIONS_OF_AR if area == "all" else (MAX_DETECTIONS,):
             recall = np.full((len(THRESHOLDS), len(classes)), -1.0)
             for place, (matches, rows) in enumerate(zip(classes, overlaps.classes, strict=True)):
                 if len(matches.objects):
@@ -188,7 +193,7 @@ def _by_pycocotools(
         {
             (area, most): recalls[:, :, place, number]
             for place, area in enumerate(AREAS)
-            for number, most in enumerate(MOST)
+            for number, most in enumerate(MAX_DETECTIONS_OF_AR)
         },
     )
 

@@ -40,7 +40,7 @@ AREAS = {  # ranges in square pixels, both ends included
 }
 
 
-def size_of(area: float) -> str:
+def size_name(area: float) -> str:
     """Return `small`, `medium` or `large`; an area exactly at a limit has the larger size."""
     if area < AREAS["medium"][0]:
         return "small"
@@ -75,7 +75,7 @@ class Overlaps:
         if class_agnostic:
             gt_classes, classes = np.zeros_like(gt_classes), np.zeros_like(classes)
         groups, scores = classes * num_images + images[found], detections.scores[found]
-        kept, ranks = highest(groups, scores)
+        kept, ranks = top_detections(groups, scores)
         by_score = np.lexsort((-scores[kept], classes[kept]))  # stable: by image and rank
         kept, self.ranks = kept[by_score], ranks[by_score]
         self.num_classes = 1 if class_agnostic else len(ground_truth.category_ids)
@@ -100,7 +100,7 @@ class Overlaps:
         """
         smallest, largest = AREAS[area]
         is_ignored = self._is_crowd | (self._gt_areas < smallest) | (self._gt_areas > largest)
-        taken = choose(self._pairs, self.ranks, thresholds, self._is_crowd, is_ignored)
+        taken = assign(self._pairs, self.ranks, thresholds, self._is_crowd, is_ignored)
         matched = taken >= 0
         not_counted = np.append(is_ignored, False)[taken]  # index -1 (no match) gives False
         not_counted |= ~matched & ((self._areas < smallest) | (self._areas > largest))
@@ -176,7 +176,7 @@ def present_mean(values: np.ndarray) -> float | None:
     return float(np.mean(present)) if len(present) else None
 
 
-def highest(
+def top_detections(
     groups: np.ndarray, scores: np.ndarray, most: int = MAX_DETECTIONS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Select the detections with the highest scores, at most `most` of each group.
@@ -224,14 +224,14 @@ def ious(
     return result
 
 
-def choose(
+def assign(
     pairs: Pairs,
     ranks: np.ndarray,
     thresholds: np.ndarray,
     is_crowd: np.ndarray,
     is_ignored: np.ndarray,
 ) -> np.ndarray:
-    """Choose the annotation that each detection matches at each IoU threshold.
+    """Assign to each detection the annotation that it matches at each IoU threshold.
 
     Detections are processed by rank. Those of equal rank are of different groups, so that they
     cannot compete for an object and are processed at once.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.analysis.errors.diagnosis import pairs_of_images
-from detector.evaluation.coco_matches import choose, highest
+from detector.evaluation.coco_matches import assign, top_detections
 from detector.evaluation.columns import Detections, GroundTruth, look_up_images_and_classes
 
 
@@ -45,10 +45,10 @@ def confusion(
     num_classes, is_crowd = len(ground_truth.names), ground_truth.is_crowd
     seen = detections.select(detections.scores >= min_score)
     images, classes = look_up_images_and_classes(ground_truth, seen)
-    kept, ranks = highest(images, seen.scores, most=len(seen))
+    kept, ranks = top_detections(images, seen.scores, most=len(seen))
     ranks = ranks[np.argsort(kept)]
     pairs = pairs_of_images(ground_truth, seen, images, iou)
-    matches = choose(pairs, ranks, np.array([iou]), is_crowd, is_crowd)[0]
+    matches = assign(pairs, ranks, np.array([iou]), is_crowd, is_crowd)[0]
 
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     found = (matches >= 0) & ~np.append(is_crowd, False)[matches]

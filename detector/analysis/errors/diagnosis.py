@@ -36,7 +36,7 @@ from functools import partial
 
 import numpy as np
 
-from detector.evaluation.coco_matches import choose, coco_matches, highest, ious
+from detector.evaluation.coco_matches import assign, coco_matches, ious, top_detections
 from detector.evaluation.columns import (
     AnyDetections,
     AnyGroundTruth,
@@ -86,14 +86,14 @@ def diagnose(ground_truth: GroundTruth, detections: Detections) -> Diagnosis:
     """
     images, classes = look_up_images_and_classes(ground_truth, detections)
     num_classes = len(ground_truth.names)
-    kept, ranks = highest(images * num_classes + classes, detections.scores)
+    kept, ranks = top_detections(images * num_classes + classes, detections.scores)
     listed = np.argsort(kept)
     kept, ranks = kept[listed], ranks[listed]
     detections, images, classes = detections.select(kept), images[kept], classes[kept]
     pairs = pairs_of_images(ground_truth, detections, images, BACKGROUND)
     is_own = classes[pairs.detections] == ground_truth.classes[pairs.objects]
     is_near, is_crowd = pairs.ious >= FOREGROUND, ground_truth.is_crowd
-    matches = choose(
+    matches = assign(
         pairs.select(is_own & is_near), ranks, np.array([FOREGROUND]), is_crowd, is_crowd
     )[0]
     is_wrong = matches < 0

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from detector.analysis.layers import Layer, sampling
 from detector.data.dataset import DetectionDataset
-from detector.evaluation.coco_matches import size_of
+from detector.evaluation.coco_matches import size_name
 from detector.evaluation.inference import to_float
 from detector.evaluation.offset_sizes import EDGES, p99_of
 
@@ -144,7 +144,7 @@ def _add(
         if crowd:
             continue
         y, x = np.minimum(box.mean(axis=0).astype(int), (height - 1, width - 1))
-        name = size_of(area)
+        name = size_name(area)
         sums.dilations[name].add(dilation[y, x].reshape(1))
     sums.dilations["background"].add(dilation[:height, :width][_outside(boxes, height, width)])
 

@@ -13,7 +13,7 @@ from torchvision.models.detection import FasterRCNN
 from tqdm import tqdm
 
 from detector.data.dataset import DetectionDataset
-from detector.evaluation.coco_matches import size_of
+from detector.evaluation.coco_matches import size_name
 from detector.evaluation.inference import to_float
 from detector.model.roi_pooling import GAMMA, BoxPooling
 
@@ -62,8 +62,8 @@ def bin_movements(
         for area, of_object, factors in zip(
             sample["area"][objects].tolist(), offset.flatten(2), mask.flatten(1), strict=True
         ):
-            movements[size_of(area)].append(GAMMA * of_object.numpy())
-            masks[size_of(area)].append(factors.numpy())
+            movements[size_name(area)].append(GAMMA * of_object.numpy())
+            masks[size_name(area)].append(factors.numpy())
     return {
         size: _numbers(np.stack(movements[size]), np.stack(masks[size]))
         for size in ("small", "medium", "large")
