@@ -151,10 +151,10 @@ def _by_numpy(ground_truth: GroundTruth, detections: Detections, class_agnostic:
         for most in MAX_DETECTIONS_OF_AR if area == "all" else (MAX_DETECTIONS,):
             recall = np.full((len(THRESHOLDS), len(classes)), -1.0)
             for place, (matches, rows) in enumerate(zip(classes, overlaps.classes, strict=True)):
-                if len(matches.objects):
+                if len(matches.object_images):
                     is_seen = overlaps.ranks[rows] < most
-                    num_right = np.count_nonzero(matches.right & is_seen, axis=1)
-                    recall[:, place] = num_right / len(matches.objects)
+                    num_true = np.count_nonzero(matches.true_positives & is_seen, axis=1)
+                    recall[:, place] = num_true / len(matches.object_images)
             recalls[area, most] = recall
     return _Scores(found, recalls)
 

@@ -104,19 +104,19 @@ class Overlaps:
         matched = taken >= 0
         not_counted = np.append(is_ignored, False)[taken]  # index -1 (no match) gives False
         not_counted |= ~matched & ((self._areas < smallest) | (self._areas > largest))
-        right, wrong = matched & ~not_counted, ~matched & ~not_counted
+        true_positives, false_positives = matched & ~not_counted, ~matched & ~not_counted
         is_new = np.diff(self._images, prepend=-1) != 0
         is_new |= np.diff(self._scores, prepend=np.inf) != 0
         ties = np.cumsum(is_new)
-        to_be_found = np.flatnonzero(~is_ignored)
-        objects = rows_of(self._gt_classes[to_be_found], self.num_classes)
+        to_detect = np.flatnonzero(~is_ignored)
+        objects = rows_of(self._gt_classes[to_detect], self.num_classes)
         return [
             ClassMatches(
                 self._images[ours],
-                right=right[:, ours],
-                wrong=wrong[:, ours],
+                true_positives=true_positives[:, ours],
+                false_positives=false_positives[:, ours],
                 ties=ties[ours],
-                objects=self._gt_images[to_be_found[theirs]],
+                object_images=self._gt_images[to_detect[theirs]],
             )
             for ours, theirs in zip(self.classes, objects, strict=True)
         ]
@@ -152,17 +152,18 @@ def coco_matches(
 
 def precisions(classes: list[ClassMatches]) -> np.ndarray:
     """Return precision (T, R, K) as in `COCOeval.accumulate`; -1 for classes without objects."""
-    num_thresholds = len(classes[0].right) if classes else len(THRESHOLDS)
+    num_thresholds = len(classes[0].true_positives) if classes else len(THRESHOLDS)
     result = np.full((num_thresholds, len(RECALLS), len(classes)), -1.0)
     for place, matches in enumerate(classes):
-        num_objects = len(matches.objects)
+        num_objects = len(matches.object_images)
         if num_objects == 0:
             continue
-        right, wrong = (np.cumsum(judged, axis=1) for judged in (matches.right, matches.wrong))
-        best = right / (wrong + right + np.spacing(1))
+        num_true = np.cumsum(matches.true_positives, axis=1)
+        num_false = np.cumsum(matches.false_positives, axis=1)
+        best = num_true / (num_false + num_true + np.spacing(1))
         best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
         for threshold, row in enumerate(np.pad(best, ((0, 0), (0, 1)))):
-            reached = np.searchsorted(right[threshold] / num_objects, RECALLS)
+            reached = np.searchsorted(num_true[threshold] / num_objects, RECALLS)
             result[threshold, :, place] = row[reached]
     return result
 

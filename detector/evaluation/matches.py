@@ -19,20 +19,19 @@ class ClassMatches:
 
     Attributes:
         images: int64 (D,), index 0..I-1 of each detection's image.
-        right: bool (T, D), the true positives.
-        wrong: bool (T, D), the false positives. A detection that is neither is ignored, for
+        true_positives, false_positives: bool (T, D). A detection that is neither is ignored, for
             instance because it matches a crowd.
         ties: int64 (D,), ascending. Neighbours have the same value if they are of one image, have
             equal scores, and the metric ranks them as a block: the detections a and b of an image
             that is in the data set twice are then ranked a b a b, and not a a b b.
-        objects: int64 (N,), index 0..I-1 of the image of each object to detect.
+        object_images: int64 (N,), index 0..I-1 of the image of each object to detect.
     """
 
     images: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
     ties: np.ndarray
-    objects: np.ndarray
+    object_images: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

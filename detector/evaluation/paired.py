@@ -201,11 +201,13 @@ def resampled_classes(metric: str, matches: Matches, counts: np.ndarray) -> np.n
     """
     num_resamples = counts.shape[1]
     counts = counts.astype(np.int32)
-    aps = np.full((len(matches.classes), len(matches.classes[0].right), num_resamples), np.nan)
+    aps = np.full(
+        (len(matches.classes), len(matches.classes[0].true_positives), num_resamples), np.nan
+    )
     for of_class, out in zip(matches.classes, aps, strict=True):
-        num_right = int(np.count_nonzero(of_class.right.any(axis=0)))
-        step = max(MEMORY // (40 * num_right + 4 * len(counts)), 1)
-        present, times = np.unique(of_class.objects, return_counts=True)
+        num_true = int(np.count_nonzero(of_class.true_positives.any(axis=0)))
+        step = max(MEMORY // (40 * num_true + 4 * len(counts)), 1)
+        present, times = np.unique(of_class.object_images, return_counts=True)
         for start in range(0, num_resamples, step):
             chunk = np.ascontiguousarray(counts[:, start : start + step])
             num_objects = times @ chunk[present]
@@ -224,7 +226,8 @@ def _average_precisions(
     is reached with it and not with the true positive before.
     """
     detections, copies = _in_order(matches, int(counts.max()))
-    is_right, is_wrong = matches.right[:, detections], matches.wrong[:, detections]  # (T, D)
+    is_true = matches.true_positives[:, detections]  # (T, D)
+    is_false = matches.false_positives[:, detections]
     images = matches.images[detections]
     # A single copy is present once or not at all. It gets a row of `counts` of its own, as if it
     # were in an image of its own.
@@ -233,27 +236,27 @@ def _average_precisions(
     images[of_one_copy] = len(counts) + np.arange(len(of_one_copy))
     counts = np.concatenate([counts, own.astype(np.int32)])
 
-    is_counted = is_right | is_wrong
+    is_counted = is_true | is_false
     at_some = is_counted.any(axis=0)
-    places = np.flatnonzero(is_right.any(axis=0))
+    places = np.flatnonzero(is_true.any(axis=0))
     weights = counts[images[places]]  # (R, B), of the true positives at some threshold
     counted = _up_to(places, at_some, images, counts)
     reached, num_points = _points_reached(metric, num_objects)
     columns = np.arange(counts.shape[1])
-    aps = np.zeros((len(matches.right), counts.shape[1]))
-    for threshold, is_right_here in enumerate(is_right[:, places]):
-        here = np.flatnonzero(is_right_here)
+    aps = np.zeros((len(matches.true_positives), counts.shape[1]))
+    for threshold, is_true_here in enumerate(is_true[:, places]):
+        here = np.flatnonzero(is_true_here)
         if len(here) == 0:
             continue
-        num_right = _accumulate(np.add, weights[here])  # (R, B)
+        num_true = _accumulate(np.add, weights[here])  # (R, B)
         num_counted = counted[here]
         is_ignored = at_some & ~is_counted[threshold]
         if is_ignored.any():
             num_counted -= _up_to(places[here], is_ignored, images, counts)
-        precisions = num_right / (num_counted + np.spacing(1))  # as in pycocotools; never 0 / 0
+        precisions = num_true / (num_counted + np.spacing(1))  # as in pycocotools; never 0 / 0
         best = _accumulate(np.maximum, precisions[::-1])[::-1]
-        # The same as reached[num_right, columns], in half the time.
-        num_reached = reached.take(num_right * len(columns) + columns)
+        # The same as reached[num_true, columns], in half the time.
+        num_reached = reached.take(num_true * len(columns) + columns)
         num_new = np.diff(num_reached, axis=0, prepend=np.int32(0))
         aps[threshold] = np.einsum("rb,rb->b", best, num_new) / num_points
     return aps
@@ -301,10 +304,9 @@ def _in_order(matches: ClassMatches, most_copies: int) -> tuple[np.ndarray, np.n
         return detections, detections
     is_first = np.diff(matches.ties, prepend=matches.ties[0] - 1) != 0
     starts, groups = np.flatnonzero(is_first), np.cumsum(is_first) - 1
-    some_right, some_wrong = (
-        np.logical_or.reduceat(judged, starts, axis=1) for judged in (matches.right, matches.wrong)
-    )
-    is_mixed = np.any(some_right & some_wrong, axis=0)[groups]
+    some_true = np.logical_or.reduceat(matches.true_positives, starts, axis=1)
+    some_false = np.logical_or.reduceat(matches.false_positives, starts, axis=1)
+    is_mixed = np.any(some_true & some_false, axis=0)[groups]
     times = np.where(is_mixed, most_copies, 1)
     detections = np.repeat(detections, times)
     copies = np.arange(len(detections)) - np.repeat(np.cumsum(times) - times, times)
@@ -333,17 +335,17 @@ def _points_reached(metric: str, num_objects: np.ndarray) -> tuple[np.ndarray, n
         The points reached with 0, 1 ... N - 1 true positives, int32 (N, B), and the number of
         points over which AP is the mean, in all resamples or (B,).
     """
-    num_right = np.arange(num_objects.max() + 1, dtype=np.int32)[:, None]
+    num_true = np.arange(num_objects.max() + 1, dtype=np.int32)[:, None]
     at_least_one = np.maximum(num_objects, 1)
     num_points: np.ndarray | int
     match metric:
         case "coco":
-            reached = np.searchsorted(RECALLS, num_right / at_least_one, side="right")
+            reached = np.searchsorted(RECALLS, num_true / at_least_one, side="right")
             num_points = len(RECALLS)
         case "voc07":
-            reached, num_points = 1 + 10 * num_right // at_least_one, 11
+            reached, num_points = 1 + 10 * num_true // at_least_one, 11
         case "voc12":  # a point for each object, and none at a recall of 0
-            reached, num_points = np.tile(num_right, len(num_objects)), at_least_one
+            reached, num_points = np.tile(num_true, len(num_objects)), at_least_one
         case _:
             raise ValueError(f"metric: expected coco, voc07 or voc12, got {metric!r}")
     return reached.astype(np.int32), num_points

@@ -144,16 +144,16 @@ def _class_matches(
         best = _best(overlapping(images[ours], gt_images[theirs], near, min(iou_thresholds)))
         num_found = len(images[ours])
         judged = [
-            _right_and_wrong(_matches(best, num_found, iou_threshold), difficult[theirs])
+            _true_and_false_positives(_matches(best, num_found, iou_threshold), difficult[theirs])
             for iou_threshold in iou_thresholds
         ]
         of_classes.append(
             ClassMatches(
                 images=images[ours],
-                right=np.stack([right for right, _ in judged]),
-                wrong=np.stack([wrong for _, wrong in judged]),
+                true_positives=np.stack([true for true, _ in judged]),
+                false_positives=np.stack([false for _, false in judged]),
                 ties=np.arange(num_found),
-                objects=gt_images[theirs][~difficult[theirs]],
+                object_images=gt_images[theirs][~difficult[theirs]],
             )
         )
     return of_classes
@@ -196,7 +196,9 @@ def _ious(
     return ious
 
 
-def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _true_and_false_positives(
+    matches: np.ndarray, difficult: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the true positives and the false positives, bool (D,) each.
 
     Args:
@@ -204,30 +206,30 @@ def _right_and_wrong(matches: np.ndarray, difficult: np.ndarray) -> tuple[np.nda
         difficult: bool (G,), the flag of each object.
     """
     counts = ~np.append(difficult, False)[matches]  # index -1 (no match) gives False
-    right = np.zeros(len(matches), dtype=bool)
-    right[np.unique(matches, return_index=True)[1]] = True  # the first to match an object
-    right &= counts & (matches >= 0)
-    return right, counts & ~right
+    true_positives = np.zeros(len(matches), dtype=bool)
+    true_positives[np.unique(matches, return_index=True)[1]] = True  # the first to match an object
+    true_positives &= counts & (matches >= 0)
+    return true_positives, counts & ~true_positives
 
 
 def _average_precisions(matches: ClassMatches, rule: Rule) -> list[float | None]:
     """Return the AP of a class at each IoU threshold; None if it has no objects to detect."""
-    num_objects = len(matches.objects)
+    num_objects = len(matches.object_images)
     if num_objects == 0:
-        return [None] * len(matches.right)
+        return [None] * len(matches.true_positives)
     return [
-        _average_precision(right[right | wrong], num_objects, rule)
-        for right, wrong in zip(matches.right, matches.wrong, strict=True)
+        _average_precision(true[true | false], num_objects, rule)
+        for true, false in zip(matches.true_positives, matches.false_positives, strict=True)
     ]
 
 
-def _average_precision(right: np.ndarray, num_objects: int, rule: Rule) -> float:
+def _average_precision(is_true: np.ndarray, num_objects: int, rule: Rule) -> float:
     """Compute AP from the detections that are not ignored: bool (D,), true for true positives."""
-    num_right = np.cumsum(right)
-    precisions = num_right / np.arange(1, len(right) + 1)
+    num_true = np.cumsum(is_true)
+    precisions = num_true / np.arange(1, len(is_true) + 1)
     envelope = np.maximum.accumulate(precisions[::-1])[::-1]  # the best at this recall or above
     if rule == "voc12":
-        return float(envelope[right].sum() / num_objects)  # recall rises by 1 / num_objects each
+        return float(envelope[is_true].sum() / num_objects)  # recall rises by 1 / num_objects each
     # Compare whole numbers, because 3 / 10 is less than the float 3 * 0.1.
-    reached = np.searchsorted(10 * num_right, num_objects * np.arange(11))
+    reached = np.searchsorted(10 * num_true, num_objects * np.arange(11))
     return float(np.append(envelope, 0.0)[reached].mean())

@@ -92,13 +92,13 @@ def test_every_detection_and_threshold(
         for image, expected in enumerate(of_images[5 * place : 5 * place + 5]):
             ours = of_class.images == image
             if expected is None:
-                assert not ours.any() and (of_class.objects != image).all()
+                assert not ours.any() and (of_class.object_images != image).all()
                 continue
             found, ignored = expected["dtMatches"] != 0, expected["dtIgnore"] != 0
-            assert (of_class.right[:, ours] == (found & ~ignored)).all()
-            assert (of_class.wrong[:, ours] == (~found & ~ignored)).all()
+            assert (of_class.true_positives[:, ours] == (found & ~ignored)).all()
+            assert (of_class.false_positives[:, ours] == (~found & ~ignored)).all()
             assert expected["image_id"] == sorted(IMAGE_IDS)[image]
-            assert (of_class.objects == image).sum() == (expected["gtIgnore"] == 0).sum()
+            assert (of_class.object_images == image).sum() == (expected["gtIgnore"] == 0).sum()
             num_found += ours.sum()
         assert num_found == len(of_class.images)
     ours, judged = (

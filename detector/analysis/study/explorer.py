@@ -58,7 +58,9 @@ def _balance(ground_truth: GroundTruth, detections: Detections) -> np.ndarray:
     sure = detections.select(detections.scores >= MIN_SCORE)
     balance = np.zeros(len(ground_truth.image_ids))
     for of_class in coco_matches(ground_truth, sure).classes:
-        np.add.at(balance, of_class.images, 1.0 * of_class.right[0] - of_class.wrong[0])
+        np.add.at(
+            balance, of_class.images, 1.0 * of_class.true_positives[0] - of_class.false_positives[0]
+        )
     return balance
 
 

@@ -75,7 +75,9 @@ def errors(
 def _at_one_half(matches: Matches) -> Matches:
     """Keep the matches at an IoU of 0.5 only."""
     classes = [
-        ClassMatches(one.images, one.right[:1], one.wrong[:1], one.ties, one.objects)
+        ClassMatches(
+            one.images, one.true_positives[:1], one.false_positives[:1], one.ties, one.object_images
+        )
         for one in matches.classes
     ]
     return Matches(classes, matches.summary, {"AP50": slice(1)})
