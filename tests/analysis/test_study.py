@@ -19,7 +19,7 @@ from detector.analysis.study.study import headline
 from detector.commands import study as studying
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.columns import as_detections, as_ground_truth
-from detector.evaluation.paired import draw_images
+from detector.evaluation.resampling import draw_images
 
 
 def study_of(*folders: Path, output: Path, **options) -> dict:

@@ -16,7 +16,7 @@ from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.columns import Detections, GroundTruth
 from detector.evaluation.matches import ClassMatches, Matches
 from detector.evaluation.metrics import match
-from detector.evaluation.paired import class_mean, resampled_classes
+from detector.evaluation.resampling import class_mean, resampled_classes
 
 SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 CLASS, ERROR = "class ", "error "

@@ -14,7 +14,7 @@ from detector.analysis.study import statistics
 from detector.analysis.study.numbers import CLASS, ERROR, numbers
 from detector.analysis.study.runs import Run, Runs, StudyError, shown
 from detector.analysis.study.statistics import Arm, Difference, Noise
-from detector.evaluation.paired import draw_images
+from detector.evaluation.resampling import draw_images
 
 FORMAT = 1
 BETTER, WORSE, NOTHING_SHOWN = "better", "worse", "no difference shown"
