@@ -19,7 +19,7 @@ from detector.builders.model import build_model
 from detector.commands import predict as predict_command
 from detector.commands import written
 from detector.config import to_plain, typed_train
-from detector.evaluation.columns import as_ground_truth
+from detector.evaluation.coco_format import as_ground_truth
 from detector.evaluation.inference import detect
 from detector.evaluation.result_files import read_results
 from detector.training.checkpoint import KEYS, save_checkpoint

@@ -31,7 +31,7 @@ from detector.commands import train as train_command
 from detector.config import typed_train
 from detector.data import file_problems
 from detector.data.problems import Problem
-from detector.evaluation.columns import as_detections
+from detector.evaluation.coco_format import as_detections
 from detector.evaluation.metrics import Metrics
 from detector.evaluation.offset_sizes import OffsetSizes
 from detector.model.weights.state_dicts import trained_weights

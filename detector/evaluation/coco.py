@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.coco_matches import (
     AREAS,
     MAX_DETECTIONS,
@@ -24,8 +25,6 @@ from detector.evaluation.columns import (
     AnyGroundTruth,
     Detections,
     GroundTruth,
-    as_detections,
-    as_ground_truth,
     look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError
@@ -94,7 +93,7 @@ def coco_metrics(
     """Score `detections` against `ground_truth`; neither is changed.
 
     Args:
-        ground_truth: COCO-format content, see `columns.py`.
+        ground_truth: COCO-format content, see `coco_format.py`.
         detections: COCO-format results. If they are empty, all metrics with objects to detect are
             0.
         class_agnostic: treat all classes as one, as pycocotools does with useCats=0. A detection

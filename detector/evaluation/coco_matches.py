@@ -18,13 +18,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.columns import (
     AnyDetections,
     AnyGroundTruth,
     Detections,
     GroundTruth,
-    as_detections,
-    as_ground_truth,
     look_up_images_and_classes,
 )
 from detector.evaluation.matches import ClassMatches, Matches, Pairs, overlapping, rows_of

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from detector.data.dataset import Sample
 from detector.data.loading import worker_errors_named
-from detector.evaluation.columns import Detections, as_detections
+from detector.evaluation.coco_format import as_detections
+from detector.evaluation.columns import Detections
 
 
 class Found(NamedTuple):

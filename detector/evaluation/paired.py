@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.evaluation.columns import AnyDetections, AnyGroundTruth, as_ground_truth
+from detector.evaluation.coco_format import as_ground_truth
+from detector.evaluation.columns import AnyDetections, AnyGroundTruth
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.metrics import VOC_THRESHOLDS, match
 from detector.evaluation.resampling import draw_images, resampled

@@ -21,12 +21,8 @@ from typing import Any
 
 from detector.class_names import class_named
 from detector.data.values import brief, integer, number, numbers
-from detector.evaluation.columns import (
-    Detections,
-    GroundTruth,
-    as_detections,
-    look_up_images_and_classes,
-)
+from detector.evaluation.coco_format import as_detections
+from detector.evaluation.columns import Detections, GroundTruth, look_up_images_and_classes
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.result_formats import (
     ID_KEYS,

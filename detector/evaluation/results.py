@@ -15,14 +15,16 @@ from typing import Any
 import msgspec
 
 from detector.data.values import integer, number, numbers
-from detector.evaluation.columns import (
-    AnyDetections,
-    Detections,
-    GroundTruth,
+from detector.evaluation.coco_format import (
     as_detections,
     as_ground_truth,
     detections_of,
     ground_truth_of,
+)
+from detector.evaluation.columns import (
+    AnyDetections,
+    Detections,
+    GroundTruth,
     look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError

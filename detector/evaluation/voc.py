@@ -15,13 +15,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.columns import (
     AnyDetections,
     AnyGroundTruth,
     Detections,
     GroundTruth,
-    as_detections,
-    as_ground_truth,
     look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError
@@ -83,7 +82,7 @@ def voc_metrics(
     detection that matches a difficult object (`iscrowd` 1) is ignored.
 
     Args:
-        ground_truth: COCO-format content, see `columns.py`.
+        ground_truth: COCO-format content, see `coco_format.py`.
         detections: COCO-format results. If they are empty, every class with objects to detect
             scores 0.
         rule: "voc07", the mean of the precisions at the recalls 0, 0.1 ... 1, or "voc12", the area

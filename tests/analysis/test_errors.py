@@ -14,7 +14,7 @@ from detector.analysis.errors import __main__ as errors
 from detector.analysis.errors.confusion import confusion
 from detector.analysis.errors.diagnosis import KINDS, Diagnosis, diagnose, error_split, mended
 from detector.evaluation.coco import coco_metrics
-from detector.evaluation.columns import as_detections, as_ground_truth
+from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.entries import EvaluationError
 
 CAT, DOG = 2, 4

@@ -18,7 +18,7 @@ from detector.analysis.study.runs import StudyError, arms_of, read_runs
 from detector.analysis.study.study import headline
 from detector.commands import study as studying
 from detector.evaluation.coco import coco_metrics
-from detector.evaluation.columns import as_detections, as_ground_truth
+from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.resampling import draw_images
 
 

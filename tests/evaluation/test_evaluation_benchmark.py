@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detector.evaluation import benchmark
-from detector.evaluation.columns import as_detections, as_ground_truth
+from detector.evaluation.coco_format import as_detections, as_ground_truth
 
 
 def test_the_command(

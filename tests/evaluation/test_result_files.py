@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from detector.evaluation.columns import Detections, as_detections, as_ground_truth
+from detector.evaluation.coco_format import as_detections, as_ground_truth
+from detector.evaluation.columns import Detections
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.explain import explain
 from detector.evaluation.result_files import read_results

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.data.values import integer, number, numbers
-from detector.evaluation.columns import as_detections, as_ground_truth, look_up_images_and_classes
+from detector.evaluation.coco_format import as_detections, as_ground_truth
+from detector.evaluation.columns import look_up_images_and_classes
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.results import (
     plain_detections,

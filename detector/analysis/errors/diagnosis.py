@@ -36,14 +36,13 @@ from functools import partial
 
 import numpy as np
 
+from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.coco_matches import assign, coco_matches, ious, top_detections
 from detector.evaluation.columns import (
     AnyDetections,
     AnyGroundTruth,
     Detections,
     GroundTruth,
-    as_detections,
-    as_ground_truth,
     look_up_images_and_classes,
 )
 from detector.evaluation.entries import EvaluationError
@@ -195,7 +194,7 @@ def error_split(ground_truth: AnyGroundTruth, detections: AnyDetections) -> Erro
     """Count the errors of each kind, and compute the AP50 that fixing each kind would add.
 
     Args:
-        ground_truth, detections: in COCO format, see `detector/evaluation/columns.py`.
+        ground_truth, detections: in COCO format, see `detector/evaluation/coco_format.py`.
 
     Raises:
         EvaluationError: the ground truth or the detections break the format, a detection's image or
