@@ -14,12 +14,9 @@ The state dict of a plain ResNet-50 detector with an FPN has the same names as t
 `fasterrcnn_resnet50_fpn`.
 """
 
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import nn
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.models.resnet import ResNet
 
 from detector.conventions import Conventions
@@ -30,7 +27,8 @@ from detector.model.boxes import (
     BoxPredictor,
     ProposalHead,
 )
-from detector.model.dc5 import DilatedC5Backbone
+from detector.model.necks import with_neck
+from detector.model.resize import Resize
 from detector.model.roi_pooling import ROI_SIZE, BoxPooling
 from detector.model.sampling import use_seeded_samplers
 
@@ -98,40 +96,15 @@ def faster_rcnn(
             body's dilation does not fit the neck.
     """
     freeze(body, trainable_layers)
-    strides = feature_strides(body)
-    channels = [body.fc.in_features // 8 * 2**level for level in range(4)]  # of c2 to c5
-    match neck:
-        case "fpn":
-            if len(anchor_sizes) != 5:
-                raise ValueError(
-                    f"model.anchor_sizes={anchor_sizes} must be five sizes, one each for p2 to p6"
-                )
-            backbone = BackboneWithFPN(
-                body,
-                return_layers={"layer1": "0", "layer2": "1", "layer3": "2", "layer4": "3"},
-                in_channels_list=channels,
-                out_channels=fpn_channels,
-            )
-            sizes, rpn_strides = [[size] for size in anchor_sizes], [*strides, 2 * strides[-1]]
-            pooled, rpn_input = ["0", "1", "2", "3"], fpn_channels
-        case "dc5":
-            if strides[3] != strides[2]:
-                raise ValueError("model.neck=dc5 needs model.c5_dilation of 2 or more, not 1")
-            if not anchor_sizes:
-                raise ValueError("model.anchor_sizes=[] must be at least one size, for c4")
-            backbone = DilatedC5Backbone(body, fpn_channels)
-            sizes, rpn_strides = [anchor_sizes], strides[2:3]
-            pooled, strides, rpn_input = ["c5"], strides[3:], channels[2]
-        case _:
-            raise ValueError(f"model.neck={neck} is none of fpn, dc5")
+    parts = with_neck(body, neck, channels=fpn_channels, anchor_sizes=anchor_sizes)
     anchors = Anchors(
-        sizes,
+        parts.anchor_sizes,
         aspect_ratios,
         rounded=conventions.round_anchors,
-        strides=rpn_strides if conventions.fixed_strides else None,
+        strides=parts.rpn_strides if conventions.fixed_strides else None,
     )
     model = FasterRCNN(
-        backbone,
+        parts.backbone,
         rpn_anchor_generator=anchors,
         rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
         rpn_post_nms_top_n_train=min(rpn_top_n_train, conventions.max_train_proposals),
@@ -140,10 +113,10 @@ def faster_rcnn(
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
         box_predictor=BoxPredictor(box_head_channels, num_classes + 1),
         rpn_head=ProposalHead(  # built last, which keeps the initial weights of a seed
-            rpn_input,
+            parts.rpn_in_channels,
             rpn_channels,
-            num_anchors=len(sizes[0]) * len(aspect_ratios),
-            num_levels=len(sizes),
+            num_anchors=len(parts.anchor_sizes[0]) * len(aspect_ratios),
+            num_levels=len(parts.anchor_sizes),
         ),
     )
     model.transform = Resize(min_size, max_size, conventions)
@@ -154,7 +127,7 @@ def faster_rcnn(
     model.roi_heads = BoxHeads(
         pooling=BoxPooling(
             channels=fpn_channels,
-            levels=dict(zip(pooled, strides, strict=True)),
+            levels=parts.roi_strides,
             aligned=conventions.roi_aligned,
             sampling_ratio=conventions.roi_sampling_ratio,
             level_rule=conventions.roi_level_rule,
@@ -174,52 +147,6 @@ def faster_rcnn(
     )
     use_seeded_samplers(model, rpn_batch_size=rpn_batch_size, box_batch_size=box_batch_size)
     return model
-
-
-class Resize(GeneralizedRCNNTransform):
-    """torchvision's transform, extended to images of any shape.
-
-    If the shorter side would shrink to less than a pixel, as in an image of 3000x2 pixels, it is
-    stretched first, so that one pixel of it remains.
-    """
-
-    def __init__(self, min_size: int, max_size: int, conventions: Conventions) -> None:
-        mean, std = (
-            [value / 255 for value in values]
-            for values in (conventions.pixel_mean, conventions.pixel_std)
-        )
-        # _skip_resize has an effect only in training.
-        super().__init__(min_size, max_size, mean, std, _skip_resize=True)
-        self.channel_order = conventions.channel_order
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """Normalise an RGB image, float (3, H, W) in [0, 1], in the network's channel order."""
-        if self.channel_order == "bgr":
-            image = image.flip(0)
-        normalised: Tensor = super().normalize(image)
-        return normalised
-
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resize an image, float (3, H, W), to the model's input size; in training do nothing.
-
-        The model itself scales detections back to the size that the image had before.
-        """
-        if not self.training:
-            sides = image.shape[1:]
-            least = max(sides) // self.max_size + 1
-            if min(sides) < least:
-                stretched = [max(side, least) for side in sides]
-                image = interpolate(image[None], stretched, mode="bilinear")[0]
-        resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
-        return resized
-
-
-def feature_strides(body: ResNet) -> list[int]:
-    """Return the strides of c2 to c5 in pixels of the image. A dilated c5 has the stride of c4."""
-    of_c5 = {module.stride for module in body.layer4.modules() if isinstance(module, nn.Conv2d)}
-    return [4, 8, 16, 32 if (2, 2) in of_c5 else 16]
 
 
 def freeze(body: nn.Module, trainable_layers: int) -> None:
