@@ -7,7 +7,7 @@ from detector.config import ConfigError
 from detector.data.check import Report, check
 from detector.data.coco import read_coco
 from detector.data.dataset import DetectionDataset
-from detector.data.file_problems import Watch
+from detector.data.file_problems import Wrap
 from detector.data.loading import num_cores
 from detector.data.shapes import shapes_folder
 from detector.data.transforms import TrainTransform
@@ -46,14 +46,14 @@ def check_data(
     data: DataConfig,
     *,
     decode: bool = False,
-    watched: Watch = iter,
+    wrap: Wrap = iter,
 ) -> Report:
     """Check the annotations and the image files, and report every problem found.
 
     Args:
         decode: decode every image, not only those whose header leaves a doubt. With
             `data.on_error=warn`, which drops broken images, every image is always decoded.
-        watched: wraps the iterator over the checked files and may end it early.
+        wrap: wraps the iterator over the checked files and may end it early.
 
     Raises:
         LoadingError: a worker process that reads files died.
@@ -67,7 +67,7 @@ def check_data(
         max_size=data.transform.max_size,
         decode=decode or data.on_error == "warn",
         num_workers=int(workers),
-        watched=watched,
+        wrap=wrap,
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from detector.builders.data import build_train_set, build_transform, build_val_set, check_data
 from detector.config import ConfigError
 from detector.data import benchmark as loading_benchmark
-from detector.data.check import Report, refusal
+from detector.data.check import Report, unreadable_split
 from detector.data.dataset import DatasetError, DetectionDataset
 from detector.data.loading import Augmented
 from detector.data.problems import Problem
@@ -122,11 +122,11 @@ def read(data: DataConfig) -> tuple[dict[str, DetectionDataset], list[Problem]]:
     try:
         train_set = build_train_set(data)
     except DatasetError as error:
-        return {}, [refusal("train", error)]
+        return {}, [unreadable_split("train", error)]
     try:
         return {"train": train_set, "val": build_val_set(data, train_set.classes)}, []
     except DatasetError as error:
-        return {"train": train_set}, [refusal("val", error)]
+        return {"train": train_set}, [unreadable_split("val", error)]
 
 
 def usable_train_set(data: DataConfig) -> DetectionDataset:

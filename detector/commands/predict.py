@@ -28,7 +28,7 @@ from detector.builders.model import trained_model
 from detector.command_configs import with_nms
 from detector.commands.written import PredictionFiles
 from detector.config import ConfigError, typed_train
-from detector.data.errors import DatasetError, shown
+from detector.data.errors import DatasetError, printable
 from detector.data.images import SUFFIXES, read_image
 from detector.evaluation.inference import to_float
 from detector.schema import PredictConfig
@@ -89,10 +89,10 @@ def run(config: PredictConfig) -> None:
         try:
             written.write_image(path, image, prediction)
         except (OSError, ValueError) as error:  # for instance, the file name is too long
-            log.warning("not drawn or saved: %s (%s)", shown(name), error)
+            log.warning("not drawn or saved: %s (%s)", printable(name), error)
             failed += 1
         words = found(prediction["predictions"], config.min_score)
-        log.info("%s: %s", shown(name), words)
+        log.info("%s: %s", printable(name), words)
     content = json.dumps(predictions, indent=1)
     (folder / "predictions.json").write_text(content, encoding="utf-8")
     written.finish(predictions)

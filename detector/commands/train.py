@@ -261,8 +261,8 @@ def load_data(
         splits = build_data(config)
     problems: list[Problem] = []
     if ranks.is_first:
-        watched = partial(stop.before, ranks=ranks)
-        problems = check_data(splits, config.data, watched=watched).problems
+        wrap = partial(stop.before, ranks=ranks)
+        problems = check_data(splits, config.data, wrap=wrap).problems
     stop.raise_for(ranks)
     report = Report(splits, ranks.broadcast(problems))
     if ranks.is_first:

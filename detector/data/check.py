@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from detector.data.dataset import DatasetError, DetectionDataset
-from detector.data.errors import shown
-from detector.data.file_problems import Watch, file_problems
+from detector.data.errors import printable
+from detector.data.file_problems import Wrap, file_problems
 from detector.data.problems import Problem, Splits, annotation_problems, objects_by_class
 from detector.tables import table
 
@@ -85,14 +85,14 @@ def check(
     max_size: int,
     decode: bool,
     num_workers: int,
-    watched: Watch = iter,
+    wrap: Wrap = iter,
 ) -> Report:
     """Examine the annotations and the image files of each split.
 
     Args:
         splits: the data sets by the name of their split.
         min_size, max_size: see `annotation_problems`.
-        decode, num_workers, watched: see `file_problems`.
+        decode, num_workers, wrap: see `file_problems`.
 
     Raises:
         LoadingError: a worker process died or is stuck.
@@ -101,12 +101,12 @@ def check(
         splits,
         [
             *annotation_problems(splits, min_size=min_size, max_size=max_size),
-            *file_problems(splits, decode=decode, num_workers=num_workers, watched=watched),
+            *file_problems(splits, decode=decode, num_workers=num_workers, wrap=wrap),
         ],
     )
 
 
-def refusal(split: str, error: DatasetError) -> Problem:
+def unreadable_split(split: str, error: DatasetError) -> Problem:
     """Return the problem of a split that its reader refused with this error."""
     return Problem("error", split, "cannot be read", str(error))
 
@@ -188,14 +188,14 @@ def _example(problem: Problem) -> str:
 
     A problem without a file is represented by its detail.
     """
-    return problem.detail if problem.file is None else shown(Path(problem.file).name)
+    return problem.detail if problem.file is None else printable(Path(problem.file).name)
 
 
 def _as_line(problem: Problem) -> str:
     """Return a problem in one line that begins with its file."""
     if problem.file is None:
         return problem.detail
-    return f"{shown(problem.file)}: {problem.detail}; image id {problem.image_id}"
+    return f"{printable(problem.file)}: {problem.detail}; image id {problem.image_id}"
 
 
 def _cell(value: Any) -> str:

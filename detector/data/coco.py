@@ -28,12 +28,12 @@ from typing import Any, TypeVar
 
 from detector.class_names import class_named
 from detector.data.dataset import DetectionDataset
-from detector.data.errors import DatasetError, Faults, file_error, shown
+from detector.data.errors import DatasetError, Faults, file_error, printable
 from detector.data.folder import Folder, read_file
 from detector.data.images import image_size
 from detector.data.masks import box_around_rotated, box_of_mask
 from detector.data.records import MAX_LENGTH, ImageEntry, ObjectEntry, build_dataset
-from detector.data.values import integer, is_number, number, numbers
+from detector.data.values import as_four_numbers, as_integer, as_number, is_number
 
 Json = dict[str, Any]
 T = TypeVar("T", int, str, list[Any])
@@ -142,7 +142,7 @@ def _categories(
     """
     objects = content.get("annotations")
     used = {
-        integer(entry.get("category_id"))
+        as_integer(entry.get("category_id"))
         for entry in (objects if type(objects) is list else ())
         if type(entry) is dict
     }
@@ -163,11 +163,11 @@ def _categories(
             unused = next((one for one in (category_id, twin) if one not in used), None)
             if unused is None:
                 raise DatasetError(
-                    f"{place}: an earlier category has the same name {shown(repr(name))}, and both "
-                    f"have objects: rename one, or give the objects of this one the id {twin}"
+                    f"{place}: an earlier category has the same name {printable(repr(name))}, and "
+                    f"both have objects: rename one, or give the objects of this one the id {twin}"
                 )
-            detail = f"{place}: an earlier category has the same name {shown(repr(name))}"
-            faults.taken("category twice", f"{detail}; the one without objects is left out")
+            detail = f"{place}: an earlier category has the same name {printable(repr(name))}"
+            faults.accepted("category twice", f"{detail}; the one without objects is left out")
             names.pop(unused, None)
             if unused == category_id:
                 continue
@@ -177,7 +177,9 @@ def _categories(
         is_placeholder = name in parents and category_id not in used and len(names) > 1
         if is_placeholder and name not in (wanted or ()):
             del names[category_id]
-            detail = f"{file}: category {shown(repr(name))} has no object and is a supercategory"
+            detail = (
+                f"{file}: category {printable(repr(name))} has no object and is a supercategory"
+            )
             faults.warning("no class", f"{detail}: it is left out unless data.classes lists it")
     return dict(sorted(names.items()))
 
@@ -201,7 +203,9 @@ def _given_classes(
         if name in exact:
             category_id = exact[name]
         elif theirs is not None:
-            faults.taken("class in other capitals", f"{shown(theirs)} is read as {shown(name)}")
+            faults.accepted(
+                "class in other capitals", f"{printable(theirs)} is read as {printable(name)}"
+            )
             category_id = ids.pop(theirs)
         else:
             category_id = new = new + 1
@@ -215,7 +219,7 @@ def _images(content: Json, file: Path, folder: Folder, faults: Faults) -> dict[i
     If two images have the same id, neither is used, because their objects cannot be told apart.
     """
     listed = list(_entries(content, "images", file))
-    times = Counter(integer(entry.get("id")) for _, entry in listed)
+    times = Counter(as_integer(entry.get("id")) for _, entry in listed)
     entries: dict[int, ImageEntry] = {}
     for place, entry in listed:
         try:
@@ -223,7 +227,7 @@ def _images(content: Json, file: Path, folder: Folder, faults: Faults) -> dict[i
             if times[image.image_id] > 1:
                 raise DatasetError(f"{place}: another image has the same id")
         except DatasetError as error:
-            faults.error("image left out", error, integer(entry.get("id")))
+            faults.error("image left out", error, as_integer(entry.get("id")))
         else:
             entries[image.image_id] = image
     if not entries:
@@ -237,7 +241,7 @@ def _image(entry: Json, place: str, folder: Folder, faults: Faults) -> ImageEntr
     if entry.get("height") or entry.get("width"):
         height, width = (_length(entry, key, place) for key in ("height", "width"))
     else:  # both are missing, null or 0
-        faults.taken("image without a size", f"{place}: its size is read from the image file")
+        faults.accepted("image without a size", f"{place}: its size is read from the image file")
         height, width = image_size(path)
     return ImageEntry(image_id, path, height, width)
 
@@ -247,7 +251,7 @@ def _image_path(name: str, place: str, folder: Folder, faults: Faults) -> Path:
     given = name
     if "\\" in name and not folder.holds(folder.locate(name, where=place), where=place):
         name = name.replace("\\", "/")
-        faults.taken("file name with backslashes", f"{place}: {shown(repr(given))}")
+        faults.accepted("file name with backslashes", f"{place}: {printable(repr(given))}")
     try:
         path = folder.locate(name, where=place)
     except DatasetError as error:
@@ -256,8 +260,10 @@ def _image_path(name: str, place: str, folder: Folder, faults: Faults) -> Path:
         return path
     shorter = folder.without_own_name(name, where=place)
     if shorter is None:
-        raise DatasetError(f"{place}: image file {shown(path)} does not exist{folder.hint(name)}")
-    faults.taken("file name with the images' folder", f"{place}: {shown(repr(given))}")
+        raise DatasetError(
+            f"{place}: image file {printable(path)} does not exist{folder.hint(name)}"
+        )
+    faults.accepted("file name with the images' folder", f"{place}: {printable(repr(given))}")
     return folder.locate(shorter, where=place)
 
 
@@ -271,8 +277,8 @@ def _objects(
 ) -> tuple[list[ObjectEntry], list[int]]:
     """Return the objects that can be used, and the index of each in the file's `annotations`."""
     image_index = {image_id: index for index, image_id in enumerate(images)}
-    left_out = {integer(entry.get("id")) for entry in content["images"]} - image_index.keys()
-    names = {integer(entry.get("id")): entry.get("name") for entry in content["categories"]}
+    left_out = {as_integer(entry.get("id")) for entry in content["images"]} - image_index.keys()
+    names = {as_integer(entry.get("id")): entry.get("name") for entry in content["categories"]}
     objects: list[ObjectEntry] = []
     indices: list[int] = []
     ids: set[int] = set()
@@ -280,7 +286,7 @@ def _objects(
     for index, (place, entry) in enumerate(
         _entries(content, "annotations", file, may_be_empty=True)
     ):
-        image_id = integer(entry.get("image_id"))
+        image_id = as_integer(entry.get("image_id"))
         if image_id is not None and image_id in left_out:
             continue  # its image is left out, which is reported already
         try:
@@ -299,7 +305,7 @@ def _objects(
             continue
         indices.append(index)
         # The id is not used here, but pycocotools reads 0 as "no match" and confuses equal ids.
-        annotation_id = integer(entry.get("id"))
+        annotation_id = as_integer(entry.get("id"))
         if annotation_id is None:
             without_id.append(place)
             continue
@@ -326,7 +332,7 @@ def _check_boxes_are_xywh(content: Json, file: Path) -> None:
     for entry in objects if type(objects) is list else ():
         if type(entry) is not dict or entry.get("segmentation"):  # the area is the mask's
             continue
-        box, area = numbers(entry.get("bbox")), number(entry.get("area"))
+        box, area = as_four_numbers(entry.get("bbox")), as_number(entry.get("area"))
         if box is None or area is None:
             continue
         total += 1
@@ -357,7 +363,7 @@ def _object(
     category_id = _id_field(entry, "category_id", place, faults)
     if category_id not in label:
         if category_id in names:
-            name = shown(repr(names[category_id]))
+            name = printable(repr(names[category_id]))
             raise DatasetError(f"{place}: class {name} is not among the classes of the training")
         raise DatasetError(f"{place}: category_id {category_id} is not among the categories")
     return ObjectEntry(
@@ -401,16 +407,16 @@ def _field(entry: Json, key: str, kind: type[T], place: str) -> T:
 
 
 def _id_field(entry: Json, key: str, place: str, faults: Faults) -> int:
-    value = integer(entry.get(key))
+    value = as_integer(entry.get(key))
     if value is None:
         return _field(entry, key, int, place)  # raises the error that says why
     if type(entry[key]) is not int:
-        faults.taken("id that is no integer", f"{place}: {key!r} is {entry[key]!r}")
+        faults.accepted("id that is no integer", f"{place}: {key!r} is {entry[key]!r}")
     return value
 
 
 def _length(entry: Json, key: str, place: str) -> int:
-    length = integer(entry.get(key))
+    length = as_integer(entry.get(key))
     if length is None:
         length = _field(entry, key, int, place)  # raises the error that says why
     if not 1 <= length <= MAX_LENGTH:
@@ -429,28 +435,28 @@ def _box(
     entry: Json, place: str, size: tuple[int, int], faults: Faults
 ) -> tuple[float, float, float, float]:
     given = entry.get("bbox")
-    is_missing = not given or numbers(given) == [0, 0, 0, 0]  # also null or empty
+    is_missing = not given or as_four_numbers(given) == [0, 0, 0, 0]  # also null or empty
     if is_missing and entry.get("segmentation"):
         box = box_of_mask(entry["segmentation"], size)
         if box is None:
             raise DatasetError(
                 f"{place}: has no 'bbox', and its 'segmentation' is not a valid mask of its image"
             )
-        faults.taken("mask without a box", f"{place}: its mask's bounding box is used")
+        faults.accepted("mask without a box", f"{place}: its mask's bounding box is used")
         return box
-    bbox = numbers(given)
+    bbox = as_four_numbers(given)
     if bbox is None:
         bbox = _field(entry, "bbox", list, place)
         raise DatasetError(
             f"{place}: 'bbox' is {reprlib.repr(bbox)}, expected 4 numbers x, y, w, h"
         )
     if given != bbox:
-        faults.taken("box as text", f"{place}: 'bbox' is {reprlib.repr(given)}")
+        faults.accepted("box as text", f"{place}: 'bbox' is {reprlib.repr(given)}")
     x, y, w, h = bbox
     attributes = entry.get("attributes")
-    rotation = number(attributes.get("rotation")) if type(attributes) is dict else None
+    rotation = as_number(attributes.get("rotation")) if type(attributes) is dict else None
     if rotation:  # CVAT writes the box before its rotation, and the angle in degrees
-        faults.taken("rotated box", f"{place}: the upright box around it is used")
+        faults.accepted("rotated box", f"{place}: the upright box around it is used")
         centre = (x + w / 2, y + h / 2)
         return box_around_rotated(*centre, w, h, math.radians(rotation), size)
     return x, y, x + w, y + h
@@ -460,7 +466,7 @@ def _area(entry: Json, place: str) -> float | None:
     area = entry.get("area")
     if area is None:
         return None
-    value = number(area)
+    value = as_number(area)
     if value is None or not 0 <= value < 2**63:
         raise DatasetError(
             f"{place}: 'area' is {reprlib.repr(area)}, expected square pixels, 0 or more"

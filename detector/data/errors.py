@@ -38,7 +38,7 @@ class Faults:
         assert on_error in ("stop", "warn")
         self.on_error = on_error
         self.found: list[Fault] = []
-        self._taken: set[str] = set()
+        self._accepted: set[str] = set()
 
     def error(self, kind: str, error: DatasetError, image_id: int | None = None) -> None:
         """Report an image or object that cannot be used.
@@ -54,17 +54,17 @@ class Faults:
         """Report something unusual that can be continued with."""
         self.found.append(Fault("warning", kind, detail, image_id))
 
-    def taken(self, kind: str, detail: str) -> None:
+    def accepted(self, kind: str, detail: str) -> None:
         """Report a deviation that was accepted, as it has only one possible meaning.
 
         Only the first deviation of each kind is added to the faults.
         """
-        if kind not in self._taken:
-            self._taken.add(kind)
+        if kind not in self._accepted:
+            self._accepted.add(kind)
             self.warning(kind, f"{detail} (accepted, like all others of this kind)")
 
 
-def shown(text: object) -> str:
+def printable(text: object) -> str:
     """Return the text of a name or value for use in a one-line message.
 
     Text with unprintable characters is escaped; text over `MAX_SHOWN` characters loses its middle.
@@ -77,4 +77,4 @@ def shown(text: object) -> str:
 
 def file_error(path: Path, reason: object) -> DatasetError:
     """Return the error for a file, with the reason (often another library's) put on one line."""
-    return DatasetError(f"{shown(path)}: {shown(' '.join(str(reason).split()))}")
+    return DatasetError(f"{printable(path)}: {printable(' '.join(str(reason).split()))}")

@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from detector.data.dataset import DatasetError, DetectionDataset, Record
-from detector.data.errors import shown
+from detector.data.errors import printable
 from detector.data.images import JPEG_END, KINDS, MAX_BYTES, ORIENTATION, PNG_END
-from detector.data.loading import START, TIME_LIMIT, worker_errors_named, worker_init
+from detector.data.loading import START, TIME_LIMIT, converted_worker_errors, init_worker
 from detector.data.problems import Problem, Splits, problem_of_image
 
 CHUNK = 32  # files that a worker examines before it returns its results
 # Wraps the iterator over the results of a split, and may end it early.
-Watch = Callable[[Iterator["_Inspection"]], Iterator["_Inspection"]]
+Wrap = Callable[[Iterator["_Inspection"]], Iterator["_Inspection"]]
 
 
 class _Inspection(NamedTuple):
@@ -66,7 +66,7 @@ class _Files(Dataset[_Inspection]):
 
 
 def file_problems(
-    splits: Splits, *, decode: bool, num_workers: int, watched: Watch = iter
+    splits: Splits, *, decode: bool, num_workers: int, wrap: Wrap = iter
 ) -> list[Problem]:
     """Find image files that cannot be used, have an EXIF rotation, or are in more than one split.
 
@@ -74,7 +74,7 @@ def file_problems(
         splits: the data sets by the name of their split.
         decode: load every image; otherwise only those whose first or last bytes leave a doubt.
         num_workers: number of worker processes; 0 examines the files in this process.
-        watched: wraps the iterator over the files of a split and may end it early, for example
+        wrap: wraps the iterator over the files of a split and may end it early, for example
             when the process is asked to stop; the remaining files are then not reported.
 
     Raises:
@@ -85,7 +85,7 @@ def file_problems(
     hashed = _same_length(splits)
     for split, dataset in splits.items():
         files = _Files(dataset, decode=decode, hashed=hashed[split])
-        inspections = watched(_inspect(files, num_workers, split))
+        inspections = wrap(_inspect(files, num_workers, split))
         for record, inspection in zip(dataset.records, inspections, strict=False):
             problems += [
                 problem_of_image(severity, split, kind, detail, record)
@@ -94,7 +94,9 @@ def file_problems(
             if inspection.digest is not None:
                 other, twin = first.setdefault(inspection.digest, (split, record))
                 if other != split:
-                    detail = f"the same file as {shown(twin.path)} (id {twin.image_id}) of {other}"
+                    detail = (
+                        f"the same file as {printable(twin.path)} (id {twin.image_id}) of {other}"
+                    )
                     problems.append(
                         problem_of_image("warning", split, "image shared", detail, record)
                     )
@@ -107,7 +109,7 @@ def _problems_of_file(record: Record, inspection: _Inspection) -> Iterator[tuple
         differs = inspection.size not in (None, (record.height, record.width))
         kind = "size differs" if differs else "image unreadable"
         reason = inspection.refusal.removesuffix(f"; image id {record.image_id}")
-        yield "error", kind, reason.removeprefix(f"{shown(record.path)}: ")
+        yield "error", kind, reason.removeprefix(f"{printable(record.path)}: ")
     if inspection.orientation != 1:
         yield "warning", "EXIF orientation", f"orientation {inspection.orientation}, not upright"
 
@@ -118,11 +120,11 @@ def _inspect(files: _Files, num_workers: int, split: str) -> Iterator[_Inspectio
         batch_size=CHUNK,
         collate_fn=list,
         num_workers=num_workers,
-        worker_init_fn=worker_init,
+        worker_init_fn=init_worker,
         multiprocessing_context=START if num_workers else None,
         timeout=TIME_LIMIT if num_workers else 0,
     )
-    with worker_errors_named():
+    with converted_worker_errors():
         for chunk in tqdm(chunks, desc=f"images of {split}", leave=False, disable=None):
             yield from chunk
 

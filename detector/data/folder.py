@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from detector.data.errors import DatasetError, file_error, shown
+from detector.data.errors import DatasetError, file_error, printable
 
 MAX_LISTED = 200_000  # files that are searched for a hint
 
@@ -37,7 +37,7 @@ class Folder:
         path = Path(os.path.abspath(self.root / name))
         if not path.is_relative_to(self.root):
             raise DatasetError(
-                f"{where}: file name {shown(repr(name))} leads out of {shown(self.root)}"
+                f"{where}: file name {printable(repr(name))} leads out of {printable(self.root)}"
             )
         return path
 
@@ -55,7 +55,7 @@ class Folder:
                 self._listings[path.parent] = _file_names(path.parent)
             except OSError as error:
                 raise DatasetError(
-                    f"{where}: folder {shown(path.parent)} cannot be listed ({error.strerror})"
+                    f"{where}: folder {printable(path.parent)} cannot be listed ({error.strerror})"
                 ) from error
         return path.name in self._listings[path.parent]
 
@@ -86,7 +86,7 @@ class Folder:
         if not found:
             return ""
         others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        return f"; did you mean {shown(found[0])}{others}?"
+        return f"; did you mean {printable(found[0])}{others}?"
 
     def _list_files(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
         """Return up to about MAX_LISTED files in the folder and below, by name and by stem."""

@@ -71,7 +71,7 @@ class Header(NamedTuple):
     orientation: int  # EXIF: 1 upright (or no tag), 2 to 4 keep the size, 5 to 8 swap its sides
 
     @property
-    def turned_size(self) -> Size:
+    def upright_size(self) -> Size:
         """The size after the EXIF orientation is applied."""
         height, width = self.size
         return (width, height) if self.orientation > 4 else (height, width)
@@ -95,8 +95,8 @@ def read_image(path: Path, *, size: Size | None = None) -> Tensor:
     """
     encoded = read_file(path, max_bytes=MAX_BYTES)
     header = read_header(encoded, path)
-    size = size or header.turned_size
-    if size not in (header.size, header.turned_size):
+    size = size or header.upright_size
+    if size not in (header.size, header.upright_size):
         raise file_error(path, _wrong_size(header, size))
     try:
         pixels = _decode(encoded, header)
@@ -104,7 +104,7 @@ def read_image(path: Path, *, size: Size | None = None) -> Tensor:
         raise file_error(path, f"cannot be decoded ({error})") from error
     if pixels.shape[1:] != header.size:
         raise file_error(path, "cannot be decoded (its header gives another size)")
-    return turn(pixels, header.orientation) if size == header.turned_size else pixels
+    return apply_orientation(pixels, header.orientation) if size == header.upright_size else pixels
 
 
 def image_size(path: Path) -> Size:
@@ -113,7 +113,7 @@ def image_size(path: Path) -> Size:
     Raises:
         DatasetError: the file cannot be read, or `read_header` refuses it.
     """
-    return read_header(read_file(path, max_bytes=MAX_BYTES), path).turned_size
+    return read_header(read_file(path, max_bytes=MAX_BYTES), path).upright_size
 
 
 def read_header(encoded: bytes, path: Path) -> Header:
@@ -140,7 +140,7 @@ def read_header(encoded: bytes, path: Path) -> Header:
         raise file_error(path, f"cannot be decoded ({error})") from error
 
 
-def turn(pixels: Tensor, orientation: int) -> Tensor:
+def apply_orientation(pixels: Tensor, orientation: int) -> Tensor:
     """Apply an EXIF orientation to an image (3, H, W), as a viewer does.
 
     Orientations 5 to 8 swap the sides: the result is then (3, W, H).
@@ -228,6 +228,6 @@ def _unknown_kind(encoded: bytes) -> str:
 
 def _wrong_size(header: Header, size: Size) -> str:
     turned = ""
-    if header.turned_size != header.size:
-        turned = f" ({_text(header.turned_size)} turned by its EXIF orientation)"
+    if header.upright_size != header.size:
+        turned = f" ({_text(header.upright_size)} turned by its EXIF orientation)"
     return f"the file is {_text(header.size)} pixels{turned}, its annotation says {_text(size)}"

@@ -177,7 +177,7 @@ def collate(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
-def worker_init(worker_id: int) -> None:
+def init_worker(worker_id: int) -> None:
     """Limit OpenCV to one thread (PyTorch limits its own), and delay the effect of signals.
 
     A signal to terminate goes to all processes of a job. If a worker ended at once, the run would
@@ -194,7 +194,7 @@ class LoadingError(DatasetError):
 
 
 @contextmanager
-def worker_errors_named() -> Iterator[None]:
+def converted_worker_errors() -> Iterator[None]:
     """Convert torch's errors about dead or stuck workers, in the code that uses the batches.
 
     torch reports a dead worker from a signal handler, so the error can appear at any point of that
@@ -205,12 +205,12 @@ def worker_errors_named() -> Iterator[None]:
     """
     # It is entered twice, because the signal can arrive while the error of a broken connection is
     # being converted. There is one signal per worker.
-    with _worker_errors_named(), _worker_errors_named():
+    with _converted_worker_errors(), _converted_worker_errors():
         yield
 
 
 @contextmanager
-def _worker_errors_named() -> Iterator[None]:
+def _converted_worker_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -254,7 +254,7 @@ def train_loader(
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=worker_init,
+        worker_init_fn=init_worker,
         multiprocessing_context=START if num_workers else None,
         persistent_workers=num_workers > 0,
         timeout=time_limit if num_workers else 0,
@@ -279,7 +279,7 @@ def eval_loader(
         batch_size=1,
         num_workers=num_workers,
         collate_fn=collate,
-        worker_init_fn=worker_init,
+        worker_init_fn=init_worker,
         multiprocessing_context=START if num_workers else None,
         timeout=time_limit if num_workers else 0,
         generator=torch.Generator(),

@@ -41,10 +41,10 @@ def box_around_rotated(
     """
     sine, cosine = abs(math.sin(angle)), abs(math.cos(angle))
     x, y = (width * cosine + height * sine) / 2, (width * sine + height * cosine) / 2
-    return within((cx - x, cy - y, cx + x, cy + y), size)
+    return clip_box((cx - x, cy - y, cx + x, cy + y), size)
 
 
-def within(box: Box, size: tuple[int, int]) -> Box:
+def clip_box(box: Box, size: tuple[int, int]) -> Box:
     """Clip a box (xyxy) to an image of this size (h, w)."""
     x1, y1, x2, y2 = box
     height, width = size

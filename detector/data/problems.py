@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from detector.data.dataset import DetectionDataset, Record
-from detector.data.errors import shown
+from detector.data.errors import printable
 
 TINY = 4.0  # pixels after the resize; the stride of the finest feature map
 Splits = Mapping[str, DetectionDataset]
@@ -49,7 +49,7 @@ def annotation_problems(splits: Splits, *, min_size: int, max_size: int) -> list
             problems.append(Problem("error", split, "nothing to train on", "no object is a target"))
         for name, number in zip(dataset.classes, objects_by_class(dataset), strict=True):
             if number == 0:
-                problems.append(Problem("warning", split, "class without objects", shown(name)))
+                problems.append(Problem("warning", split, "class without objects", printable(name)))
         for index, kind, detail in _warnings_of_objects(dataset.records, min_size, max_size):
             problems.append(
                 problem_of_image("warning", split, kind, detail, dataset.records[index])

@@ -6,7 +6,7 @@ from typing import Any
 MAX_SHOWN = 80  # the most characters that a message quotes from a file
 
 
-def integer(value: Any) -> int | None:
+def as_integer(value: Any) -> int | None:
     """Return the value as a 64-bit integer, or None if it is not one."""
     if type(value) is str and value.strip().removeprefix("-").isdecimal() and len(value) < 20:
         value = int(value)
@@ -15,7 +15,7 @@ def integer(value: Any) -> int | None:
     return value if type(value) is int and is_number(value) else None
 
 
-def number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """Return the value as a float, which may be infinite or NaN, or None if it is not a number."""
     if type(value) is str:
         try:
@@ -25,7 +25,7 @@ def number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def numbers(value: Any) -> list[float] | None:
+def as_four_numbers(value: Any) -> list[float] | None:
     """Return a list of four numbers, or None if the value is not that.
 
     The value may be a list, or a string such as "[1, 2, 3, 4]".
@@ -34,7 +34,7 @@ def numbers(value: Any) -> list[float] | None:
         value = value.strip().strip("[]()").replace(",", " ").split()
     if type(value) is not list or len(value) != 4:
         return None
-    four = [one for one in map(number, value) if one is not None]
+    four = [one for one in map(as_number, value) if one is not None]
     return four if len(four) == 4 else None
 
 

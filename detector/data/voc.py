@@ -28,10 +28,10 @@ from defusedxml.ElementTree import XMLParser
 
 from detector.class_names import class_named
 from detector.data.dataset import DetectionDataset
-from detector.data.errors import DatasetError, Faults, file_error, shown
+from detector.data.errors import DatasetError, Faults, file_error, printable
 from detector.data.folder import Folder, read_file
 from detector.data.images import SUFFIXES, image_size
-from detector.data.masks import Box, box_around_rotated, within
+from detector.data.masks import Box, box_around_rotated, clip_box
 from detector.data.records import MAX_LENGTH, ImageEntry, ObjectEntry, build_dataset
 
 MULTIBYTE = ("gb2312", "gbk", "gb18030", "big5", "shift_jis", "cp932", "euc_jp", "euc_kr", "cp949")
@@ -153,7 +153,7 @@ def _no_sources(root: Path, image_set: str) -> str:
             "of each split into a folder of their own and give that folder"
         )
     inside = next((path for path in sorted(root.glob("**/ImageSets")) if path.is_dir()), None)
-    hint = "" if inside is None else f"; did you mean {shown(inside.parent)}?"
+    hint = "" if inside is None else f"; did you mean {printable(inside.parent)}?"
     return f"holds neither a folder ImageSets nor XML files{hint}"
 
 
@@ -165,7 +165,7 @@ def _warn_of_unannotated_images(folder: Path, annotated: set[str], faults: Fault
         if path.suffix.lower() in SUFFIXES and path.stem not in annotated
     ]
     if alone:
-        named = ", ".join(map(shown, alone[:3])) + (", ..." if len(alone) > 3 else "")
+        named = ", ".join(map(printable, alone[:3])) + (", ..." if len(alone) > 3 else "")
         detail = f"{folder}: {len(alone)} images have no XML file and are not used: {named}"
         faults.warning("image without annotations", detail)
 
@@ -191,12 +191,14 @@ def _devkit_sources(root: Path, list_file: Path, faults: Faults) -> list[_Source
     sources: dict[Path, _Source] = {}
     for line in listed:
         name = _listed_name(line, annotations, list_file, faults)
-        place = f"{list_file}: {shown(name)}"
+        place = f"{list_file}: {printable(name)}"
         try:
             xml = annotations.locate(f"{name}.xml", where=place)
             if not annotations.holds(xml, where=place):
                 hint = annotations.hint(f"{name}.xml")
-                raise DatasetError(f"{place}: annotation file {shown(xml)} does not exist{hint}")
+                raise DatasetError(
+                    f"{place}: annotation file {printable(xml)} does not exist{hint}"
+                )
             if xml in sources:
                 raise DatasetError(f"{place} is listed twice")
         except DatasetError as error:
@@ -227,7 +229,7 @@ def _listed_name(line: str, annotations: Folder, list_file: Path, faults: Faults
         try:
             if annotations.holds(annotations.locate(f"{name}.xml", where=line), where=line):
                 if how is not None:
-                    faults.taken(how, f"{list_file}: {shown(line)}")
+                    faults.accepted(how, f"{list_file}: {printable(line)}")
                 return name
         except DatasetError:  # the name leads out of the folder
             continue
@@ -297,10 +299,10 @@ def _readable(encoded: bytes) -> bytes:
 
 
 def _image(source: _Source, tree: Element, image_id: int, faults: Faults) -> ImageEntry:
-    path, place = _image_path(source, tree, faults), shown(source.xml)
+    path, place = _image_path(source, tree, faults), printable(source.xml)
     sides = [(tree.findtext(f"size/{key}") or "0").strip() for key in ("height", "width")]
     if all(side in ("", "0", "0.0") for side in sides):
-        faults.taken("image without a size", f"{place}: its size is read from the image file")
+        faults.accepted("image without a size", f"{place}: its size is read from the image file")
         height, width = image_size(path)
     else:
         height, width = (_length(tree, f"size/{key}", place) for key in ("height", "width"))
@@ -309,7 +311,7 @@ def _image(source: _Source, tree: Element, image_id: int, faults: Faults) -> Ima
 
 def _image_path(source: _Source, tree: Element, faults: Faults) -> Path:
     """Return the path of the image: the file in `<filename>`, or else the XML file's namesake."""
-    place, images = shown(source.xml), source.images
+    place, images = printable(source.xml), source.images
     given = (tree.findtext("filename") or "").strip() or f"{source.xml.stem}.jpg"
     suffixes = [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)]
     namesakes = [images.root / (source.xml.stem + suffix) for suffix in suffixes]
@@ -323,19 +325,19 @@ def _image_path(source: _Source, tree: Element, faults: Faults) -> Path:
     if images.holds(named, where=place):
         if own is not None and own != named:
             raise DatasetError(
-                f"{place}: <filename> is {shown(given)}, but {shown(own.name)} has the XML file's "
-                "name and exists as well: remove one of the images, or correct <filename>"
+                f"{place}: <filename> is {printable(given)}, but {printable(own.name)} has the XML "
+                "file's name and exists as well: remove one of the images, or correct <filename>"
             )
         return named
     if own is not None:
         return own
     shorter = images.without_own_name(given, where=place)
     if shorter is not None:
-        faults.taken("file name with the images' folder", f"{place}: {shown(repr(given))}")
+        faults.accepted("file name with the images' folder", f"{place}: {printable(repr(given))}")
         return images.locate(shorter, where=place)
     raise DatasetError(
-        f"{place}: image file {shown(named)} does not exist, "
-        f"nor is there {shown(source.xml.stem)}{{{','.join(SUFFIXES)}}}{images.hint(given)}"
+        f"{place}: image file {printable(named)} does not exist, "
+        f"nor is there {printable(source.xml.stem)}{{{','.join(SUFFIXES)}}}{images.hint(given)}"
     )
 
 
@@ -348,7 +350,7 @@ def _objects(
             continue
         try:
             objects.append(
-                _object(element, f"{shown(xml)}: object {number}", image_index, size, faults)
+                _object(element, f"{printable(xml)}: object {number}", image_index, size, faults)
             )
         except DatasetError as error:
             faults.error("object left out", error, image_id)
@@ -367,7 +369,7 @@ def _box(element: Element, place: str, size: tuple[int, int], faults: Faults) ->
     if element.find("bndbox") is None:
         for shape, around in (("robndbox", _around_rotated), ("polygon", _around_polygon)):
             if element.find(shape) is not None:
-                faults.taken(f"<{shape}>", f"{place}: the upright box around it is used")
+                faults.accepted(f"<{shape}>", f"{place}: the upright box around it is used")
                 return around(element, place, size)
     if len(element.findall("bndbox")) > 1:
         raise DatasetError(f"{place}: has {len(element.findall('bndbox'))} <bndbox>, expected one")
@@ -381,7 +383,7 @@ def _box(element: Element, place: str, size: tuple[int, int], faults: Faults) ->
         y1, y2 = sorted((y1, y2))
     rotation = _rotation(element, place)
     if rotation:
-        faults.taken("rotated box", f"{place}: the upright box around it is used")
+        faults.accepted("rotated box", f"{place}: the upright box around it is used")
         sides = (x2 - x1 + 1, y2 - y1 + 1)
         centre = ((x1 - 1 + x2) / 2, (y1 - 1 + y2) / 2)
         return box_around_rotated(*centre, *sides, math.radians(rotation), size)
@@ -418,7 +420,7 @@ def _around_polygon(element: Element, place: str, size: tuple[int, int]) -> Box:
     if not numbers["x"] or not numbers["y"]:
         raise DatasetError(f"{place}: <polygon> has no points <x1>, <y1> or <pt>")
     low = min(numbers["x"]), min(numbers["y"])
-    return within((*low, max(numbers["x"]), max(numbers["y"])), size)
+    return clip_box((*low, max(numbers["x"]), max(numbers["y"])), size)
 
 
 def _collect_classes(found: list[_Object], roots: list[Path], faults: Faults) -> tuple[str, ...]:
@@ -441,13 +443,15 @@ def _of_known_classes(
         name = class_named(thing.class_name, classes)
         if name is None:
             error = DatasetError(
-                f"{thing.place}: class {shown(repr(thing.class_name))} is not among "
+                f"{thing.place}: class {printable(repr(thing.class_name))} is not among "
                 f"{', '.join(classes)}"
             )
             faults.error("unknown class", error, images[thing.image_index].image_id)
             continue
         if name != thing.class_name:
-            faults.taken("class in other capitals", f"{thing.place}: {shown(thing.class_name)}")
+            faults.accepted(
+                "class in other capitals", f"{thing.place}: {printable(thing.class_name)}"
+            )
         known.append(thing._replace(class_name=name))
     return known
 
@@ -467,7 +471,9 @@ def _as_number(text: str, key: str, place: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise DatasetError(f"{place}: <{key}> is {shown(repr(text))}, expected a number") from None
+        raise DatasetError(
+            f"{place}: <{key}> is {printable(repr(text))}, expected a number"
+        ) from None
 
 
 def _length(element: Element, key: str, place: str) -> int:
@@ -482,7 +488,7 @@ def _length(element: Element, key: str, place: str) -> int:
 def _flag(element: Element, key: str, place: str, faults: Faults) -> bool:
     text = (element.findtext(key) or "").strip()
     if text.lower() not in FLAGS:
-        raise DatasetError(f"{place}: <{key}> is {shown(repr(text))}, expected 0 or 1")
+        raise DatasetError(f"{place}: <{key}> is {printable(repr(text))}, expected 0 or 1")
     if text not in ("0", "1", "") or (not text and element.find(key) is not None):
-        faults.taken("flag that is no number", f"{place}: <{key}> is {shown(repr(text))}")
+        faults.accepted("flag that is no number", f"{place}: <{key}> is {printable(repr(text))}")
     return FLAGS[text.lower()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from detector.data.dataset import Sample
-from detector.data.loading import worker_errors_named
+from detector.data.loading import converted_worker_errors
 from detector.evaluation.coco_format import as_detections
 from detector.evaluation.columns import Detections
 
@@ -61,7 +61,7 @@ def detect(
     model.eval()
     found: list[Found] = []
     seconds = 0.0
-    with worker_errors_named():
+    with converted_worker_errors():
         for samples in batches:
             images = [to_float(sample["image"], device) for sample in samples]
             start = time.perf_counter()

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detector.class_names import class_named
-from detector.data.values import brief, integer, number, numbers
+from detector.data.values import as_four_numbers, as_integer, as_number, brief
 from detector.evaluation.coco_format import as_detections
 from detector.evaluation.columns import Detections, GroundTruth, look_up_images_and_classes
 from detector.evaluation.entries import EvaluationError
@@ -125,7 +125,7 @@ class _Names:
         value = entry[key]
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise EvaluationError(f"{where}: {key}: expected an id or a name, got {brief(value)}")
-        by_id = integer(value) if key in ID_KEYS else None
+        by_id = as_integer(value) if key in ID_KEYS else None
         by_id = by_id if by_id in self.known_images else None
         if by_id is not None and not isinstance(value, str):
             return by_id
@@ -154,7 +154,7 @@ class _Names:
         """Return the id of an entry's category."""
         first = {"ids": None, "from_zero": 0, "from_one": 1}[categories]
         value = entry.get("category_id")
-        category_id = integer(value)
+        category_id = as_integer(value)
         if category_id is not None:
             if first is not None:
                 return self.id_at(category_id, first, where)
@@ -203,7 +203,7 @@ class _BoxReader:
         self.sizes: dict[int, tuple[float, float]] = {}
         if unit:
             for image in ground_truth.entries:
-                width, height = number(image.get("width")), number(image.get("height"))
+                width, height = as_number(image.get("width")), as_number(image.get("height"))
                 if not width or not height:
                     raise EvaluationError(
                         f"box_format={box_format} needs the width and height of every image; the "
@@ -214,7 +214,7 @@ class _BoxReader:
     def read(self, entry: dict[str, Any], image_id: int, where: str) -> list[float]:
         """Return the box of an entry as [x, y, width, height] in pixels."""
         key = _key(entry, BOX_KEYS, where)
-        four = numbers(entry[key])
+        four = as_four_numbers(entry[key])
         if four is None:
             raise EvaluationError(f"{where}: {key}: expected four numbers, got {brief(entry[key])}")
         if image_id in self.sizes:
@@ -245,7 +245,7 @@ def _key(entry: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
 
 def _score(entry: dict[str, Any], where: str) -> float:
     key = _key(entry, SCORE_KEYS, where)
-    value = number(entry[key])
+    value = as_number(entry[key])
     if value is None:
         raise EvaluationError(f"{where}: {key}: expected a finite number, got {brief(entry[key])}")
     return value

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from detector.data.values import integer, number, numbers
+from detector.data.values import as_four_numbers, as_integer, as_number
 from detector.evaluation.coco_format import (
     as_detections,
     as_ground_truth,
@@ -197,9 +197,9 @@ def _with_numbers(content: Any) -> Any:
 
 def _entry_with_numbers(entry: dict[str, Any]) -> dict[str, Any]:
     kinds: dict[str, Callable[[Any], Any]] = {
-        **dict.fromkeys(("id", "image_id", "category_id"), _as_integer),
-        "bbox": numbers,
-        "area": number,
+        **dict.fromkeys(("id", "image_id", "category_id"), _converted_id),
+        "bbox": as_four_numbers,
+        "area": as_number,
     }
     return entry | {
         key: value
@@ -210,6 +210,6 @@ def _entry_with_numbers(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _as_integer(value: Any) -> int | None:
+def _converted_id(value: Any) -> int | None:
     """Convert text or 1.0 to an integer; return None if that is not needed or not possible."""
-    return None if type(value) is int else integer(value)
+    return None if type(value) is int else as_integer(value)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detector.data.dataset import Sample
-from detector.data.loading import EpochBatchSampler, worker_errors_named
+from detector.data.loading import EpochBatchSampler, converted_worker_errors
 from detector.training.checkpoint import FORMAT, Checkpoint, CheckpointError, keep_checkpoint
 from detector.training.distribution import Ranks
 from detector.training.loop import (
@@ -147,7 +147,7 @@ class Trainer:
             restore_generators(self.generators, self.device)
         self.sampler.set_epoch(self.epoch, first_step=self.position)
         try:
-            with worker_errors_named(), self._profiled() as profile:
+            with converted_worker_errors(), self._profiled() as profile:
                 train_epoch(
                     self.parallel,
                     self.speed.timed(self.batches),

@@ -331,7 +331,7 @@ def test_a_check_that_is_told_to_leave(dataset: DetectionDataset) -> None:
     for record in dataset.records:
         record.path.unlink()
     problems = file_problems(
-        {"train": dataset}, decode=False, num_workers=0, watched=lambda looks: islice(looks, 2)
+        {"train": dataset}, decode=False, num_workers=0, wrap=lambda looks: islice(looks, 2)
     )
     assert [problem.image_id for problem in problems] == [7, 8]
 

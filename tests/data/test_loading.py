@@ -24,11 +24,11 @@ from detector.data.loading import (
     EpochBatchSampler,
     LoadingError,
     collate,
+    converted_worker_errors,
     eval_loader,
+    init_worker,
     kill_workers,
     train_loader,
-    worker_errors_named,
-    worker_init,
 )
 from detector.data.transforms import TrainTransform, sample_seed
 from detector.evaluation.inference import detect
@@ -265,7 +265,7 @@ def test_collate_and_worker_init(dataset: DetectionDataset) -> None:
     assert collate(samples) is samples
     threads = cv2.getNumThreads()
     try:
-        worker_init(3)
+        init_worker(3)
         assert cv2.getNumThreads() == 1
     finally:
         cv2.setNumThreads(threads)
@@ -321,7 +321,7 @@ def test_workers_that_fail(
     with pytest.raises(kind, match=message) as caught:
         if training:
             sampler = EpochBatchSampler(dataset, batch_size=2, seed=1, keep_empty=False)
-            with worker_errors_named():
+            with converted_worker_errors():
                 list(train_loader(faulty, sampler=sampler, num_workers=1, time_limit=2))
         else:
             batches = eval_loader(faulty, num_workers=1, time_limit=2)
@@ -347,5 +347,5 @@ class ResetBeforeTheSignal(ConnectionResetError):
 def test_a_worker_that_dies_while_its_batch_is_fetched(error: Exception) -> None:
     """The system decides which of the two errors comes first."""
     with pytest.raises(LoadingError, match="a worker that loads images died"):
-        with worker_errors_named():
+        with converted_worker_errors():
             raise error
