@@ -215,20 +215,6 @@ def test_fault_is_named(
         assert culprit in message
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b'{"images": [', b"\xff\xfe\xff", b"[" * 100_000, b"[]", b"5"]
-)
-def test_file_that_is_not_json(folder: Path, text: bytes) -> None:
-    (folder / "gt.json").write_bytes(text)
-    with pytest.raises(DatasetError, match=r"gt\.json: .*JSON"):
-        read_coco(images=folder / "images", annotations=folder / "gt.json")
-
-
-def test_missing_file(folder: Path) -> None:
-    with pytest.raises(DatasetError, match=r"absent\.json.*No such file"):
-        read_coco(images=folder / "images", annotations=folder / "absent.json")
-
-
 def test_relative_image_folder_cannot_be_left(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
