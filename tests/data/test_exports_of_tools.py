@@ -4,15 +4,12 @@ Deviations with only one possible meaning are accepted with one warning per kind
 refused with a hint.
 """
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from detector.data.coco import read_coco
 from detector.data.dataset import DatasetError, DetectionDataset
@@ -83,15 +80,6 @@ def test_ids_as_text_and_as_fractions(tmp_path: Path, kind: Any) -> None:
     assert kinds(dataset) == ["id that is no integer"]
 
 
-@pytest.mark.parametrize("bbox", [["2", "3.0", 10, "8"], "[2, 3, 10, 8]", "2 3 10 8"])
-def test_boxes_as_text(tmp_path: Path, bbox: Any) -> None:
-    content = coco(tmp_path)
-    content["annotations"][0]["bbox"] = bbox
-    dataset = read(tmp_path, content)
-    assert_as_usual(dataset)
-    assert kinds(dataset) == ["box as text"]
-
-
 @pytest.mark.parametrize("size", [{}, {"width": 0, "height": 0}, {"width": None, "height": None}])
 def test_images_without_a_size(tmp_path: Path, size: dict[str, Any]) -> None:
     content = coco(tmp_path)
@@ -112,39 +100,6 @@ def test_a_turned_image_without_a_size_is_as_a_viewer_shows_it(tmp_path: Path) -
     assert dataset[0]["image"].shape == (3, WIDTH, HEIGHT)
 
 
-def test_masks_without_a_box(tmp_path: Path) -> None:
-    """The same rectangle as polygons and as both forms of run lengths."""
-    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
-    mask[3:11, 2:12] = 1
-    runs = coco_mask.encode(mask)
-    runs["counts"] = runs["counts"].decode()
-    column = mask.T.flatten()
-    changes = np.flatnonzero(np.diff(column)) + 1
-    lengths = np.diff([0, *changes, len(column)]).tolist()
-    for segmentation in (
-        [[2, 3, 12, 3, 12, 11, 2, 11]],
-        [[2, 3, 12, 3, 2, 11], [12, 3, 12, 11, 2, 11]],
-        runs,
-        {"counts": lengths, "size": [HEIGHT, WIDTH]},
-    ):
-        content = coco(tmp_path)
-        del content["annotations"][0]["bbox"]
-        content["annotations"][0]["segmentation"] = segmentation
-        dataset = read(tmp_path, content)
-        assert_as_usual(dataset)
-        assert kinds(dataset) == ["mask without a box"]
-    for odd in (
-        [[1, 2, "x"]],
-        {"counts": [1, 2], "size": [0, 5]},  # would crash the process in pycocotools
-        {"counts": [1, 2], "size": [HEIGHT, WIDTH]},
-        {"counts": lengths, "size": [WIDTH, HEIGHT]},
-        runs | {"size": [2 * HEIGHT, WIDTH]},
-    ):
-        content["annotations"][0]["segmentation"] = odd
-        with pytest.raises(DatasetError, match="'segmentation' is not a valid mask of its image"):
-            read(tmp_path, content)
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -161,103 +116,12 @@ def test_file_names_with_folders(tmp_path: Path, name: str, kind: str) -> None:
     assert kind in kinds(dataset)
 
 
-def test_a_category_that_stands_for_all(tmp_path: Path) -> None:
-    """Roboflow adds a category without objects that all others have as their supercategory."""
-    placeholder = {"id": 0, "name": "animals", "supercategory": "none"}
-    named = [entry | {"supercategory": "animals"} for entry in coco(tmp_path)["categories"]]
-    dataset = read(tmp_path, coco(tmp_path, categories=[placeholder, *named]))
-    assert_as_usual(dataset)
-    assert kinds(dataset) == ["no class"]
-    asked = read(
-        *(tmp_path, coco(tmp_path, categories=[placeholder, *named])),
-        classes=("animals", "fish", "star"),
-    )
-    assert asked.classes == ("animals", "fish", "star")
-    assert asked.category_ids == (0, 1, 2)
-    assert [record.labels.tolist() for record in asked.records] == [[2], [3]]
-
-
-def test_a_category_that_is_its_own_kind_is_a_class(tmp_path: Path) -> None:
-    """A category that is its own supercategory, as "person" in COCO, is one without objects too."""
-    crab = {"id": 3, "name": "crab", "supercategory": "crab"}
-    dataset = read(tmp_path, coco(tmp_path, categories=[*coco(tmp_path)["categories"], crab]))
-    assert dataset.classes == ("fish", "star", "crab") and kinds(dataset) == []
-
-
-def test_classes_that_differ_in_capitals(tmp_path: Path) -> None:
-    content = coco(tmp_path, categories=[{"id": 1, "name": "fish"}, {"id": 2, "name": "FISH"}])
-    assert read(tmp_path, content, classes=("FISH", "Fish", "fish")).category_ids == (2, 3, 1)
-    content = coco(tmp_path, categories=[{"id": 1, "name": "fish"}, {"id": 2, "name": "star"}])
-    dataset = read(tmp_path, content, classes=("Fish", "star", "fish"))
-    assert dataset.classes == ("Fish", "star", "fish") and dataset.category_ids == (3, 2, 1)
-    with pytest.raises(DatasetError, match="a name is listed twice"):
-        read(tmp_path, content, classes=("star", "star"))
-
-
-def test_two_categories_of_one_name(tmp_path: Path) -> None:
-    twins = [*coco(tmp_path)["categories"], {"id": 7, "name": "fish"}]
-    dataset = read(tmp_path, coco(tmp_path, categories=twins))
-    assert_as_usual(dataset)
-    assert kinds(dataset) == ["category twice"]
-    content = coco(tmp_path, categories=twins)
-    content["annotations"].append({"id": 3, "image_id": 1, "category_id": 7, "bbox": [1, 1, 2, 2]})
-    with pytest.raises(DatasetError, match=r"same name 'fish', and both have objects: rename one"):
-        read(tmp_path, content)
-
-
-def test_a_rotated_box_of_cvat(tmp_path: Path) -> None:
-    """CVAT writes the box before its rotation; it is read as the upright box around, clipped."""
-    content = coco(tmp_path)
-    content["annotations"][0] |= {"bbox": [3, 2, 8, 10], "attributes": {"rotation": 90.0}}
-    dataset = read(tmp_path, content)
-    np.testing.assert_allclose(dataset.records[0].boxes, [[2, 3, 12, 11]], atol=1e-9)
-    assert kinds(dataset) == ["rotated box"]
-    content["annotations"][0] |= {"bbox": [0, 0, 10, 4], "attributes": {"rotation": -90}}
-    np.testing.assert_allclose(read(tmp_path, content).records[0].boxes, [[3, 0, 7, 7]], atol=1e-9)
-
-
-def test_a_box_of_zeros_beside_a_mask(tmp_path: Path) -> None:
-    content = coco(tmp_path)
-    content["annotations"][0] |= {"bbox": [0, 0, 0, 0], "segmentation": [[2, 3, 12, 3, 12, 11]]}
-    assert_as_usual(read(tmp_path, content))
-
-
-def test_boxes_of_two_corners(tmp_path: Path) -> None:
-    content = coco(tmp_path)
-    for entry in content["annotations"]:
-        x, y, w, h = entry["bbox"]
-        entry |= {"bbox": [x, y, x + w, y + h], "area": w * h}
-    with pytest.raises(DatasetError, match=r"'area' of 2 objects .* two corners"):
-        read(tmp_path, content)
-    outline = {"id": 3, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 8], "area": 31.5}
-    content["annotations"] += [outline | {"id": number} for number in (3, 4)]
-    read(tmp_path, content)  # areas of outlines may fit two corners by chance
-
-
 def test_boxes_in_parts_of_the_image(tmp_path: Path) -> None:
     content = coco(tmp_path)
     for entry in content["annotations"]:
         entry["bbox"] = [0.1, 0.2, 0.3, 0.4]
     with pytest.raises(DatasetError, match="lies within one pixel: expected pixels"):
         read(tmp_path, content)
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        ({"shapes": [], "imagePath": "a.jpg"}, "a file of labelme"),
-        ([{"image": "a.jpg", "annotations": []}], "CreateML's"),
-        ([{"id": 1, "data": {}, "annotations": []}], "Label Studio"),
-        ({"_via_settings": {}, "_via_img_metadata": {}}, "a project of VIA"),
-    ],
-)
-def test_other_formats_are_named(tmp_path: Path, content: Any, what: str) -> None:
-    with pytest.raises(DatasetError, match=f"is .*{what}.*: export or convert it to COCO or VOC"):
-        read(tmp_path, content)
-
-
-def test_gzip(tmp_path: Path) -> None:
-    assert_as_usual(read(tmp_path, gzip.compress(json.dumps(coco(tmp_path)).encode())))
 
 
 def test_classes_of_another_order_number_and_case(tmp_path: Path) -> None:
@@ -295,22 +159,6 @@ def test_hints_for_names_that_are_not_there(tmp_path: Path, name: str, meant: st
     with pytest.raises(DatasetError) as error:
         read(tmp_path, content)
     assert str(error.value).endswith(f"; did you mean {meant}?")
-
-
-def test_a_hint_for_the_file_of_annotations(tmp_path: Path) -> None:
-    read(tmp_path, coco(tmp_path))
-    with pytest.raises(
-        DatasetError, match=r"No such file or directory\); did you mean train.json\?"
-    ):
-        read_coco(images=tmp_path / "train", annotations=tmp_path / "Train.JSON")
-
-
-@pytest.mark.parametrize("value", [True, "one", 1.5, None, [1], "1.5", "١x"])
-def test_ids_that_could_be_read_in_several_ways_are_refused(tmp_path: Path, value: Any) -> None:
-    content = coco(tmp_path)
-    content["images"][0]["id"] = value
-    with pytest.raises(DatasetError, match="expected a 64-bit integer"):
-        read(tmp_path, content)
 
 
 # ---- VOC -----------------------------------------------------------------------------------------
@@ -367,159 +215,6 @@ def test_no_size(tmp_path: Path, size: str) -> None:
     assert kinds(dataset) == ["image without a size"]
 
 
-@pytest.mark.parametrize(
-    ("text", "crowd", "odd"),
-    [
-        ("True", True, True),
-        ("False", False, True),
-        ("Unspecified", False, True),
-        ("", False, True),
-        ("1", True, False),
-        (None, False, False),
-    ],
-)
-def test_words_for_difficult(tmp_path: Path, text: str | None, crowd: bool, odd: bool) -> None:
-    voc(tmp_path, difficult=text)
-    dataset = read_root(tmp_path)
-    assert_one_fish(dataset, crowd=crowd)
-    assert kinds(dataset) == ["flag that is no number"] * odd
-
-
-@pytest.mark.parametrize(
-    ("encoding", "label"),
-    [
-        ("gb2312", "鱼"),
-        ("GBK", "魚"),
-        ("big5", "魚"),
-        ("shift_jis", "さかな"),
-        ("euc-kr", "물고기"),
-    ],
-)
-def test_encodings_of_several_bytes(tmp_path: Path, encoding: str, label: str) -> None:
-    image(tmp_path / "JPEGImages" / "a.jpg")
-    xml = (
-        f'<?xml version="1.0" encoding="{encoding}"?><annotation><filename>a.jpg</filename>{SIZE}'
-        f"<object><name>{label}</name>{BOX}</object></annotation>"
-    )
-    write(tmp_path, "a", xml.encode(encoding))
-    dataset = read_root(tmp_path)
-    assert_one_fish(dataset)
-    assert dataset.classes == (label,)
-
-
-def test_an_encoding_that_is_not_the_declared_one(tmp_path: Path) -> None:
-    image(tmp_path / "JPEGImages" / "a.jpg")
-    write(tmp_path, "a", '<?xml version="1.0" encoding="gb2312"?><a>鱼</a>'.encode()[:-5] + b"\xff")
-    with pytest.raises(DatasetError, match=r"a.xml: cannot be read as XML"):
-        read_root(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("line", "kind"),
-    [
-        ("a.jpg", "image list with file names"),
-        ("JPEGImages/a.jpg", "image list with file names"),
-        ("/old/VOC/JPEGImages/a.jpg", "image list with file names"),
-        ("C:\\VOC\\JPEGImages\\a.JPG", "image list with file names"),
-        ("a  -1", None),
-        ("a 1", None),
-    ],
-)
-def test_image_lists(tmp_path: Path, line: str, kind: str | None) -> None:
-    voc(tmp_path)
-    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text(line + "\n")
-    dataset = read_root(tmp_path)
-    assert_one_fish(dataset)
-    assert kinds(dataset) == [kind] * (kind is not None)
-
-
-def test_names_with_blanks(tmp_path: Path) -> None:
-    voc(tmp_path, name="my fish 1")
-    dataset = read_root(tmp_path)
-    assert_one_fish(dataset)
-    assert kinds(dataset) == ["image name with blanks"]
-
-
-def test_a_name_that_begins_with_another(tmp_path: Path) -> None:
-    voc(tmp_path, name="photo", label="crab")
-    voc(tmp_path, name="photo (1)")
-    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("photo (1)\n")
-    assert read_root(tmp_path).classes == ("fish",)
-    (tmp_path / "Annotations" / "photo (1).xml").unlink()  # must not fall back to photo.xml
-    with pytest.raises(DatasetError, match=r"photo \(1\).xml does not exist"):
-        read_root(tmp_path)
-
-
-def test_no_image_sets(tmp_path: Path) -> None:
-    voc(tmp_path)
-    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
-    (tmp_path / "ImageSets" / "Main").rmdir()
-    (tmp_path / "ImageSets").rmdir()
-    with pytest.raises(DatasetError, match=r"no ImageSets.*ImageSets/Main/train.txt; or put"):
-        read_root(tmp_path)
-    with pytest.raises(DatasetError, match="neither a folder ImageSets nor XML files"):
-        read_root(tmp_path / "JPEGImages")
-
-
-def test_the_folder_above(tmp_path: Path) -> None:
-    voc(tmp_path / "VOCdevkit" / "VOC2007")
-    with pytest.raises(DatasetError, match=r"did you mean .*VOC2007\?"):
-        read_root(tmp_path)
-
-
-def test_another_list(tmp_path: Path) -> None:
-    voc(tmp_path)
-    with pytest.raises(DatasetError, match=r"trainval.txt: cannot be read.*; there are train"):
-        read_voc(roots=[tmp_path], image_set="trainval", classes=None)
-
-
-@pytest.mark.parametrize(
-    ("box", "kind"),
-    [
-        (
-            "<polygon><x1>2</x1><y1>3</y1><x2>12</x2><y2>5</y2><x3>7</x3><y3>11</y3></polygon>",
-            "<polygon>",
-        ),
-        (
-            "<polygon><pt><x>2</x><y>3</y></pt><pt><x>12</x><y>11</y></pt></polygon>",
-            "<polygon>",
-        ),
-        (
-            "<robndbox><cx>7</cx><cy>7</cy><w>8</w><h>10</h><angle>1.5707963267948966</angle>"
-            "</robndbox>",
-            "<robndbox>",
-        ),
-        (
-            "<bndbox><xmin>12</xmin><ymin>11</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>",
-            "corners in another order",
-        ),
-    ],
-)
-def test_other_shapes(tmp_path: Path, box: str, kind: str) -> None:
-    voc(tmp_path, box=box)
-    dataset = read_root(tmp_path)
-    (record,) = dataset.records
-    np.testing.assert_allclose(record.boxes, [[2, 3, 12, 11]], atol=1e-9)
-    assert kind in kinds(dataset)
-
-
-def test_a_rotated_box_of_cvat_in_xml(tmp_path: Path) -> None:
-    turned = (
-        "<attributes><attribute><name>rotation</name><value>90</value></attribute></attributes>"
-    )
-    upright = "<bndbox><xmin>4</xmin><ymin>3</ymin><xmax>11</xmax><ymax>12</ymax></bndbox>"
-    voc(tmp_path, box=upright + turned)
-    dataset = read_root(tmp_path)
-    np.testing.assert_allclose(dataset.records[0].boxes, [[2, 3, 12, 11]], atol=1e-9)
-    assert kinds(dataset) == ["rotated box"]
-
-
-def test_two_boxes_of_one_object(tmp_path: Path) -> None:
-    voc(tmp_path, box=2 * BOX)
-    with pytest.raises(DatasetError, match="object 1: has 2 <bndbox>, expected one"):
-        read_root(tmp_path)
-
-
 def test_what_labelme_deleted(tmp_path: Path) -> None:
     voc(tmp_path, box=f"{BOX}</object><object><name>star</name><deleted>1</deleted>{BOX}")
     dataset = read_root(tmp_path)
@@ -553,17 +248,3 @@ def test_other_capitals_than_in_training(tmp_path: Path) -> None:
     assert kinds(dataset) == ["class in other capitals"]
     with pytest.raises(DatasetError, match="class 'FISH' is not among fish, Fish"):
         read_root(tmp_path, classes=("fish", "Fish"))
-
-
-def test_images_of_a_flat_folder_without_xml(tmp_path: Path) -> None:
-    voc(tmp_path / "devkit")
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    for path in (tmp_path / "devkit").rglob("a.*"):
-        path.rename(flat / path.name)
-    for name in ("b.jpg", "c.png", "notes.txt"):
-        image(flat / name) if name != "notes.txt" else (flat / name).write_text("")
-    dataset = read_root(flat)
-    assert_one_fish(dataset)
-    (fault,) = dataset.faults
-    assert "2 images have no XML file and are not used: b.jpg, c.png" in fault.detail

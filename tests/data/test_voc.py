@@ -164,36 +164,6 @@ def test_missing_image_is_named(tmp_path: Path) -> None:
         read(root)
 
 
-@pytest.mark.parametrize(
-    ("lines", "culprits"),
-    [
-        (None, ["train.txt", "No such file"]),
-        ("\n", ["train.txt", "no images"]),
-        ("a\nb\n", ["train.txt", "b", "Annotations/b.xml does not exist"]),
-        ("a 1\na -1\n", ["train.txt", "a", "twice"]),
-        ("a\n./a\n", ["train.txt", "./a", "twice"]),
-        ("../ImageSets/a\n", ["train.txt", "../ImageSets/a", "leads out"]),
-    ],
-)
-def test_fault_of_the_image_set_is_named(
-    tmp_path: Path, lines: str | None, culprits: list[str]
-) -> None:
-    file = devkit(tmp_path, {"a": xml(DOG)}) / "ImageSets" / "Main" / "train.txt"
-    file.unlink()
-    if lines is not None:
-        file.write_text(lines)
-    with pytest.raises(DatasetError) as error:
-        read(tmp_path)
-    for culprit in culprits:
-        assert culprit in str(error.value)
-
-
-def test_an_image_set_with_a_byte_order_mark(tmp_path: Path) -> None:
-    file = devkit(tmp_path, {"a": xml(DOG)}) / "ImageSets" / "Main" / "train.txt"
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert len(read(tmp_path)) == 1
-
-
 def test_faults_of_the_arguments_are_named(tmp_path: Path) -> None:
     root = devkit(tmp_path / "root", {"a": xml()})
     with pytest.raises(DatasetError, match="root: no object to collect classes from"):
