@@ -81,7 +81,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
         num_batches: number of batches in a step, over all ranks and parts.
 
     Raises:
-        ValueError: `batch_size` is not a multiple of `num_parts * num_ranks`.
+        ValueError: `batch_size` is not a multiple of `num_parts * num_ranks`, or `max_steps` is
+            below 1.
         DatasetError: there is no image to train on.
     """
 
@@ -103,6 +104,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
                 f"expected a batch size that is a multiple of {num_parts} parts x {num_ranks} "
                 f"ranks, got {batch_size}"
             )
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"expected at least one step per epoch, got {max_steps}")
         assert 0 <= rank < num_ranks
         useful = [keep_empty or not record.iscrowd.all() for record in dataset.records]
         indices = np.flatnonzero(useful)

@@ -236,6 +236,12 @@ def test_faults_are_named(dataset: DetectionDataset) -> None:
         sampler_of(empty, batch_size=6, keep_empty=False)
 
 
+@pytest.mark.parametrize("max_steps", [0, -1])
+def test_an_epoch_without_steps_is_refused(dataset: DetectionDataset, max_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"expected at least one step per epoch, got {max_steps}"):
+        sampler_of(dataset, batch_size=2, max_steps=max_steps)
+
+
 def test_few_images_are_repeated_until_they_fill_a_batch(dataset: DetectionDataset) -> None:
     (batch,) = sampler_of(dataset, batch_size=12, keep_empty=False)
     indices = [index for _, index in batch]
