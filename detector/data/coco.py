@@ -166,7 +166,7 @@ def _objects(
     objects: list[ObjectEntry] = []
     indices: list[int] = []
     ids: set[int] = set()
-    without_id: list[str] = []
+    without_id: list[tuple[str, int | None]] = []  # place and image id
     for index, (place, entry) in enumerate(
         entries_of(content, "annotations", file, may_be_empty=True)
     ):
@@ -191,15 +191,16 @@ def _objects(
         # The id is not used here, but pycocotools reads 0 as "no match" and confuses equal ids.
         annotation_id = as_integer(entry.get("id"))
         if annotation_id is None:
-            without_id.append(place)
+            without_id.append((place, image_id))
             continue
         if annotation_id == 0 or annotation_id in ids:
             what = "is 0" if annotation_id == 0 else "is used twice"
             faults.warning("annotation id", f"{place}: its id {what}", image_id)
         ids.add(annotation_id)
     if without_id:
-        detail = f"{without_id[0]}: has no integer id; {len(without_id)} objects in all have none"
-        faults.warning("annotation id", detail)
+        place, image_id = without_id[0]
+        detail = f"{place}: has no integer id; {len(without_id)} objects in all have none"
+        faults.warning("annotation id", detail, image_id)
     return objects, indices
 
 

@@ -159,28 +159,28 @@ def _image_path(source: Source, tree: Element, faults: Faults) -> Path:
 def _objects(
     tree: Element, xml: Path, image_index: int, image: ImageEntry, faults: Faults
 ) -> list[_Object]:
-    objects, size, image_id = [], (image.height, image.width), image.image_id
+    objects = []
     for number, element in enumerate(tree.findall("object"), start=1):
         if (element.findtext("deleted") or "").strip() == "1":  # LabelMe marks deleted objects
             continue
         try:
             objects.append(
-                _object(element, f"{printable(xml)}: object {number}", image_index, size, faults)
+                _object(element, f"{printable(xml)}: object {number}", image_index, image, faults)
             )
         except DatasetError as error:
-            faults.error("object left out", error, image_id)
+            faults.error("object left out", error, image.image_id)
     return objects
 
 
 def _object(
-    element: Element, place: str, image_index: int, size: tuple[int, int], faults: Faults
+    element: Element, place: str, image_index: int, image: ImageEntry, faults: Faults
 ) -> _Object:
     return _Object(
         place=place,
         image_index=image_index,
         class_name=text_field(element, "name", place),
         difficult=flag_field(element, "difficult", place, faults),
-        box=read_box(element, place, size, faults),
+        box=read_box(element, place, image, faults),
     )
 
 

@@ -9,11 +9,17 @@ from xml.etree.ElementTree import Element
 
 from detector.data.errors import DatasetError, Faults
 from detector.data.masks import Box, box_around_rotated, clip_box
+from detector.data.records import ImageEntry
 from detector.data.xml_fields import number_field, parse_number
 
 
-def read_box(element: Element, place: str, size: tuple[int, int], faults: Faults) -> Box:
-    """Return the box, xyxy counted from 0, of a `<bndbox>`, or around a rotated box or polygon."""
+def read_box(element: Element, place: str, image: ImageEntry, faults: Faults) -> Box:
+    """Return the box, xyxy counted from 0, of a `<bndbox>`, or around a rotated box or polygon.
+
+    Raises:
+        DatasetError: an `<object>` has no box or several, or a coordinate is not a number.
+    """
+    size = (image.height, image.width)
     if element.find("bndbox") is None:
         for shape, around in (("robndbox", _around_rotated), ("polygon", _around_polygon)):
             if element.find(shape) is not None:
@@ -26,7 +32,7 @@ def read_box(element: Element, place: str, size: tuple[int, int], faults: Faults
     )
     if x1 - 1 > x2 or y1 - 1 > y2:  # a box thinner than a pixel has x1 - 1 <= x2 < x1
         detail = f"{place}: box [{x1:g}, {y1:g}, {x2:g}, {y2:g}] has its corners swapped"
-        faults.warning("corners in another order", detail)
+        faults.warning("corners in another order", detail, image.image_id)
         x1, x2 = sorted((x1, x2))
         y1, y2 = sorted((y1, y2))
     rotation = _rotation(element, place)

@@ -348,3 +348,4 @@ def test_objects_without_ids_are_one_fault(folder: Path) -> None:
     (fault,) = read(folder, content).faults
     assert fault.kind == "annotation id" and "annotations[0] (id None)" in fault.detail
     assert "3 objects" in fault.detail
+    assert fault.image_id == content["annotations"][0]["image_id"]

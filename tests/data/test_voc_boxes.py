@@ -1,20 +1,23 @@
 """Tests of the boxes of VOC-format objects: `<bndbox>`, rotated boxes and polygons."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from defusedxml.ElementTree import fromstring
 
 from detector.data.errors import DatasetError, Faults
+from detector.data.records import ImageEntry
 from detector.data.voc_boxes import read_box
 
-WIDTH, HEIGHT = 40, 30
+IMAGE = ImageEntry(7, Path("a.jpg"), height=30, width=40)
 BOX = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>12</xmax><ymax>11</ymax></bndbox>"
 
 
 def read(xml: str) -> tuple[list[float], Faults]:
     faults = Faults("stop")
     element = fromstring(f"<object>{xml}</object>")
-    return list(read_box(element, "a.xml: object 1", (HEIGHT, WIDTH), faults)), faults
+    return list(read_box(element, "a.xml: object 1", IMAGE, faults)), faults
 
 
 def test_pixels_are_counted_from_1() -> None:
@@ -54,6 +57,12 @@ def test_other_shapes(xml: str, kind: str) -> None:
     box, faults = read(xml)
     np.testing.assert_allclose(box, [2, 3, 12, 11], atol=1e-9)
     assert [fault.kind for fault in faults.found] == [kind]
+
+
+def test_swapped_corners_name_their_image() -> None:
+    _, faults = read("<bndbox><xmin>12</xmin><ymin>4</ymin><xmax>3</xmax><ymax>11</ymax></bndbox>")
+    (fault,) = faults.found
+    assert fault.image_id == 7 and "box [12, 4, 3, 11]" in fault.detail
 
 
 @pytest.mark.parametrize(
