@@ -16,6 +16,7 @@ from detector.data.check import Report, unreadable_split
 from detector.data.dataset import DatasetError, DetectionDataset
 from detector.data.loading import Augmented
 from detector.data.problems import Problem
+from detector.data.resizing import resize_words
 from detector.data.sheet import picture_sheet
 from detector.schema import DataCommandConfig, DataConfig
 
@@ -39,7 +40,13 @@ def check(data: DataConfig, command: DataCommandConfig, words: list[str]) -> int
         for line in fix(report, Path(command.fix)):
             print(line, file=sys.stderr)
     if not print_json:
-        print("\n" + next_step(report, words))
+        resized = resize_words(
+            splits,
+            train_min_sizes=data.transform.train_min_sizes,
+            min_size=data.transform.min_size,
+            max_size=data.transform.max_size,
+        )
+        print("\n".join(["", *resized, "", next_step(report, words)]))
     return 1 if report.count("error") else 0
 
 

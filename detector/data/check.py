@@ -19,6 +19,8 @@ from detector.data.problems import Problem, Splits, annotation_problems, objects
 from detector.tables import table
 
 SMALL, LARGE = 32.0**2, 96.0**2  # square pixels: COCO's bounds of small, medium and large
+SPREADS = ("image width", "image height", "object width", "object height")
+SPREAD = ", pixels (minimum / median / maximum)"  # what the three numbers of a cell are
 LISTED = 10  # the most problems of one kind that a table lists; the JSON report has all of them
 
 
@@ -149,7 +151,10 @@ def _count_tables(splits: Splits) -> list[str]:
         return []
     columns = [counts(dataset) for dataset in splits.values()]
     by_class = [column.pop("classes") for column in columns]
-    rows = [[key, *(_cell(column[key]) for column in columns)] for key in columns[0]]
+    rows = [
+        [f"{key}{SPREAD}" if key in SPREADS else key, *(_cell(column[key]) for column in columns)]
+        for key in columns[0]
+    ]
     rows.append(["classes", *(str(len(names)) for names in by_class)])
     names = dict.fromkeys(name for column in by_class for name in column)
     classes = [[name, *(str(column.get(name, 0)) for column in by_class)] for name in names]

@@ -8,6 +8,7 @@ import numpy as np
 
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.errors import printable
+from detector.data.resizing import image_sizes, resize_factors
 
 TINY = 4.0  # pixels after the resize; the stride of the finest feature map
 Splits = Mapping[str, DetectionDataset]
@@ -91,8 +92,7 @@ def _warnings_of_objects(
         detail = f"box {box} (xyxy) is annotated {number} times with the same class"
         yield int(rows[start, 0]), "duplicate box", detail
 
-    sizes = np.array([(record.height, record.width) for record in records])
-    scale = np.minimum(min_size / sizes.min(axis=1), max_size / sizes.max(axis=1))
+    scale = resize_factors(image_sizes(records), min_size=min_size, max_size=max_size)
     shorter = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) * scale[image]
     is_target = ~np.concatenate([record.iscrowd for record in records])
     tiny = np.bincount(image[(shorter < TINY) & is_target], minlength=len(records))

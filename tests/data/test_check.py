@@ -294,6 +294,7 @@ def test_report(dataset: DetectionDataset) -> None:
     assert (content["errors"], content["warnings"]) == (1, LISTED + 3)
 
     text = report.to_markdown()
+    assert "| image width, pixels (minimum / median / maximum) | 60 / 100 / 200 |" in text
     assert "| objects | 8 |" in text and "| emu | 0 |" in text
     assert "| error | val | cannot be read | 1 |" in text
     assert f"| warning | train | tiny object | {LISTED + 3} |" in text

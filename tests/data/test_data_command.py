@@ -44,6 +44,10 @@ def test_clean_data(
     out = capsys.readouterr().out
     assert "| images | 3 | 3 |" in out and "\n0 errors, 0 warnings\n" in out
     same = " ".join(overrides)
+    assert (  # 800 / 32 = 25
+        "\nval: images are resized so that their shorter side is 800 pixels and their longer side "
+        "at most 1333: enlarged 25 times\n\nNext: "
+    ) in out
     assert out.endswith(
         f"Next: look at the boxes, then train:\n  python -m detector.data sheet {same}\n"
         f"  python train.py {same}\n"
