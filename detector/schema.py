@@ -105,7 +105,10 @@ class VocSplit:
 
 @dataclass
 class VocConfig:
-    """VOC-format data. If `classes` is None, the classes are collected from the annotations."""
+    """VOC-format data. The roots of the splits are relative to `root`.
+
+    If `classes` is None, the classes are collected from the annotations.
+    """
 
     format: str
     root: str

@@ -8,11 +8,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from detector.builders import device as build
-from detector.builders.data import images_folder
+from detector.builders.data import images_folder, voc_roots
 from detector.builders.device import build_num_workers
-from detector.config import typed_train
+from detector.config import ConfigError, typed_train
 from detector.data import loading
 from detector.entry import CONFIGS
+from detector.schema import VocConfig
 from detector.training.distribution import Ranks, ranks_of_environment
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -74,6 +75,54 @@ def test_where_the_validation_images_are(tmp_path: Path) -> None:
     assert of("data=voc", "data.root=VOC2007") == Path("VOC2007/JPEGImages")
     small = ["data.num_train=1", "data.num_val=2", f"data.cache={tmp_path}"]
     assert len(list(of(*small).iterdir())) == 2
+
+
+VOC_ROOTS = {  # data.root, data.train.roots -> the folders
+    ("my", None): ["my"],
+    ("my", "[train]"): ["my/train"],
+    ("my", "[my/train]"): ["my/train"],
+    ("my", "[${data.root}/train,val]"): ["my/train", "my/val"],
+    ("my/train", "[my/train,my/val]"): ["my/train", "my/val"],  # neither is in my/train
+    ("my", "[lost]"): ["my/lost"],
+    (".", "[my/train]"): ["my/train"],
+    ("my", "[other]"): ["other"],
+}
+
+
+@pytest.mark.parametrize(("root", "roots"), VOC_ROOTS)
+def test_roots_of_voc_are_relative_to_the_root_of_the_data(
+    root: str, roots: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("my/train", "my/val", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    data = voc_data(root, roots)
+    assert voc_roots(data, "train") == [Path(folder) for folder in VOC_ROOTS[root, roots]]
+    absolute = voc_data(str(tmp_path / root), f"[{tmp_path / 'other'}]")
+    assert voc_roots(absolute, "train") == [tmp_path / "other"]
+
+
+def test_roots_of_voc_that_could_be_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("my/train", "train"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.train\.roots: train could be .*/my/train; give"):
+        voc_roots(voc_data("my", "[train]"), "train")
+    assert voc_roots(voc_data("my", f"[{tmp_path}/train]"), "train") == [tmp_path / "train"]
+    (tmp_path / "train").rmdir()
+    (tmp_path / "train").symlink_to("my/train")  # the same folder
+    assert voc_roots(voc_data("my", "[train]"), "train") == [Path("my/train")]
+
+
+def voc_data(root: str, roots: str | None) -> VocConfig:
+    words = ["data=voc", f"data.root={root}"]
+    words += [] if roots is None else [f"data.train.roots={roots}"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        data = typed_train(compose("train", overrides=words)).data
+    assert isinstance(data, VocConfig)
+    return data
 
 
 def test_the_rank_of_a_task_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from detector.schema import (
     TrainConfig,
     TransformConfig,
     VocConfig,
-    VocSplit,
 )
 
 
@@ -84,7 +83,7 @@ def build_train_set(data: DataConfig) -> DetectionDataset:
         case CocoConfig():
             return _coco(data, data.train, None if data.classes is None else tuple(data.classes))
         case VocConfig():
-            return _voc(data.train, None if data.classes is None else tuple(data.classes))
+            return _voc(data, "train", None if data.classes is None else tuple(data.classes))
         case ShapesConfig():
             return _shapes(data, "train")
 
@@ -101,7 +100,7 @@ def build_val_set(data: DataConfig, classes: tuple[str, ...]) -> DetectionDatase
         case CocoConfig():
             return _coco(data, data.val, classes)
         case VocConfig():
-            return _voc(data.val, classes)
+            return _voc(data, "val", classes)
         case ShapesConfig():
             return _shapes(data, "val", classes)
 
@@ -112,7 +111,7 @@ def images_folder(data: DataConfig, split: str) -> Path:
         case CocoConfig():
             return Path(data.root) / getattr(data, split).images
         case VocConfig():
-            root = Path(getattr(data, split).roots[0])
+            root = voc_roots(data, split)[0]
             return root if any(root.glob("*.xml")) else root / "JPEGImages"
         case ShapesConfig():
             return _shapes_folder(data) / split
@@ -124,9 +123,37 @@ def _coco(data: CocoConfig, split: CocoSplit, classes: tuple[str, ...] | None) -
     return read_coco(images=images, annotations=annotations, classes=classes, on_error="warn")
 
 
-def _voc(split: VocSplit, classes: tuple[str, ...] | None) -> DetectionDataset:
-    roots = [Path(root) for root in split.roots]
-    return read_voc(roots=roots, image_set=split.image_set, classes=classes, on_error="warn")
+def _voc(data: VocConfig, split: str, classes: tuple[str, ...] | None) -> DetectionDataset:
+    return read_voc(
+        roots=voc_roots(data, split),
+        image_set=getattr(data, split).image_set,
+        classes=classes,
+        on_error="warn",
+    )
+
+
+def voc_roots(data: VocConfig, split: str) -> list[Path]:
+    """Return the folders of the split `train` or `val`, whose paths are relative to `data.root`.
+
+    A path that begins with `data.root`, as `${data.root}/VOC2007` does, already contains it. A path
+    that names no folder in `data.root`, but one relative to the working directory, means that one.
+
+    Raises:
+        ConfigError: a path names a folder in `data.root` and another in the working directory.
+    """
+    roots = []
+    for root in getattr(data, split).roots:
+        given, inside = Path(root), Path(data.root, root)
+        if given.is_relative_to(data.root) or (given.is_dir() and not inside.is_dir()):
+            roots.append(given)
+        elif given.is_dir() and not given.samefile(inside):
+            raise ConfigError(
+                f"data.{split}.roots: {given} could be {given.absolute()} or {inside.absolute()}; "
+                "give one of these paths"
+            )
+        else:
+            roots.append(inside)
+    return roots
 
 
 def _shapes_folder(data: ShapesConfig) -> Path:
