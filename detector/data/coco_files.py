@@ -25,11 +25,17 @@ def load_annotations(file: Path) -> Json:
     """Return the JSON object in a file, which may be compressed with gzip.
 
     Raises:
-        DatasetError: the file cannot be read, is not JSON, or is of another format.
+        DatasetError: the file cannot be read, is not JSON, or is of another format; or it is a
+            folder of XML files, as VOC's format has.
     """
     if not file.exists():
         raise file_error(
             file, f"cannot be read (No such file or directory){Folder(file.parent).hint(file.name)}"
+        )
+    if file.is_dir() and any(file.glob("*.xml")):
+        raise DatasetError(
+            f"{file}: is a folder of XML files, expected a JSON file: for VOC's format give "
+            "data=voc"
         )
     encoded = read_file(file)
     try:

@@ -43,9 +43,24 @@ def _no_sources(root: Path, image_set: str) -> str:
             f"one per line, into ImageSets/Main/{image_set}.txt; or put the XML files and images "
             "of each split into a folder of their own and give that folder"
         )
+    return f"holds neither a folder ImageSets nor XML files{_hint(root)}"
+
+
+def _hint(root: Path) -> str:
+    """Return "; did you mean ...?" with a folder inside that has a layout of VOC's, or "".
+
+    If there is none but a JSON file, the annotations may be of COCO's format.
+    """
     inside = next((path for path in sorted(root.glob("**/ImageSets")) if path.is_dir()), None)
-    hint = "" if inside is None else f"; did you mean {printable(inside.parent)}?"
-    return f"holds neither a folder ImageSets nor XML files{hint}"
+    if inside is not None:
+        return f"; did you mean {printable(inside.parent)}?"
+    flat = next(iter(sorted(root.glob("*/*.xml"))), None)
+    if flat is not None:
+        return f"; did you mean {printable(flat.parent)}?"
+    json = next(iter([*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))]), None)
+    if json is not None:
+        return f"; for COCO's format, as {printable(json)} may have, give data=coco"
+    return ""
 
 
 def _warn_of_unannotated_images(folder: Path, annotated: set[str], faults: Faults) -> None:

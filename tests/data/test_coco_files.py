@@ -53,6 +53,16 @@ def test_other_formats_are_named(tmp_path: Path, content: Any, what: str) -> Non
         load_annotations(tmp_path / "gt.json")
 
 
+def test_a_folder_of_vocs_format(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="cannot be read"):
+        load_annotations(tmp_path)
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(
+        DatasetError, match="is a folder of XML files, expected a JSON file: .* data=voc$"
+    ):
+        load_annotations(tmp_path)
+
+
 def test_results_are_no_annotations(tmp_path: Path) -> None:
     (tmp_path / "dt.json").write_text(json.dumps([{"image_id": 1, "score": 0.5}]))
     with pytest.raises(DatasetError, match="holds a list of results, expected annotations"):

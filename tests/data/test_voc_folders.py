@@ -122,6 +122,21 @@ def test_the_folder_above(tmp_path: Path) -> None:
         find(tmp_path)
 
 
+def test_the_folder_above_a_flat_one(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.xml").touch()
+    with pytest.raises(DatasetError, match=r"did you mean .*/train\?$"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train.json", "annotations/train.json"])
+def test_a_folder_of_cocos_format(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match=rf"COCO's format, as .*{name} may have, give data=coco"):
+        find(tmp_path)
+
+
 def test_a_flat_folder(tmp_path: Path) -> None:
     for name in ("b.xml", "a.xml", "a.jpg", "b.png", "c.jpg", "d.PNG", "notes.txt"):
         (tmp_path / name).touch()
