@@ -1,13 +1,19 @@
-"""Tests of the picture sheet: the place of each image, and its boxes in both pictures."""
+"""Tests of the picture sheet: the place of each image, its boxes in both pictures, its heading."""
 
+from pathlib import Path
+
+import numpy as np
+import pytest
 import torch
+from PIL import ImageDraw
 
-from detector.data.dataset import DetectionDataset, Sample
+from detector.data import sheet as sheet_module
+from detector.data.dataset import DetectionDataset, Record, Sample
 from detector.data.loading import Augmented
-from detector.data.sheet import BACKGROUND, CELL, GAP, picture_sheet
+from detector.data.sheet import BACKGROUND, CELL, GAP, HEADING, picture_sheet
 from detector.data.transforms import TrainTransform
 
-SIZE = CELL + GAP
+HEIGHT, WIDTH = HEADING + CELL + GAP, CELL + GAP  # of a picture with its heading
 GREYS = [60, 120, 180]  # the grey value of each image
 
 
@@ -16,6 +22,19 @@ class Plain(DetectionDataset):
 
     def __init__(self) -> None:
         self.classes = ("cat", "dog")
+        self.records = [
+            Record(
+                image_id=index,
+                path=Path(f"folder/{name}.png"),
+                height=40,
+                width=80,
+                boxes=np.zeros((0, 4)),
+                labels=np.zeros(0, dtype=np.int64),
+                area=np.zeros(0),
+                iscrowd=np.zeros(0, dtype=bool),
+            )
+            for index, name in enumerate(("first", "second", "x" * 200))
+        ]
 
     def __len__(self) -> int:
         return len(GREYS)
@@ -48,7 +67,9 @@ def sheet_of(num_images: int, columns: int) -> torch.Tensor:
 
 
 def cell(sheet: torch.Tensor, row: int, column: int) -> torch.Tensor:
-    return sheet[:, row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE]
+    """Return a picture of the sheet without its heading."""
+    top, left = row * HEIGHT, column * WIDTH
+    return sheet[:, top + HEADING : top + HEIGHT, left : left + WIDTH]
 
 
 def drawn_box(picture: torch.Tensor, grey: int) -> tuple[list[int], list[int]]:
@@ -61,7 +82,7 @@ def drawn_box(picture: torch.Tensor, grey: int) -> tuple[list[int], list[int]]:
 def test_each_image_before_and_after() -> None:
     sheet = sheet_of(num_images=9, columns=2)
     assert sheet.dtype == torch.uint8
-    assert sheet.shape == (3, 2 * SIZE, 4 * SIZE)  # three pairs in two rows
+    assert sheet.shape == (3, 2 * HEIGHT, 4 * WIDTH)  # three pairs in two rows
     # An image of 40x80 is drawn as 160x320, enlarged by 4. Its box is at (32, 40, 96, 120), and
     # after a flip at (320 - 96, 40, 320 - 32, 120) = (224, 40, 288, 120).
     first, flipped = cell(sheet, 0, 0), cell(sheet, 0, 1)
@@ -79,6 +100,28 @@ def test_each_image_before_and_after() -> None:
 
 def test_images_are_spread_over_the_data_set() -> None:
     sheet = sheet_of(num_images=2, columns=1)
-    assert sheet.shape == (3, 2 * SIZE, 2 * SIZE)
+    assert sheet.shape == (3, 2 * HEIGHT, 2 * WIDTH)
     assert cell(sheet, 0, 0)[0, 159, 319] == GREYS[0]
     assert cell(sheet, 1, 0)[0, 159, 319] == GREYS[2]
+
+
+def test_headings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name of the file and the number of boxes stand above a picture, and fit its width."""
+    drawn = []
+    original = ImageDraw.ImageDraw.text
+
+    def recording(self: ImageDraw.ImageDraw, place: object, text: str, **options: object) -> None:
+        drawn.append(text)
+        assert self.textlength(text, font=options["font"]) <= CELL
+        original(self, place, text, **options)
+
+    monkeypatch.setattr(sheet_module.ImageDraw.ImageDraw, "text", recording)
+    sheet = sheet_of(num_images=9, columns=2)
+    headings = [text for text in drawn if text != "dog"]  # the boxes have labels as well
+    assert headings[:4] == ["first.png: 1 box", "augmented: 1 box"] + [
+        "second.png: 0 boxes",
+        "augmented: 0 boxes",
+    ]
+    assert headings[4].startswith("...xxx") and headings[4].endswith("xxx.png: 1 box")
+    assert (sheet[:, :HEADING, :WIDTH] == 255).any()
+    assert (sheet[:, HEIGHT : HEIGHT + HEADING, 2 * WIDTH :] == BACKGROUND).all()
