@@ -43,8 +43,10 @@ from pathlib import Path
 from typing import Any
 
 from detector import entry
-from detector.analysis.study.report import arms_rows, could_have_seen
-from detector.analysis.study.simulation import KINDS, Result, row
+from detector.analysis.study.report import arms_rows
+from detector.analysis.study.rival_intervals import KINDS
+from detector.analysis.study.sentences import power_statement
+from detector.analysis.study.simulation import Result, row
 from detector.config import ConfigError
 from detector.evaluation.benchmark import to_markdown as evaluation_table
 from detector.step_benchmark import to_markdown as medians_table
@@ -142,7 +144,7 @@ def _step(one: Any, step: str) -> list[Any]:
 
 def study(content: dict[str, Any]) -> str:
     """Format a study's verdict, its table of arms, and the smallest difference it could detect."""
-    said = [content["says"], table(*arms_rows(content)), could_have_seen(content)]
+    said = [content["says"], table(*arms_rows(content)), power_statement(content)]
     return "\n\n".join(part for part in said if part)
 
 

@@ -7,7 +7,7 @@ a dash pattern of its own.
 from collections.abc import Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,9 +15,6 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from detector.evaluation.coco import Curve
-
-if TYPE_CHECKING:
-    from detector.analysis.sampling.places import Look
 
 MAX_NAMED = 24  # classes in a legend; those with the most objects are chosen
 MAX_CELLS = 30  # rows or columns up to which the cells of a heat map have room for numbers
@@ -100,10 +97,14 @@ def forest(rows: Sequence[dict[str, Any]], xlabel: str) -> Figure:
     return figure
 
 
-def spread(lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str, y: str) -> Figure:
+def training_curves(
+    lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str, y: str
+) -> Figure:
     """Draw each seed's curve as a thin line, and the mean of each arm's curves as a thick one.
 
-    An arm has a mean only if all of its curves have the same number of points.
+    A mean ends with the shortest of its curves, since early stopping may leave them with different
+    numbers of points: only points that all seeds share are averaged. Curves without any points are
+    left out.
 
     Args:
         lines: arm -> (xs, ys) of each seed.
@@ -113,65 +114,37 @@ def spread(lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], x: str,
     for number, (arm, seeds) in enumerate(lines.items()):
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         dashes = DASHES[number % len(DASHES)]
-        for xs, ys in seeds:
-            axes.plot(xs, ys, color=color, linewidth=0.7, alpha=0.5, linestyle=dashes)
-        if seeds and len({len(xs) for xs, _ in seeds}) == 1:
-            mean_x = np.mean([xs for xs, _ in seeds], axis=0)
-            mean_y = np.mean([ys for _, ys in seeds], axis=0)
-            style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": dashes}
-            axes.plot(mean_x, mean_y, linewidth=2, markersize=5, label=short(arm, 40), **style)
+        drawn = [(xs, ys) for xs, ys in seeds if len(xs)]
+        if not drawn:
+            continue
+        for xs, ys in drawn:
+            thin: dict[str, Any] = {"linewidth": 0.7, "alpha": 0.5, "linestyle": dashes}
+            axes.plot(xs, ys, color=color, marker="." if len(xs) == 1 else "", **thin)
+        shared = min(len(xs) for xs, _ in drawn)
+        mean_x = np.mean([xs[:shared] for xs, _ in drawn], axis=0)
+        mean_y = np.mean([ys[:shared] for _, ys in drawn], axis=0)
+        style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": dashes}
+        axes.plot(mean_x, mean_y, linewidth=2, markersize=5, label=short(arm, 40), **style)
     axes.set(xlabel=x, ylabel=y)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    if lines:
+    if axes.lines:
         axes.legend()
     return figure
 
 
-def cost_and_gain(arms: dict[str, tuple[float, float]], x: str, y: str) -> Figure:
+def cost_and_metric(arms: dict[str, tuple[float, float]], x: str, y: str) -> Figure:
     """Draw a point for each arm: its cost along x, and the metric that it reaches along y."""
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.subplots()
-    for number, (arm, (cost, gain)) in enumerate(arms.items()):
+    for number, (arm, (cost, value)) in enumerate(arms.items()):
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        axes.plot(cost, gain, marker, color=color, markersize=9)
-        axes.annotate(short(arm, 40), (cost, gain), xytext=(8, 6), textcoords="offset points")
+        axes.plot(cost, value, marker, color=color, markersize=9)
+        axes.annotate(short(arm, 40), (cost, value), xytext=(8, 6), textcoords="offset points")
     axes.margins(0.3)
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
-    return figure
-
-
-def looks_figure(image: np.ndarray, looks: Sequence["Look"]) -> Figure:
-    """Draw a row of three panels for each point that was looked at.
-
-    They show where the network samples for the point, where it would sample without offsets, and
-    its effective receptive field.
-
-    Args:
-        image: uint8 (H, W, 3).
-    """
-    height, width = image.shape[:2]
-    figure = Figure(figsize=(12, 4 * len(looks) * height / width + 0.6), layout="constrained")
-    panels = figure.subplots(len(looks), 3, squeeze=False)
-    for row, one in zip(panels, looks, strict=True):
-        for axes in row:
-            axes.set(xticks=[], yticks=[])
-            axes.imshow(image, extent=(0, width, height, 0))
-            axes.set(xlim=(0, width), ylim=(height, 0))
-        strength = one.weights / max(float(one.weights.max(initial=0)), 1e-12)
-        row[0].scatter(*one.places.T, s=4, c="red", alpha=0.15 + 0.85 * strength.clip(0, 1))
-        row[1].scatter(*one.grid.T, s=4, c="red")
-        field = np.sqrt(one.field / max(float(one.field.max()), 1e-30))
-        row[2].imshow(field, extent=(0, width, height, 0), cmap="inferno", alpha=0.75)
-        for axes in row:
-            axes.plot(*one.point, "+", color="lime", markersize=12, markeredgewidth=2)
-    titles = (
-        f"{len(looks[0].places)} sampling places",
-        "sampling places without offsets",
-        "effective receptive field (root of the gradient)",
-    )
-    for axes, title in zip(panels[0], titles, strict=True):
-        axes.set_title(title)
     return figure
 
 

@@ -1,14 +1,14 @@
 """Records where the 3x3 convolutions of a backbone sample their input, for one image.
 
-    with sampling(model) as layers:
+    with record_layers(model) as layers:
         model([image])
     layers["layer4.0.conv2"].places()      # (G, K, 2, Ho, Wo) (y, x) in pixels of the layer's input
 
 A plain convolution is treated as a deformable one whose offsets are zero.
 
 G: offset groups, K: taps of the kernel (row-major), (Ho, Wo): the size of the layer's output,
-(H, W): the size of its input. Cell (i, j) of a feature map of stride s lies on pixel (s i, s j) of
-the image that the network sees.
+(H, W): the size of its input. Cell (i, j) of a feature map of stride s is centred on pixel
+(s i, s j) of the image that the network sees; `coordinates.py` converts this to the image file.
 """
 
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ class Layer:
 
 
 @contextmanager
-def sampling(model: FasterRCNN) -> Iterator[dict[str, Layer]]:
+def record_layers(model: FasterRCNN) -> Iterator[dict[str, Layer]]:
     """Record every 3x3 convolution of the backbone's stages while the model runs on one image.
 
     Yields:
@@ -127,7 +127,7 @@ def convolutions(model: FasterRCNN) -> dict[str, nn.Conv2d | DeformableConv2d]:
 
 
 def _hook(layers: dict[str, Layer], name: str) -> Any:
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, (nn.Conv2d, DeformableConv2d))
         (input,) = inputs
         height, width = output.shape[-2:]
@@ -152,7 +152,7 @@ def _hook(layers: dict[str, Layer], name: str) -> Any:
             mask is not None,
         )
 
-    return look
+    return record
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -7,7 +7,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detector.analysis.charts import bars, heat_map, precision_recall, save, to_tensorboard
 from detector.analysis.errors.confusion import Confusion, confusion
-from detector.analysis.errors.diagnosis import KINDS, ErrorSplit, error_split
+from detector.analysis.errors.diagnosis import KINDS
+from detector.analysis.errors.gains import ErrorSplit, error_split
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.result_files import read_results
 from detector.evaluation.results import read_ground_truth

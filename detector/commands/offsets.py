@@ -6,7 +6,7 @@ Writes offsets.md and offsets.json and, if RoI pooling is deformable, roi_bins.j
 import logging
 from pathlib import Path
 
-from detector.analysis.offsets.learned import as_json, learned
+from detector.analysis.offsets.layer_statistics import as_json, measure_layers
 from detector.analysis.offsets.report import bin_rows, dilation_rows, offsets_rows
 from detector.analysis.offsets.roi_bins import bin_movements
 from detector.builders.data import build_val_set, check_data
@@ -39,7 +39,7 @@ def run(config: OffsetsConfig) -> None:
         log.warning(line)
     val_set = report.usable(data.on_error)["val"]
     model = trained_model(trained, checkpoint).to(device)
-    layers = as_json(learned(model, val_set, device=device, max_images=config.max_images))
+    layers = as_json(measure_layers(model, val_set, device=device, max_images=config.max_images))
     output = Path(config.output) if config.output is not None else path.absolute().parent.parent
     tables = f"effective dilation\n\n{table(*dilation_rows(layers))}\n"
     if any(layer["is_deformable"] for layer in layers.values()):

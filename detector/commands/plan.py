@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from detector.analysis.study.runs import arms_of
+from detector.analysis.study.arms import arms_of
 from detector.builders.data import build_data
 from detector.builders.device import build_device, build_precision
 from detector.config import config_hash

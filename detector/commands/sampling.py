@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from detector.analysis.charts import looks_figure, save
-from detector.analysis.sampling.places import look
+from detector.analysis.charts import save
+from detector.analysis.sampling.picture import sampling_figure
+from detector.analysis.sampling.point_sampling import sampling_at_points
 from detector.builders.device import build_device
 from detector.builders.model import trained_model
 from detector.commands.predict import image_paths
@@ -51,5 +52,6 @@ def run(config: SamplingConfig) -> None:
             points = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
             points = points or [(width / 2, height / 2)]
         target = output / f"{path.stem}.png"
-        save(looks_figure(image.permute(1, 2, 0).numpy(), look(model, pixels, points)), target)
+        sampled = sampling_at_points(model, pixels, points)
+        save(sampling_figure(image.permute(1, 2, 0).numpy(), sampled), target)
         log.info("%s", target)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from detector.analysis.offsets.learned import as_json, learned
+from detector.analysis.offsets.layer_statistics import as_json, measure_layers
+from detector.analysis.study.content import study_content
 from detector.analysis.study.explorer import differing_images, images_of, maps_of, most_cells
 from detector.analysis.study.page import page
 from detector.analysis.study.report import arms_rows, markdown
 from detector.analysis.study.runs import Run, Runs, read_runs
-from detector.analysis.study.study import study
 from detector.builders.data import build_val_set
 from detector.builders.device import build_device
 from detector.builders.model import trained_model
@@ -53,7 +53,7 @@ def write(
     runs = read_runs(folders)
     total = sum(len(of_arm) for of_arm in runs.arms.values())
     with tqdm(total=total, desc="resampling", unit="run", disable=None, leave=False) as bar:
-        content = study(
+        content = study_content(
             runs,
             baseline=baseline,
             num_resamples=num_resamples,
@@ -95,7 +95,7 @@ def look(runs: Runs, content: dict[str, Any]) -> dict[str, Any] | None:
     content["learned"], maps = {}, {}
     for arm, run in chosen.items():
         model = _model(run, device)
-        layers = as_json(learned(model, dataset, device=device, max_images=LOOKED_AT))
+        layers = as_json(measure_layers(model, dataset, device=device, max_images=LOOKED_AT))
         num_images = min(LOOKED_AT, len(dataset))
         content["learned"][arm] = {"seed": run.seed, "num_images": num_images, "layers": layers}
         maps[arm] = maps_of(model, dataset, image_ids, device=device, most_cells=cells)

@@ -1,5 +1,6 @@
 """The page of a study, opened in a browser without network access."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -7,18 +8,26 @@ import numpy as np
 import pytest
 import torch
 from run_folders import write_run
-from test_layers import samples, tiny
+from tiny_networks import samples, tiny
 
 from detector.analysis.charts import short
-from detector.analysis.layers import sampling
+from detector.analysis.layers import record_layers
 from detector.analysis.study import explorer as exploring
+from detector.analysis.study.content import study_content
 from detector.analysis.study.page import page
 from detector.analysis.study.runs import read_runs
-from detector.analysis.study.study import study
 from detector.data.dataset import DetectionDataset
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 SIZE = 96, 128  # (height, width) of an image
+
+
+class Record:
+    """What is known of an image of a data set."""
+
+    def __init__(self, image_id: int) -> None:
+        self.image_id, (self.height, self.width) = image_id, SIZE
+        self.path = Path(f"<{image_id}>.png")  # a name that HTML would take for its own
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +38,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         arm, seed = ("none", "c5_v2")[number // 2], number % 2
         write_run(folder / str(number), f"deform={arm}", f"seed={seed}")
     runs = read_runs([folder])
-    content = study(runs, baseline=None, num_resamples=20, seed=0)
+    content = study_content(runs, baseline=None, num_resamples=20, seed=0)
     data, device = samples(), torch.device("cpu")
-
-    class Record:
-        def __init__(self, image_id: int) -> None:
-            self.image_id, (self.height, self.width) = image_id, SIZE
-            self.path = Path(f"<{image_id}>.png")  # a name that must be escaped in HTML
 
     class Images:
         records = [Record(0), Record(1)]
@@ -57,7 +61,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     }
     path = folder / "study.html"
     path.write_text(page(content, given), encoding="utf-8")
-    return path, {"models": models, "image": data[0]["image"], "images": given["images"]}
+    return path, {"models": models, "image": data[0]["image"], "study": content, "page": given}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def test_the_page_stands_alone_and_fits(shown: tuple[Path, dict], browser, width
     assert said == []
     assert view.evaluate("document.documentElement.scrollWidth") <= width
     assert view.locator("#pair figure").count() == 3
-    image = shown[1]["images"][0]
+    image = shown[1]["page"]["images"][0]
     boxes = len(image["truth"]) + sum(map(len, image["found"].values()))
     assert boxes and view.locator("#pair rect").count() == 2 * boxes  # each is white and black
     assert view.locator("#image option").first.text_content() == "<0>.png"
@@ -115,7 +119,7 @@ def places_on(view, name: str) -> np.ndarray:
 def test_dots_stand_where_the_offsets_say(shown: tuple[Path, dict], browser) -> None:
     view, said = opened(browser, shown[0], 1280)
     model, image = shown[1]["models"]["c5_v2"], shown[1]["image"].float() / 255
-    with torch.no_grad(), sampling(model) as layers:
+    with torch.no_grad(), record_layers(model) as layers:
         images, _ = model.transform([image])
         model.backbone(images.tensors)
     assert images.image_sizes[0] == SIZE  # the network sees the image as it is
@@ -130,11 +134,11 @@ def test_dots_stand_where_the_offsets_say(shown: tuple[Path, dict], browser) -> 
         scale = box["width"] / (SIZE[1] + 2 * 0.3 * SIZE[1])  # the image has a margin
         y, x = ((32 * place + 0.3 * SIZE[1]) * scale for place in cell)
         view.mouse.move(box["x"] + x + 1, box["y"] + y + 1)
-        expected = 32 * layer.places()[0, :, :, cell[0], cell[1]]
-        # Offsets are rounded to 1/32 of a cell of the map, whose stride is 32 pixels.
+        expected = 32 * layer.places()[0, :, :, cell[0], cell[1]] + 0.5
+        # Offsets are kept in 32nds of a pixel of a map of stride 32.
         assert np.abs(places_on(view, "sampled") - expected).max() <= 0.51
-        grid = 32 * layer.grid()[:, :, cell[0], cell[1]]
-        assert np.abs(places_on(view, "plain")[::2] - grid).max() < 1e-6  # white, then black
+        grid = 32 * layer.grid()[:, :, cell[0], cell[1]] + 0.5  # the centre of pixel 0
+        assert np.abs(places_on(view, "plain")[::2] - grid).max() < 1e-6  # white below black
         masks = view.eval_on_selector_all(
             "#explorer .sampled", "all => all.map(e => +e.dataset.mask)"
         )
@@ -165,6 +169,68 @@ def test_keys_touch_and_choices(shown: tuple[Path, dict], browser) -> None:
     view.dispatch_event("#explorer", "pointerdown", finger)
     assert "cell 0,0 of 32x24" in readout.text_content()
     assert said == []
+
+
+def test_nothing_detected_is_said(shown: tuple[Path, dict], browser, tmp_path: Path) -> None:
+    """Instead of pictures without boxes and charts of zeros. The explorer works all the same."""
+    content, given = copy.deepcopy(shown[1]["study"]), copy.deepcopy(shown[1]["page"])
+    for arm in content["arms"]:
+        arm["numbers"]["AP"]["mean"] = 0.0
+    for image in given["images"]:
+        image["found"] = {arm: [] for arm in given["arms"]}
+    path = tmp_path / "study.html"
+    path.write_text(page(content, given), encoding="utf-8")
+    view, said = opened(browser, path, 1280)
+    assert said == []
+    assert view.locator("#pair").count() == 0
+    assert "No arm has a detection with a score of at least 0.5" in view.content()
+    assert "Differences and cost are not drawn" in view.content()
+    assert view.locator(".charts svg").count() == 2  # training curves, which may be rising
+    assert view.locator("#explorer .plain").count() == 18
+
+
+def test_runs_that_were_evaluated_once_have_no_curves(shown: tuple[Path, dict]) -> None:
+    content = copy.deepcopy(shown[1]["study"])
+    assert "Training curves are not drawn" not in page(content, None)
+    before = page(content, None).count("<figure>")
+    for arm in content["arms"]:
+        arm["curves"] = {seed: curve[:1] for seed, curve in arm["curves"].items()}
+    text = page(content, None)
+    assert "Training curves are not drawn, since no run was evaluated twice." in text
+    assert text.count("<figure>") == before - 2
+
+
+def test_offset_groups_that_are_not_shown_are_named(
+    shown: tuple[Path, dict], browser, tmp_path: Path
+) -> None:
+    view, _ = opened(browser, shown[0], 1280)
+    assert "offset groups" not in view.locator("#readout").text_content()
+    given, image = copy.deepcopy(shown[1]["page"]), shown[1]["image"]
+    dataset: DetectionDataset = OneImage(image)  # type: ignore[assignment]
+    (maps,) = exploring.maps_of(
+        tiny("c5", offset_groups=2), dataset, [0], device=torch.device("cpu"), most_cells=10
+    )
+    given["maps"]["c5_v2"] = [maps, maps]
+    path = tmp_path / "study.html"
+    path.write_text(page(shown[1]["study"], given), encoding="utf-8")
+    view, said = opened(browser, path, 1280)
+    assert (
+        view.locator("#readout")
+        .text_content()
+        .endswith("; only the first of 2 offset groups is shown.")
+    )
+    assert view.locator("#explorer .sampled").count() == 9 and said == []
+
+
+class OneImage:
+    """A data set of one image."""
+
+    def __init__(self, image: torch.Tensor) -> None:
+        self.image = image
+        self.records = [Record(0)]
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": self.image}
 
 
 def test_ten_large_images_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:

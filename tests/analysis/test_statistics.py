@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from detector.analysis.study import simulation, statistics
-from detector.analysis.study.statistics import Arm, Noise
+from detector.analysis.study import power, simulation, statistics
+from detector.analysis.study.rival_intervals import arms_of, variance_parts_of
+from detector.analysis.study.run_distribution import deviations_of, variations
+from detector.analysis.study.statistics import Arm, VarianceParts
 
 
 def arm(values: list[float], resampled: np.ndarray | None = None) -> Arm:
@@ -19,13 +21,13 @@ def arm(values: list[float], resampled: np.ndarray | None = None) -> Arm:
     return Arm(tuple(range(len(values))), found, resampled)
 
 
-def noise(arms: list[Arm], num_images: int = 200) -> Noise:
-    """Return the noise of the difference between the second arm and the first, as in a study."""
-    return statistics.noise(
+def parts_of(arms: list[Arm], num_images: int = 200) -> VarianceParts:
+    """Of the second arm's difference from the first, as a study has it."""
+    return statistics.variance_parts(
         arms[1],
         arms[0],
         num_images,
-        others=statistics.pooled(arms),
+        others=statistics.pooled_run_variance(arms),
         is_paired=statistics.are_paired(arms),
     )
 
@@ -34,7 +36,7 @@ def test_seeds_alone_are_a_t_test() -> None:
     """Without variance of the images the test is Welch's, which allows unequal variances."""
     first, second = [1.0, 2.5, 3.0], [4.0, 6.5, 5.0, 7.0]
     arms = [arm(first), arm(second)]
-    found = statistics.difference(arms[1], arms[0], noise(arms))
+    found = statistics.difference(arms[1], arms[0], parts_of(arms))
     expected = stats.ttest_ind(second, first, equal_var=False)
     interval = expected.confidence_interval()
     assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
@@ -44,7 +46,7 @@ def test_seeds_alone_are_a_t_test() -> None:
 
 def test_an_arm_of_one_seed_is_taken_to_vary_as_the_others() -> None:
     arms = [arm([1.0]), arm([4.0, 6.5, 5.0]), arm([7.0, 7.5])]
-    found = noise(arms)
+    found = parts_of(arms)
     within = (np.var([4.0, 6.5, 5.0]) * 3 + np.var([7.0, 7.5]) * 2) / 3
     assert found.runs == pytest.approx(within + np.var([4.0, 6.5, 5.0], ddof=1) / 3)
     assert statistics.difference(arms[1], arms[0], found).covers_seeds
@@ -53,7 +55,7 @@ def test_an_arm_of_one_seed_is_taken_to_vary_as_the_others() -> None:
 def test_single_seeds_cover_images_alone() -> None:
     rng = np.random.default_rng(0)
     arms = [arm([value], value + rng.normal(0, 0.05, (1, 4000))) for value in (0.4, 0.6)]
-    found = statistics.difference(arms[1], arms[0], noise(arms))
+    found = statistics.difference(arms[1], arms[0], parts_of(arms))
     assert not found.covers_seeds
     assert found.error == pytest.approx(math.sqrt(2) * 0.05, rel=0.05)
     assert found.degrees == pytest.approx(199)
@@ -65,8 +67,8 @@ def test_noise_of_the_images_is_not_counted_twice() -> None:
     """
     rng = np.random.default_rng(1)
     contributions = rng.normal(0, 1, (2, 400, 100))  # arms, seeds, images
-    (found,) = simulation.noises_of(simulation.arms_of(contributions))
-    each = 2 * 0.01 / 400  # two arms; variance 1 / 100 of a mean over images, 400 seeds
+    (found,) = variance_parts_of(arms_of(contributions))
+    each = 2 * 0.01 / 400  # of two arms: the variance of a mean over 100, over 400 seeds
     assert found.runs == pytest.approx(each, rel=0.1)
     assert found.runs_with_images == pytest.approx(each, rel=0.1)
     assert found.images == pytest.approx(each, rel=0.3)
@@ -79,7 +81,7 @@ def test_effects_of_shared_seeds_cancel() -> None:
     own = rng.normal(0, 0.1, (3, 6))
     arms = [arm([*(shared + own[i])]) for i in range(3)]
     assert statistics.are_paired(arms)
-    found = statistics.difference(arms[1], arms[0], noise(arms))
+    found = statistics.difference(arms[1], arms[0], parts_of(arms))
     expected = stats.ttest_rel(arms[1].values, arms[0].values)
     assert found.p == pytest.approx(expected.pvalue, rel=1e-9) and found.degrees == 5
     assert not statistics.are_paired([arm([*own[i]]) for i in range(3)])
@@ -114,14 +116,12 @@ def test_holm() -> None:
     assert statistics.holm([]) == []
 
 
-def test_seeds_that_halve_what_can_be_seen() -> None:
-    """Halving takes a quarter of the variance, but fewer than four times as many seeds, since the
-    degrees of freedom grow too.
-    """
+def test_seeds_that_halve_the_detectable_difference() -> None:
+    """With a quarter of the variance and more degrees of freedom, fewer than four times as many."""
     arms = [arm([0.0, 2.0, 4.0, 1.0, 3.0]), arm([5.0, 9.0, 8.0, 6.0, 7.0])]
-    found = noise(arms)
-    now = statistics.detectable(found, 1)
-    seeds = statistics.seeds_to_halve(found, 5, 1)
+    found = parts_of(arms)
+    now = power.smallest_detectable_difference(found, 1)
+    seeds = power.seeds_to_halve(found, 5, 1)
     assert seeds is not None and 10 < seeds < 20
 
     def at(number: int) -> float:
@@ -130,12 +130,12 @@ def test_seeds_that_halve_what_can_be_seen() -> None:
         return error * (stats.t.ppf(0.975, degrees) + stats.t.ppf(0.8, degrees))
 
     assert now == pytest.approx(at(5)) and at(seeds) <= now / 2 < at(seeds - 1)
-    images = Noise(runs=1.0, runs_with_images=0.0, degrees=8, images=4.0, num_images=200)
-    assert statistics.seeds_to_halve(images, 5, 1) is None  # the variance of the images remains
+    images = VarianceParts(runs=1.0, runs_with_images=0.0, degrees=8, images=4.0, num_images=200)
+    assert power.seeds_to_halve(images, 5, 1) is None  # what images leave is too much
 
 
 def test_the_simulation_tells_methods_apart() -> None:
-    measured, more, _, unequal, *_ = simulation.worlds(seeds=0.6, arms=0.7, runs=0.8)
+    measured, more, _, unequal, *_ = variations(seeds=0.6, arms=0.7, runs=0.8)
     found = simulation.simulate(measured, 3, 2, 400, seed=0)
     # The tolerance is two standard errors; for a proportion of 400 one is 1.1 points.
     assert 0.925 <= found.coverage["ours"] <= 0.975
@@ -153,6 +153,6 @@ def test_the_simulation_takes_a_study() -> None:
         "noise": {"of_it_due_to_the_images": 0.008, "of_it_due_to_the_seeds": 0.02},
         "could_have_seen": {"from_images_alone": 0.01, "num_seeds": 4},
     }
-    found = simulation.deviations_of(study)
-    # 1 point squared is twice the variance of the arms plus twice 0.8 squared over 4 seeds.
+    found = deviations_of(study)
+    # 1 point squared is twice the arms' variance and two of 0.8 squared over 4 seeds.
     assert found == pytest.approx({"seeds": 2.0, "runs": 0.8, "arms": math.sqrt((1 - 0.32) / 2)})

@@ -10,12 +10,13 @@ import pytest
 from run_folders import detections_of, truth, write_run
 
 from detector import entry
-from detector.analysis.errors.diagnosis import KINDS, error_split
+from detector.analysis.errors.diagnosis import KINDS
+from detector.analysis.errors.gains import error_split
 from detector.analysis.study import __main__ as command
-from detector.analysis.study.numbers import numbers
-from detector.analysis.study.report import could_have_seen
-from detector.analysis.study.runs import StudyError, arms_of, read_runs
-from detector.analysis.study.study import headline
+from detector.analysis.study.arms import arms_of
+from detector.analysis.study.run_metrics import run_metrics
+from detector.analysis.study.runs import StudyError, read_runs
+from detector.analysis.study.sentences import headline, power_statement
 from detector.commands import study as studying
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.coco_format import as_detections, as_ground_truth
@@ -34,7 +35,7 @@ def test_numbers_are_those_of_the_metrics() -> None:
     detections = detections_of(ground_truth, 5)
     expected, split = coco_metrics(ground_truth, detections), error_split(ground_truth, detections)
     counts = draw_images(30, 40, np.random.default_rng(0))
-    found = numbers("coco", as_ground_truth(ground_truth), as_detections(detections), counts)
+    found = run_metrics("coco", as_ground_truth(ground_truth), as_detections(detections), counts)
     assert list(found)[0] == "AP" and found["AP"].shape == (41,)
     for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
         assert found[name][0] == pytest.approx(expected.summary[name], abs=1e-12), name
@@ -62,8 +63,31 @@ def test_arms_that_learned_nothing_are_not_compared(best: float, says_nothing: b
     }
     says = headline(content)
     assert says.startswith("No arm detects anything yet") == says_nothing
-    assert ("c5_v2 against none" in says) == ("Two seeds" in says) == (not says_nothing)
-    assert (could_have_seen(content) == "") == says_nothing
+    assert ("c5_v2 against none" in says) == ("two seeds per arm" in says) == (not says_nothing)
+    assert (power_statement(content) == "") == says_nothing
+
+
+@pytest.mark.parametrize(
+    "num_seeds, halve, expected",
+    [
+        (5, 16, "; 16 seeds per arm would halve that difference."),
+        (5, None, "; more seeds would not halve that difference, as there are too few images."),
+        (1, None, "with a probability of 80 %."),  # nothing is known of more seeds
+    ],
+)
+def test_the_power_statement(num_seeds: int, halve: int | None, expected: str) -> None:
+    content = {
+        "primary": "AP",
+        "arms": [{"numbers": {"AP": {"mean": 0.5}}}],
+        "could_have_seen": {
+            "difference": 0.0593,
+            "num_seeds": num_seeds,
+            "seeds_to_halve_it": halve,
+        },
+    }
+    said = power_statement(content)
+    assert "a true difference of 5.9 AP would have been found with a probability of 80 %" in said
+    assert said.endswith(expected)
 
 
 def test_degraded_detections_are_found(sweep: Path, tmp_path: Path) -> None:
@@ -111,7 +135,7 @@ def test_single_seeds_have_no_verdict(sweep: Path, tmp_path: Path) -> None:
     for run in (1, 2, 4, 5):
         shutil.rmtree(sweep / str(run))
     study = study_of(sweep, output=tmp_path)
-    assert study["says"].startswith("One seed an arm")
+    assert study["says"].startswith("One seed per arm")
     (one,) = study["comparisons"]
     assert one["verdict"] == "no difference shown" and study["could_have_seen"] is None
     assert one["differences"]["AP"]["covers"] == "images"
@@ -242,4 +266,4 @@ def test_voc(tmp_path: Path) -> None:
         )
     study = study_of(tmp_path, output=tmp_path)
     assert study["primary"] == "mAP" and "AP70" in study["arms"][0]["numbers"]
-    assert any("Two seeds an arm" in note for note in study["notes"])
+    assert any("Two seeds per arm" in note for note in study["notes"])

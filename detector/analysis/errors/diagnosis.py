@@ -1,4 +1,4 @@
-"""Finds the kind of error of each wrong detection, and the AP50 that each kind costs.
+"""Finds the kind of error of each wrong detection, and the objects that are missed.
 
 The kinds are those of Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection
 Errors", ECCV 2020. A detection is wrong if it matches neither an object nor a crowd of its class at
@@ -16,36 +16,16 @@ holds, in the order of the paper's code:
 An object is missed if no detection matches it, and no detection with a localisation or
 classification error would match it once its error is fixed.
 
-The errors of one kind are fixed as follows:
-
-- localisation or classification: the detection gets the box and the class of the object with that
-  best IoU. If this object is matched already, or goes to another fixed detection with a higher
-  score, the detection is removed instead.
-- duplicate, background or both: the detection is removed.
-- missed: the object is removed. A class without any other object then drops out of the mean over
-  the classes.
-
-The gain of a kind is the AP50 after its errors are fixed minus the AP50 before.
-
 D: detections that are scored, G: annotations, both of the whole data set.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from detector.evaluation.coco_format import as_detections, as_ground_truth
-from detector.evaluation.coco_matches import assign, coco_matches, ious, top_detections
-from detector.evaluation.columns import (
-    AnyDetections,
-    AnyGroundTruth,
-    Detections,
-    GroundTruth,
-    look_up_images_and_classes,
-)
-from detector.evaluation.entries import EvaluationError
+from detector.evaluation.coco_matches import assign, ious, top_detections
+from detector.evaluation.columns import Detections, GroundTruth, look_up_images_and_classes
 from detector.evaluation.matches import Pairs, overlapping
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
@@ -92,9 +72,8 @@ def diagnose(ground_truth: GroundTruth, detections: Detections) -> Diagnosis:
     pairs = pairs_of_images(ground_truth, detections, images, BACKGROUND)
     is_own = classes[pairs.detections] == ground_truth.classes[pairs.objects]
     is_near, is_crowd = pairs.ious >= FOREGROUND, ground_truth.is_crowd
-    matches = assign(
-        pairs.select(is_own & is_near), ranks, np.array([FOREGROUND]), is_crowd, is_crowd
-    )[0]
+    near_own = pairs.select(is_own & is_near)
+    matches = assign(near_own, ranks, np.array([FOREGROUND]), is_crowd, is_crowd)[0]
     is_wrong = matches < 0
 
     is_object = ~is_crowd[pairs.objects]
@@ -152,67 +131,3 @@ def _best(pairs: Pairs, num_detections: int) -> tuple[np.ndarray, np.ndarray]:
     values[pairs.detections[order]] = pairs.ious[order]
     objects[pairs.detections[order]] = pairs.objects[order]
     return values, objects
-
-
-def mended(
-    ground_truth: GroundTruth, diagnosis: Diagnosis, kinds: Collection[str]
-) -> tuple[GroundTruth, Detections]:
-    """Return the ground truth and the detections after all errors of these kinds are fixed."""
-    detections, targets = diagnosis.detections, diagnosis.targets
-    is_mended = np.isin(diagnosis.kinds, [KINDS.index(kind) for kind in kinds])
-    # An annotation goes to the rival with the highest score; the first one wins a tie.
-    rivals = np.flatnonzero(is_mended & (targets >= 0))
-    rivals = rivals[np.argsort(-detections.scores[rivals], kind="stable")]
-    takers = rivals[np.unique(targets[rivals], return_index=True)[1]]
-    category_ids, boxes = detections.category_ids.copy(), detections.boxes.copy()
-    category_ids[takers] = ground_truth.category_ids[ground_truth.classes[targets[takers]]]
-    boxes[takers] = ground_truth.boxes[targets[takers]]
-    stays = ~is_mended
-    stays[takers] = True
-    mended_detections = replace(detections, category_ids=category_ids, boxes=boxes).select(stays)
-    if "missed" in kinds:
-        ground_truth = ground_truth.select(~diagnosis.missed)
-    return ground_truth, mended_detections
-
-
-@dataclass(frozen=True)
-class ErrorSplit:
-    """How many errors there are of each kind, and what they cost.
-
-    Attributes:
-        ap50: the AP50 before any error is fixed, 0..1.
-        counts: kind -> the number of its errors.
-        gains: kind -> the AP50 that fixing all of its errors, and no others, would add, 0..1.
-    """
-
-    ap50: float
-    counts: dict[str, int]
-    gains: dict[str, float]
-
-
-def error_split(ground_truth: AnyGroundTruth, detections: AnyDetections) -> ErrorSplit:
-    """Count the errors of each kind, and compute the AP50 that fixing each kind would add.
-
-    Args:
-        ground_truth, detections: in COCO format, see `detector/evaluation/coco_format.py`.
-
-    Raises:
-        EvaluationError: the ground truth or the detections break the format, a detection's image or
-            category is not in the ground truth, or the ground truth has no object to detect.
-    """
-    ground_truth, detections = as_ground_truth(ground_truth), as_detections(detections)
-    before = coco_matches(ground_truth, detections).summary["AP50"]
-    if before is None:
-        raise EvaluationError("ground truth: it has no object to detect, so it cannot be scored")
-    diagnosis = diagnose(ground_truth, detections)
-    gains = {
-        kind: _ap50(*mended(ground_truth, diagnosis, {kind})) - before if count else 0.0
-        for kind, count in diagnosis.counts().items()
-    }
-    return ErrorSplit(before, diagnosis.counts(), gains)
-
-
-def _ap50(ground_truth: GroundTruth, detections: Detections) -> float:
-    """Return the AP50, 0..1; 1 if all objects were missed and have been removed."""
-    ap50 = coco_matches(ground_truth, detections).summary["AP50"]
-    return 1.0 if ap50 is None else ap50

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torchvision.models.detection import FasterRCNN
 
-from detector.analysis.layers import Layer, sampling
+from detector.analysis.coordinates import centres_of
+from detector.analysis.layers import Layer, record_layers
 from detector.analysis.study.runs import Runs
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_matches import coco_matches
@@ -135,7 +136,7 @@ def maps_of(
     maps = []
     for image_id in image_ids:
         image = to_float(dataset[places[image_id]]["image"], device)
-        with sampling(model) as layers:
+        with record_layers(model) as layers:
             images, _ = model.transform([image])
             model.backbone(images.tensors)
         scale = np.array(images.image_sizes[0]) / np.array(image.shape[-2:])
@@ -143,7 +144,7 @@ def maps_of(
         stages = {}
         for stage, module in STAGES.items():
             last = [layer for name, layer in layers.items() if name.startswith(f"{module}.")][-1]
-            stages[stage] = _map(last, padded / np.array(last.input_size) / scale, most_cells)
+            stages[stage] = _map(last, padded / np.array(last.input_size), scale, most_cells)
         maps.append(stages)
     return maps
 
@@ -153,11 +154,11 @@ def most_cells(num_maps: int) -> int:
     return max(16, MOST_BYTES // (9 * BYTES_A_TAP * max(num_maps, 1)))
 
 
-def _map(layer: Layer, pixels: np.ndarray, cells: int) -> dict[str, Any]:
+def _map(layer: Layer, stride: np.ndarray, scale: np.ndarray, cells: int) -> dict[str, Any]:
     """Describe one layer as `page.js` reads it.
 
     Args:
-        pixels: (2,), pixels of the image file per pixel of the layer's input, (y, x).
+        stride, scale: of the layer's input, as `centres_of` takes them.
         cells: the largest number of cells that are kept.
     """
     height, width = layer.output_size
@@ -170,7 +171,9 @@ def _map(layer: Layer, pixels: np.ndarray, cells: int) -> dict[str, Any]:
         "modulated": layer.is_modulated,
         "size": [height, width],
         "step": step,
-        "pixels": pixels.tolist(),
+        "groups": len(layer.offsets),
+        "pixels": (stride / scale).tolist(),
+        "origin": centres_of(np.zeros(2), stride, scale).tolist(),
         "stride": layer.stride,
         "padding": layer.padding,
         "dilation": layer.dilation,

@@ -78,6 +78,8 @@
 
   // The distance between neighbouring cells of the feature map in pixels of the image, (y, x).
   const cellSize = (map) => [0, 1].map((axis) => map.pixels[axis] * map.stride[axis]);
+  // Where a place (y, x) in the layer's input, whose first cell is 0, lies in the image.
+  const inImage = (map, place) => place.map((p, axis) => map.origin[axis] + p * map.pixels[axis]);
 
   function taps(shown) {
     const {map, offsets, masks} = shown, [height, width] = map.size;
@@ -91,8 +93,7 @@
       const moved = [0, 1].map((axis) => plain[axis] + (offsets === null ? 0
         : offsets[(2 * tap + axis) * rows * columns + kept] / map.scales[0]));
       const mask = masks === null ? 1 : masks[tap * rows * columns + kept] / map.scales[1];
-      found.push({plain: plain.map((p, axis) => p * map.pixels[axis]),
-        moved: moved.map((p, axis) => p * map.pixels[axis]), mask});
+      found.push({plain: inImage(map, plain), moved: inImage(map, moved), mask});
     }
     return found;
   }
@@ -119,7 +120,7 @@
     state.x = Math.min(state.x - state.x % map.step, map.size[1] - 1);
     const found = taps(shown), [cellY, cellX] = cellSize(map);
     const svg = picture(image, `${image.name}, ${shown.arm}, ${shown.stage}`, MARGIN * 100 * unit);
-    const x = state.x * cellX, y = state.y * cellY;
+    const x = map.origin[1] + state.x * cellX, y = map.origin[0] + state.y * cellY;
     for (const [color, thick] of [["white", 0.9], ["black", 0.4]]) {
       svg.append(element("path", {d: `M${x - 3 * unit} ${y}h${6 * unit}M${x} ${y - 3 * unit}v${6 * unit}`,
         stroke: color, "stroke-width": thick * unit}));
@@ -148,7 +149,8 @@
     byId("readout").textContent = `${shown.stage}, ${map.layer}, cell ${state.x},${state.y} of `
       + `${map.size[1]}x${map.size[0]}: ` + (map.deformable
         ? `effective dilation ${dilation(found, map).toFixed(2)}` + (map.modulated
-          ? `, masks ${Math.min(...masks).toFixed(2)} to ${Math.max(...masks).toFixed(2)}.` : ".")
+          ? `, masks ${Math.min(...masks).toFixed(2)} to ${Math.max(...masks).toFixed(2)}` : "")
+        + (map.groups > 1 ? `; only the first of ${map.groups} offset groups is shown.` : ".")
         : `a plain convolution, dilation ${map.dilation[0]}.`);
   }
 
@@ -157,8 +159,9 @@
     const [cellY, cellX] = cellSize(shown.map);
     const margin = MARGIN * Math.max(shown.image.width, shown.image.height);
     const scale = (shown.image.width + 2 * margin) / box.width;
-    const y = ((event.clientY - box.top) * scale - margin) / cellY;
-    const x = ((event.clientX - box.left) * scale - margin) / cellX;
+    const [originY, originX] = shown.map.origin;
+    const y = ((event.clientY - box.top) * scale - margin - originY) / cellY;
+    const x = ((event.clientX - box.left) * scale - margin - originX) / cellX;
     state.y = Math.max(0, Math.min(shown.map.size[0] - 1, Math.round(y)));
     state.x = Math.max(0, Math.min(shown.map.size[1] - 1, Math.round(x)));
     show();
@@ -181,9 +184,11 @@
     show();
   }
 
-  fill(byId("pair-image"), data.images.map((image) => image.name));
-  byId("pair-image").addEventListener("change", showPair);
-  showPair();
+  if (byId("pair") !== null) {  // it is absent where no arm has a detection to draw
+    fill(byId("pair-image"), data.images.map((image) => image.name));
+    byId("pair-image").addEventListener("change", showPair);
+    showPair();
+  }
   fill(byId("image"), data.images.map((image) => image.name));
   fill(byId("arm"), data.mapped);
   fill(byId("stage"), data.stages);

@@ -4,17 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from detector.analysis.offsets.report import Rows, dilation_rows, offsets_rows
-from detector.analysis.study.numbers import CLASS, ERROR
-from detector.analysis.study.study import classes_of, errors_of, found_nothing
+from detector.analysis.study.run_metrics import CLASS, ERROR
+from detector.analysis.study.sentences import method, power_statement
 from detector.tables import table
 
 SHOWN_CLASSES = 5  # this many of the best classes, and this many of the worst
-METHOD = """\
-A difference is between means over seeds. Its 95 % interval covers, where arms have two seeds or
-more, both the choice of validation images and the seeds: each arm's variance between seeds beside
-that of a paired bootstrap over {num_resamples} resamples of the {num_images} images, with t's
-quantile at Satterthwaite's degrees of freedom. Verdicts are corrected for the number of arms (Holm,
-5 %), intervals are not."""
 
 
 def markdown(study: dict[str, Any]) -> str:
@@ -22,9 +16,9 @@ def markdown(study: dict[str, Any]) -> str:
     parts = [f"# Study: {study['primary']} of {len(study['arms'])} arms", study["says"]]
     parts.append(table(*arms_rows(study)))
     if study["comparisons"]:
-        parts.append(METHOD.format_map(study))
-    if seen := could_have_seen(study):
-        parts.append(seen)
+        parts.append(method(study))
+    if power := power_statement(study):
+        parts.append(power)
     for title, rows in sections(study):
         parts += [f"## {title}", table(*rows)]
     if study["notes"]:
@@ -78,7 +72,7 @@ def arms_rows(study: dict[str, Any]) -> Rows:
         "difference, 95 % interval",
         "verdict",
         "p (Holm)",
-        "of each seed",
+        "single seeds",
     ], rows
 
 
@@ -133,24 +127,6 @@ def cost_rows(study: dict[str, Any]) -> Rows:
     return ["arm", *(units[cost][0] for cost in shown)], rows
 
 
-def could_have_seen(study: dict[str, Any]) -> str:
-    """Say how large a true difference must have been for the study to find it."""
-    seen = study["could_have_seen"]
-    if seen is None or found_nothing(study):
-        return ""
-    halve = seen["seeds_to_halve_it"]
-    more = (
-        "no number of seeds would halve that: the images are too few"
-        if halve is None
-        else f"{halve} seeds an arm would halve that"
-    )
-    return (
-        f"With {seen['num_seeds']} seeds an arm and these images, a true difference of "
-        f"{100 * seen['difference']:.1f} {study['primary']} would have been found four times of "
-        f"five; {more}."
-    )
-
-
 def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
@@ -158,3 +134,13 @@ def percent(value: float) -> str:
 def interval(one: dict[str, Any]) -> str:
     """Format a difference and its confidence interval, in points."""
     return f"{100 * one['value']:+.1f} [{100 * one['low']:+.1f}, {100 * one['high']:+.1f}]"
+
+
+def classes_of(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Select the numbers of single classes: class name -> its entry."""
+    return {k.removeprefix(CLASS): v for k, v in numbers.items() if k.startswith(CLASS)}
+
+
+def errors_of(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Select the numbers of kinds of errors: kind -> its entry."""
+    return {k.removeprefix(ERROR): v for k, v in numbers.items() if k.startswith(ERROR)}

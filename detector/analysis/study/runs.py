@@ -1,7 +1,6 @@
-"""Finds the runs of a study in folders, and groups them into arms by what their sweep varies.
+"""Reads the runs of a study from folders, and leaves out those that cannot be compared.
 
-The runs of an arm differ in nothing but the seed. Runs that cannot be compared are left out, each
-with the reason.
+The runs of an arm differ in nothing but the seed. Each run that is left out has a reason.
 """
 
 import json
@@ -14,16 +13,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from detector import exit_codes
+from detector.analysis.study.arms import IRRELEVANT, ROWS, arms_by_overrides, overrides_of
 from detector.evaluation.columns import Detections, GroundTruth
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.results import read_detections, read_ground_truth
 from detector.training.record import read_metrics
-from detector.training.resume import FREE, flat
-
-ROWS = "ablation/"  # groups of configurations that each set several keys: the rows of a table
-# Keys in which any two runs may differ: the seed, and the device, logging and the like. The
-# keys that set the length of a run, which may change when it is resumed, are not among them.
-IRRELEVANT = FREE - {"schedule.epochs", "schedule.patience", "max_skipped_steps"} | {"seed"}
+from detector.training.resume import flat
 
 
 class StudyError(ValueError):
@@ -61,7 +56,7 @@ class Runs:
 
     Attributes:
         arms: name of an arm -> its runs, by rising seed.
-        left_out: name of a run, as `shown` returns it -> why it is left out of the study.
+        left_out: name of a run, as `run_name` returns it -> why it is left out of the study.
         ground_truth: the validation set of all runs.
         metric: coco, voc07 or voc12.
     """
@@ -84,20 +79,22 @@ def read_runs(folders: list[Path]) -> Runs:
     for run in found:
         reason = _unfinished(run)
         if reason is not None:
-            left_out[shown(run)] = reason
-    done = [run for run in dict.fromkeys(found) if shown(run) not in left_out]
+            left_out[run_name(run)] = reason
+    done = [run for run in dict.fromkeys(found) if run_name(run) not in left_out]
     if not done:
         reasons = "; ".join(f"{run}: {why}" for run, why in left_out.items())
         raise StudyError(f"there is no finished run to study: {reasons}")
     configs = {run: _config(run) for run in done}
-    arms, varied = _arms({run: _overrides(run) for run in done})
+    arms, varied = arms_by_overrides({run: overrides_of(run) for run in done})
     if len(set(arms.values())) == 1:  # then the unfinished runs say what the sweep varies
-        arms, varied = _arms({run: _overrides(run) for run in dict.fromkeys(found)})
+        arms, varied = arms_by_overrides({run: overrides_of(run) for run in dict.fromkeys(found)})
     truths = {run: (run / "ground_truth.json").read_bytes() for run in done}
     _leave_out_others(left_out, done, lambda run: truths[run], "its validation set")
     _leave_out_others(left_out, done, lambda run: configs[run]["metric"], "its metric")
     _leave_out_configs(left_out, done, configs, arms, varied)
-    kept = _distinct([run for run in done if shown(run) not in left_out], arms, configs, left_out)
+    kept = _distinct(
+        [run for run in done if run_name(run) not in left_out], arms, configs, left_out
+    )
 
     ground_truth = read_ground_truth(kept[0] / "ground_truth.json")
     by_arm: dict[str, list[Run]] = {}
@@ -105,7 +102,7 @@ def read_runs(folders: list[Path]) -> Runs:
         try:
             detections = read_detections(run / "detections.json", ground_truth)
         except EvaluationError as error:
-            left_out[shown(run)] = str(error)
+            left_out[run_name(run)] = str(error)
             continue
         by_arm.setdefault(arms[run], []).append(_read(run, arms[run], configs[run], detections))
     if not by_arm:
@@ -116,15 +113,10 @@ def read_runs(folders: list[Path]) -> Runs:
     return Runs(by_arm, left_out, ground_truth, configs[kept[0]]["metric"])
 
 
-def shown(run: Path) -> str:
+def run_name(run: Path) -> str:
     """Return a run's name in a study: the name of its sweep's folder, and that of its own."""
     run = run.absolute()
     return f"{run.parent.name}/{run.name}"
-
-
-def arms_of(runs: list[Path]) -> dict[Path, str]:
-    """Return the name of each run folder's arm, by what the sweep varies."""
-    return _arms({run: _overrides(run) for run in runs})[0]
 
 
 def _folders_of_runs(folder: Path) -> list[Path]:
@@ -163,44 +155,15 @@ def _config(run: Path) -> dict[str, Any]:
     return flat({str(key): value for key, value in content.items()})
 
 
-def _overrides(run: Path) -> dict[str, str]:
-    """Return the overrides that the command line or the sweep gave this run: key -> value."""
-    items = OmegaConf.load(run / ".hydra" / "overrides.yaml")
-    pairs = (str(item).partition("=")[::2] for item in items)
-    named = {key.lstrip("+~"): value for key, value in pairs}
-    return {key: value for key, value in named.items() if key not in IRRELEVANT | {"ablation"}}
-
-
-def _arms(overrides: dict[Path, dict[str, str]]) -> tuple[dict[Path, str], list[str]]:
-    """Name the arm of each run by the overrides that differ between runs.
-
-    One override is written as its value alone, several as key=value.
-
-    Returns:
-        The arm of each run, and the keys of the overrides that differ.
-    """
-    keys = {key: None for of_run in overrides.values() for key in of_run}
-    varied = [key for key in keys if len({of.get(key) for of in overrides.values()}) > 1]
-    shown = varied or [key for key in keys if key == "deform"]
-    named = {}
-    for run, of_run in overrides.items():
-        given = [f"{key.removeprefix(ROWS)}={of_run[key]}" for key in shown if key in of_run]
-        if len(shown) == 1:
-            named[run] = of_run.get(shown[0], f"without {shown[0]}")
-        else:
-            named[run] = " ".join(given) or "as configured"
-    return named, varied
-
-
 def _leave_out_others(
     left_out: dict[str, str], runs: Iterable[Path], of_run: Callable[[Path], Any], what: str
 ) -> None:
     """Leave out the runs that differ from the majority in one value; the first value wins a tie."""
-    runs = [run for run in runs if shown(run) not in left_out]
+    runs = [run for run in runs if run_name(run) not in left_out]
     ((most, _),) = Counter(map(of_run, runs)).most_common(1)
     for run in runs:
         if of_run(run) != most:
-            left_out[shown(run)] = f"{what} differs from that of the other runs"
+            left_out[run_name(run)] = f"{what} differs from that of the other runs"
 
 
 def _leave_out_configs(
@@ -216,7 +179,7 @@ def _leave_out_configs(
     runs. Within an arm, all keys must be equal. If arms are rows of a table, whose files set any
     keys, only runs of the same arm are compared. The value of the majority is the right one.
     """
-    runs = [run for run in done if shown(run) not in left_out]
+    runs = [run for run in done if run_name(run) not in left_out]
     keys = sorted({key for run in runs for key in configs[run]} - IRRELEVANT)
     are_rows = any(name.startswith(ROWS) for name in varied)
     for key in keys:
@@ -227,8 +190,8 @@ def _leave_out_configs(
             values = [repr(configs[run].get(key)) for run in members]
             ((most, _),) = Counter(values).most_common(1)
             for run, value in zip(members, values, strict=True):
-                if value != most and shown(run) not in left_out:
-                    left_out[shown(run)] = f"it has {key}={value}, the other runs {most}"
+                if value != most and run_name(run) not in left_out:
+                    left_out[run_name(run)] = f"it has {key}={value}, the other runs {most}"
 
 
 def _distinct(
@@ -242,7 +205,7 @@ def _distinct(
     for run in runs:
         other = first.setdefault((arms[run], configs[run]["seed"]), run)
         if other != run:
-            left_out[shown(run)] = f"it has the arm and the seed of {shown(other)}"
+            left_out[run_name(run)] = f"it has the arm and the seed of {run_name(other)}"
     return list(first.values())
 
 

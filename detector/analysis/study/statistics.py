@@ -30,13 +30,12 @@ In shapes, A: arms, S: runs (seeds) of an arm, B: resamples of the images.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-POWER = 0.8  # the probability with which a true difference is found: four times of five
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Noise:
+class VarianceParts:
     """The parts of the variance of the difference of two arms.
 
     Attributes:
@@ -103,7 +102,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Spread:
+class RunVariance:
     """How much the runs of an arm vary: S², W, and the degrees of freedom of S²."""
 
     runs: float
@@ -111,88 +110,89 @@ class Spread:
     degrees: int
 
 
-def spread(values: np.ndarray, resampled: np.ndarray) -> Spread:
+def run_variance(values: np.ndarray, resampled: np.ndarray) -> RunVariance:
     """Measure how much at least two runs vary, from their values (S,) and resamples (S, B)."""
     degrees = len(values) - 1
     own = resampled - resampled.mean(axis=0)
     with_images = float(np.nanvar(own, axis=1).sum()) / degrees
-    return Spread(float(np.var(values, ddof=1)), with_images, degrees)
+    return RunVariance(float(np.var(values, ddof=1)), with_images, degrees)
 
 
-def pooled(arms: Iterable[Arm]) -> Spread | None:
+def pooled_run_variance(arms: Iterable[Arm]) -> RunVariance | None:
     """Pool the variances of all arms that have at least two runs, weighted by degrees of freedom.
 
     Arms with a single run are assumed to vary by this much. Returns None if no arm has two runs.
     """
-    spreads = [spread(arm.values, arm.resampled) for arm in arms if len(arm.values) > 1]
-    degrees = sum(one.degrees for one in spreads)
+    variances = [run_variance(arm.values, arm.resampled) for arm in arms if len(arm.values) > 1]
+    degrees = sum(one.degrees for one in variances)
     if not degrees:
         return None
-    return Spread(
-        sum(one.runs * one.degrees for one in spreads) / degrees,
-        sum(one.with_images * one.degrees for one in spreads) / degrees,
+    return RunVariance(
+        sum(one.runs * one.degrees for one in variances) / degrees,
+        sum(one.with_images * one.degrees for one in variances) / degrees,
         degrees,
     )
 
 
-def noise(
-    arm: Arm, baseline: Arm, num_images: int, *, others: Spread | None, is_paired: bool
-) -> Noise:
+def variance_parts(
+    arm: Arm, baseline: Arm, num_images: int, *, others: RunVariance | None, is_paired: bool
+) -> VarianceParts:
     """Estimate the variances of the difference of an arm from the baseline.
 
     Args:
         num_images: the number of validation images.
-        others: what `pooled` returns for all arms, which stands in for an arm with a single run.
+        others: what `pooled_run_variance` returns for all arms. It stands in for an arm with a
+            single run.
         is_paired: what `are_paired` returns for all arms.
     """
     images = float(np.nanvar(arm.resampled.mean(axis=0) - baseline.resampled.mean(axis=0)))
     if is_paired:
         apart = arm.values - baseline.values, arm.resampled - baseline.resampled
-        parts = [(spread(*apart), len(arm.values))]
+        of_arms = [(run_variance(*apart), len(arm.values))]
     else:
-        parts = []
+        of_arms = []
         for one in (arm, baseline):
             number = len(one.values)
-            own = spread(one.values, one.resampled) if number > 1 else others
+            own = run_variance(one.values, one.resampled) if number > 1 else others
             if own is None:
-                return Noise(None, 0.0, 0.0, images, num_images)
-            parts.append((own, number))
-    runs = sum(own.runs / number for own, number in parts)
-    uncertainty = sum((own.runs / number) ** 2 / own.degrees for own, number in parts)
-    return Noise(
+                return VarianceParts(None, 0.0, 0.0, images, num_images)
+            of_arms.append((own, number))
+    runs = sum(own.runs / number for own, number in of_arms)
+    uncertainty = sum((own.runs / number) ** 2 / own.degrees for own, number in of_arms)
+    return VarianceParts(
         runs,
-        sum(own.with_images / number for own, number in parts),
-        runs**2 / uncertainty if uncertainty else float(min(own.degrees for own, _ in parts)),
+        sum(own.with_images / number for own, number in of_arms),
+        runs**2 / uncertainty if uncertainty else float(min(own.degrees for own, _ in of_arms)),
         images,
         num_images,
         is_paired,
     )
 
 
-def difference(arm: Arm, baseline: Arm, noise: Noise) -> Difference:
+def difference(arm: Arm, baseline: Arm, parts: VarianceParts) -> Difference:
     """Return the arm's mean minus the baseline's, with its confidence interval and p value."""
-    return from_noise(float(arm.values.mean() - baseline.values.mean()), noise)
+    return difference_with_interval(float(arm.values.mean() - baseline.values.mean()), parts)
 
 
-def from_noise(value: float, noise: Noise) -> Difference:
+def difference_with_interval(value: float, parts: VarianceParts) -> Difference:
     """Return a difference of this value with its confidence interval and p value."""
-    error, degrees = error_of(noise)
+    error, degrees = standard_error(parts)
     quantile = float(stats.t.ppf((1 + LEVEL) / 2, degrees))
     p = 2 * float(stats.t.sf(abs(value) / error, degrees)) if error else float(value == 0)
-    covers_seeds = noise.runs is not None
+    covers_seeds = parts.runs is not None
     low, high = value - quantile * error, value + quantile * error
     return Difference(value, low, high, error, degrees, p, covers_seeds)
 
 
-def error_of(noise: Noise) -> tuple[float, float]:
+def standard_error(parts: VarianceParts) -> tuple[float, float]:
     """Return the standard error of a difference and its degrees of freedom."""
-    variance = noise.seeds + noise.images
-    most = float(max(noise.num_images - 1, 1))
-    uncertainty = noise.images**2 / most
-    if noise.runs:
-        uncertainty += noise.runs**2 / noise.degrees
+    variance = parts.seeds + parts.images
+    most = float(max(parts.num_images - 1, 1))
+    uncertainty = parts.images**2 / most
+    if parts.runs:
+        uncertainty += parts.runs**2 / parts.degrees
     degrees = variance**2 / uncertainty if uncertainty else most
-    return float(np.sqrt(variance)), max(degrees, noise.degrees or degrees)
+    return float(np.sqrt(variance)), max(degrees, parts.degrees or degrees)
 
 
 def are_paired(arms: Iterable[Arm]) -> bool:
@@ -231,61 +231,3 @@ def holm(ps: list[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[place]))
         adjusted[place] = highest
     return adjusted
-
-
-def detectable(noise: Noise, num_arms: int) -> float:
-    """Return the smallest true difference that a study finds with a power of 80 %.
-
-    The test has the level of the first, strictest step of Holm's correction.
-
-    Args:
-        num_arms: the number of arms that are compared with the baseline.
-    """
-    error, degrees = error_of(noise)
-    alpha = (1 - LEVEL) / num_arms
-    return float(error * (stats.t.ppf(1 - alpha / 2, degrees) + stats.t.ppf(POWER, degrees)))
-
-
-def with_seeds(noise: Noise, times: float, num_seeds: int) -> Noise:
-    """Predict the noise that a study with more seeds would have.
-
-    Args:
-        times: the factor by which the number of seeds of each arm grows.
-        num_seeds: the present number of seeds of each arm.
-    """
-    if noise.runs is None:
-        return noise
-    shared = max(noise.images - noise.runs_with_images, 0.0)
-    return replace(
-        noise,
-        runs=noise.runs / times,
-        runs_with_images=noise.runs_with_images / times,
-        degrees=noise.degrees * (times * num_seeds - 1) / (num_seeds - 1),
-        images=shared + noise.runs_with_images / times,
-    )
-
-
-def seeds_to_halve(noise: Noise, num_seeds: int, num_arms: int, most: int = 1000) -> int | None:
-    """Return the number of seeds of each arm that would halve `detectable`.
-
-    Returns None if not even `most` seeds would, because the variance due to the images remains, or
-    if there are fewer than two seeds to predict it from.
-
-    Args:
-        num_seeds: the present number of seeds of each arm.
-        num_arms: the number of arms that are compared with the baseline.
-    """
-    if noise.runs is None or num_seeds < 2:
-        return None
-    target = detectable(noise, num_arms) / 2
-
-    def at(seeds: int) -> float:
-        return detectable(with_seeds(noise, seeds / num_seeds, num_seeds), num_arms)
-
-    if at(most) > target:
-        return None
-    low, high = num_seeds, most
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if at(middle) <= target else (middle, high)
-    return high

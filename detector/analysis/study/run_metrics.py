@@ -11,7 +11,8 @@ I: images, B: resamples, K: classes, T: IoU thresholds.
 
 import numpy as np
 
-from detector.analysis.errors.diagnosis import KINDS, diagnose, mended
+from detector.analysis.errors.diagnosis import KINDS, diagnose
+from detector.analysis.errors.gains import fixed
 from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.columns import Detections, GroundTruth
 from detector.evaluation.matches import ClassMatches, Matches
@@ -22,7 +23,7 @@ SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 CLASS, ERROR = "class ", "error "
 
 
-def numbers(
+def run_metrics(
     metric: str, ground_truth: GroundTruth, detections: Detections, counts: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Compute all numbers of a run.
@@ -32,7 +33,7 @@ def numbers(
 
     Returns:
         Name of a number -> float64 (1 + B,): its value on the validation images, and on each
-        resample of them; nan if there is no object to be found. The first name is the primary
+        resample of them; nan if there is no object to detect. The first name is the primary
         metric, on which the verdicts of a study are based.
     """
     counts = np.concatenate([np.ones_like(counts[:, :1]), counts], axis=1)
@@ -49,11 +50,11 @@ def numbers(
     for name, of_class in zip(ground_truth.names, aps, strict=True):
         found[CLASS + name] = of_class[first].mean(axis=0)
     if metric == "coco":
-        found |= errors(ground_truth, detections, counts, means[0])
+        found |= error_gains(ground_truth, detections, counts, means[0])
     return found
 
 
-def errors(
+def error_gains(
     ground_truth: GroundTruth, detections: Detections, counts: np.ndarray, ap50: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Compute the AP50 (1 + B,) that fixing all errors of each kind would add.
@@ -65,7 +66,7 @@ def errors(
     diagnosis = diagnose(ground_truth, detections)
     gains = {}
     for kind in KINDS:
-        matches = _at_one_half(coco_matches(*mended(ground_truth, diagnosis, {kind})))
+        matches = _at_one_half(coco_matches(*fixed(ground_truth, diagnosis, {kind})))
         after = class_mean(resampled_classes("coco", matches, counts))[0]
         # If all objects were missed and have been removed, nothing is wrong any more: AP50 is 1.
         gains[ERROR + kind] = np.where(np.isnan(after) & np.isfinite(ap50), 1.0, after) - ap50

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from detector.analysis.study import statistics
-from detector.analysis.study.numbers import CLASS, ERROR, numbers
-from detector.analysis.study.runs import Run, Runs, StudyError, shown
-from detector.analysis.study.statistics import Arm, Difference, Noise
+from detector.analysis.study.power import seeds_to_halve, smallest_detectable_difference
+from detector.analysis.study.run_metrics import run_metrics
+from detector.analysis.study.runs import Run, Runs, StudyError, run_name
+from detector.analysis.study.sentences import headline, notes
+from detector.analysis.study.statistics import Arm, Difference, VarianceParts
 from detector.evaluation.resampling import draw_images
 
 FORMAT = 1
@@ -26,10 +28,9 @@ COSTS = (  # keys of summary.json
     "peak_memory",
     "train_seconds",
 )
-ONE_POINT = 0.01
 
 
-def study(
+def study_content(
     runs: Runs,
     *,
     baseline: str | None,
@@ -58,7 +59,7 @@ def study(
     for name, of_arm in runs.arms.items():
         for run in of_arm:
             progress(f"{name}, seed {run.seed}")
-            found = numbers(runs.metric, runs.ground_truth, run.detections, counts)
+            found = run_metrics(runs.metric, runs.ground_truth, run.detections, counts)
             measured.setdefault(name, []).append(found)
     primary = next(iter(measured[baseline][0]))
     quantities = {
@@ -73,7 +74,7 @@ def study(
         for name, arms in quantities.items()
         if all(np.isfinite(arm.values).all() for arm in arms.values())
     }
-    comparisons, noises = _comparisons(quantities, num_images, baseline, primary)
+    comparisons, variances = _comparisons(quantities, num_images, baseline, primary)
     content: dict[str, Any] = {
         "format": FORMAT,
         "metric": runs.metric,
@@ -86,8 +87,8 @@ def study(
             for name, of_arm in runs.arms.items()
         ],
         "comparisons": comparisons,
-        "noise": _noise_described(quantities[primary], noises),
-        "could_have_seen": _could_have_seen(quantities[primary], noises),
+        "noise": _noise(quantities[primary], variances),
+        "could_have_seen": _power(quantities[primary], variances),
         "left_out": runs.left_out,
     }
     content["notes"] = notes(content)
@@ -109,23 +110,24 @@ def _arm(runs: list[Run], found: list[np.ndarray]) -> Arm:
 
 def _comparisons(
     quantities: dict[str, dict[str, Arm]], num_images: int, baseline: str, primary: str
-) -> tuple[list[dict[str, Any]], list[Noise]]:
+) -> tuple[list[dict[str, Any]], list[VarianceParts]]:
     """Compare each arm with the baseline in all numbers, and judge it by the primary one.
 
     Returns:
-        The comparison of each arm, and the noise of the difference in its primary number.
+        The comparison of each arm, and the parts of the variance of its primary difference.
     """
     others = [name for name in quantities[primary] if name != baseline]
     differences: dict[str, dict[str, Difference]] = {arm: {} for arm in others}
-    noises = []
+    variances = []
     for name, arms in quantities.items():
-        is_paired, spread = statistics.are_paired(arms.values()), statistics.pooled(arms.values())
+        is_paired = statistics.are_paired(arms.values())
+        pooled = statistics.pooled_run_variance(arms.values())
         for arm in others:
             pair = arms[arm], arms[baseline]
-            noise = statistics.noise(*pair, num_images, others=spread, is_paired=is_paired)
-            differences[arm][name] = statistics.difference(*pair, noise)
+            parts = statistics.variance_parts(*pair, num_images, others=pooled, is_paired=is_paired)
+            differences[arm][name] = statistics.difference(*pair, parts)
             if name == primary:
-                noises.append(noise)
+                variances.append(parts)
     adjusted = statistics.holm([differences[arm][primary].p for arm in others])
     comparisons = [
         {
@@ -138,7 +140,7 @@ def _comparisons(
         }
         for arm, p in zip(others, adjusted, strict=True)
     ]
-    return comparisons, noises
+    return comparisons, variances
 
 
 def verdict(difference: Difference, p_holm: float) -> str:
@@ -171,7 +173,7 @@ def _described(name: str, runs: list[Run], quantities: dict[str, Arm]) -> dict[s
     }
     return {
         "arm": name,
-        "runs": {str(run.seed): shown(run.folder) for run in runs},
+        "runs": {str(run.seed): run_name(run.folder) for run in runs},
         "numbers": {
             quantity: {
                 "mean": float(arm.values.mean()),
@@ -187,105 +189,35 @@ def _described(name: str, runs: list[Run], quantities: dict[str, Arm]) -> dict[s
     }
 
 
-def _noise_described(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any] | None:
+def _noise(arms: dict[str, Arm], variances: list[VarianceParts]) -> dict[str, Any] | None:
     """Describe how much runs vary, as standard deviations; None if each arm has a single run."""
-    spread = statistics.pooled(arms.values())
-    if spread is None:
+    pooled = statistics.pooled_run_variance(arms.values())
+    if pooled is None:
         return None
-    seeds = max(spread.runs - spread.with_images, 0.0)
+    seeds = max(pooled.runs - pooled.with_images, 0.0)
     return {
-        "between_seeds_on_these_images": math.sqrt(spread.runs),
-        "of_it_due_to_the_images": math.sqrt(spread.with_images),
+        "between_seeds_on_these_images": math.sqrt(pooled.runs),
+        "of_it_due_to_the_images": math.sqrt(pooled.with_images),
         "of_it_due_to_the_seeds": math.sqrt(seeds),
-        "degrees_of_freedom": spread.degrees,
-        "seeds_are_paired": any(noise.is_paired for noise in noises),
+        "degrees_of_freedom": pooled.degrees,
+        "seeds_are_paired": any(parts.is_paired for parts in variances),
     }
 
 
-def _could_have_seen(arms: dict[str, Arm], noises: list[Noise]) -> dict[str, Any] | None:
-    """Describe the smallest true difference that would have been found four times of five.
+def _power(arms: dict[str, Arm], variances: list[VarianceParts]) -> dict[str, Any] | None:
+    """Describe the smallest true difference that would have been found with a probability of 80 %.
 
     It is that of the arm whose difference is known least precisely. None if there is no other arm
     than the baseline, or if each arm has a single run, which cannot show a difference.
     """
-    if not noises or any(noise.runs is None for noise in noises):
+    if not variances or any(parts.runs is None for parts in variances):
         return None
-    least_known = max(noises, key=lambda noise: statistics.detectable(noise, len(noises)))
+    number = len(variances)
+    least_known = max(variances, key=lambda parts: smallest_detectable_difference(parts, number))
     num_seeds = min(len(arm.values) for arm in arms.values())
     return {
-        "difference": statistics.detectable(least_known, len(noises)),
+        "difference": smallest_detectable_difference(least_known, number),
         "num_seeds": num_seeds,
-        "seeds_to_halve_it": statistics.seeds_to_halve(least_known, num_seeds, len(noises)),
+        "seeds_to_halve_it": seeds_to_halve(least_known, num_seeds, number),
         "from_images_alone": math.sqrt(least_known.images),
     }
-
-
-def headline(content: dict[str, Any]) -> str:
-    """Summarise the study in one line, beginning with what it cannot show."""
-    seen, primary = content["could_have_seen"], content["primary"]
-    parts = []
-    if not content["comparisons"]:
-        return f"One arm, {content['baseline']}: there is nothing to compare it with."
-    if found_nothing(content):
-        return (
-            f"No arm detects anything yet: none reaches one point of {primary}. Train longer; "
-            "networks that have learned nothing cannot show a difference between arms."
-        )
-    if seen is None:
-        parts.append("One seed an arm: this cannot tell a better arm from a lucky seed.")
-    elif seen["difference"] > ONE_POINT:
-        parts.append(
-            f"This study cannot see one point of {primary}: it would find "
-            f"{100 * seen['difference']:.1f} four times of five."
-        )
-    if seen is not None and seen["num_seeds"] == 2:
-        parts.append("Two seeds an arm make its intervals rough.")
-    for one in content["comparisons"]:
-        difference = one["differences"][primary]
-        interval = f"[{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
-        parts.append(
-            f"{one['arm']} against {content['baseline']}: {one['verdict']}, "
-            f"{100 * difference['value']:+.1f} {primary} {interval}."
-        )
-    return " ".join(parts)
-
-
-def found_nothing(content: dict[str, Any]) -> bool:
-    """Return whether no arm reaches one point, in which case differences mean nothing."""
-    primary = content["primary"]
-    return all(arm["numbers"][primary]["mean"] < ONE_POINT for arm in content["arms"])
-
-
-def notes(content: dict[str, Any]) -> list[str]:
-    """List what a reader must know to interpret the numbers."""
-    arms, said = content["arms"], []
-    seeds = {one["arm"]: list(one["runs"]) for one in arms}
-    counts = {len(of_arm) for of_arm in seeds.values()}
-    if len({tuple(of_arm) for of_arm in seeds.values()}) > 1:
-        listed = "; ".join(f"{arm}: {', '.join(of_arm)}" for arm, of_arm in seeds.items())
-        said.append(f"The arms have different seeds ({listed}).")
-    if counts == {1}:
-        said.append(
-            "One seed an arm: intervals cover the choice of images only. Another seed may change "
-            "each arm by more than that, so the study never says that an arm is better or worse."
-        )
-    elif min(counts) == 1:
-        said.append("An arm with one seed is assumed to vary between seeds as much as the others.")
-    if min(counts) == 2:
-        said.append(
-            "Two seeds an arm: the variance between seeds is estimated from very few runs, so the "
-            "intervals are wide, and too narrow if one arm varies much more than another."
-        )
-    for run, why in content["left_out"].items():
-        said.append(f"Left out: {run}: {why}.")
-    return said
-
-
-def classes_of(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Select the numbers of single classes: class name -> its entry."""
-    return {k.removeprefix(CLASS): v for k, v in numbers.items() if k.startswith(CLASS)}
-
-
-def errors_of(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Select the numbers of kinds of errors: kind -> its entry."""
-    return {k.removeprefix(ERROR): v for k, v in numbers.items() if k.startswith(ERROR)}

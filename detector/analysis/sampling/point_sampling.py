@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
-from detector.analysis.layers import Layer, convolutions, sampling
+from detector.analysis.coordinates import cells_at, centres_of
+from detector.analysis.layers import Layer, convolutions, record_layers
 
 DEPTH = 3  # layers, as in figure 6 of Dai et al. 2017
 
 
 @dataclass(frozen=True)
-class Look:
-    """Where a network samples for one point of an image. Places are (x, y) in pixels of the file.
+class PointSampling:
+    """Where a network samples for one point of an image file. Places are (x, y) in its coordinates.
 
     Attributes:
         point: (x, y).
@@ -78,7 +79,9 @@ def _keep(outputs: dict[str, Tensor], name: str, _: object, __: object, output: 
     outputs[name] = output
 
 
-def look(model: FasterRCNN, image: Tensor, points: list[tuple[float, float]]) -> list[Look]:
+def sampling_at_points(
+    model: FasterRCNN, image: Tensor, points: list[tuple[float, float]]
+) -> list[PointSampling]:
     """Find where a model samples for points of an image, and the effective receptive fields there.
 
     The model is left in evaluation mode.
@@ -97,7 +100,7 @@ def look(model: FasterRCNN, image: Tensor, points: list[tuple[float, float]]) ->
         for name, module in convolutions(model).items()
     ]
     try:
-        with sampling(model) as layers:
+        with record_layers(model) as layers:
             model.backbone(seen)
     finally:
         for handle in handles:
@@ -105,27 +108,27 @@ def look(model: FasterRCNN, image: Tensor, points: list[tuple[float, float]]) ->
     chosen = last_layers(layers)
     output = outputs[chosen[-1].name]
     scale = np.array(images.image_sizes[0]) / np.array(image.shape[-2:])  # (y, x)
-    looks = []
+    found = []
     for x, y in points:
-        pixel = np.array([y, x]) * scale
         stride = np.array(seen.shape[-2:]) / np.array(chosen[-1].output_size)
-        cell = np.clip(np.rint(pixel / stride), 0, np.array(chosen[-1].output_size) - 1)
+        cell = np.rint(cells_at(np.array([y, x]), stride, scale))
+        cell = np.clip(cell, 0, np.array(chosen[-1].output_size) - 1)
         (gradient,) = torch.autograd.grad(
             output[0, :, int(cell[0]), int(cell[1])].sum(), seen, retain_graph=True
         )
         field = gradient[0].abs().sum(dim=0).cpu().numpy()
         places, weights = trace(chosen, cell, plain=False)
         grid, _ = trace(chosen, cell, plain=True)
-        into = np.array(seen.shape[-2:]) / np.array(chosen[0].input_size) / scale
+        input_stride = np.array(seen.shape[-2:]) / np.array(chosen[0].input_size)
         height, width = images.image_sizes[0]
         field = field[:height, :width]
-        looks.append(
-            Look(
+        found.append(
+            PointSampling(
                 (x, y),
-                (places * into)[:, ::-1],
+                centres_of(places, input_stride, scale)[:, ::-1],
                 weights,
-                (grid * into)[:, ::-1],
+                centres_of(grid, input_stride, scale)[:, ::-1],
                 field / max(float(field.sum()), 1e-30),
             )
         )
-    return looks
+    return found

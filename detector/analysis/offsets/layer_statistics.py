@@ -14,7 +14,8 @@ import torch
 from torchvision.models.detection import FasterRCNN
 from tqdm import tqdm
 
-from detector.analysis.layers import Layer, sampling
+from detector.analysis.coordinates import cells_at
+from detector.analysis.layers import Layer, record_layers
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.coco_matches import size_name
 from detector.evaluation.inference import to_float
@@ -69,7 +70,7 @@ class Dilation:
 
 
 @dataclass(frozen=True)
-class Learned:
+class LayerStatistics:
     """What one layer has learned. Lengths are in pixels of its input, shares are in 0..1.
 
     Attributes:
@@ -93,9 +94,9 @@ class Learned:
 
 
 @torch.no_grad()
-def learned(
+def measure_layers(
     model: FasterRCNN, dataset: DetectionDataset, *, device: torch.device, max_images: int
-) -> dict[str, Learned]:
+) -> dict[str, LayerStatistics]:
     """Measure the layers of a model on the first images of a data set, one image at a time.
 
     The model is left in evaluation mode.
@@ -112,38 +113,43 @@ def learned(
     for index in tqdm(range(min(max_images, len(dataset))), disable=None, leave=False):
         sample = dataset[index]
         image = to_float(sample["image"], device)
-        with sampling(model) as layers:
+        with record_layers(model) as layers:
             images, _ = model.transform([image])
             model.backbone(images.tensors)
         size, padded = images.image_sizes[0], images.tensors.shape[-2:]
         scale = np.array(size) / np.array(image.shape[-2:])
         for name, layer in layers.items():
             kinds[name] = layer.is_deformable
-            strides = np.array(padded) / np.array(layer.output_size)
-            _add(sums[name], layer, sample, scale / strides, np.array(size) / strides)
-    return {name: _learned(of_layer, kinds[name]) for name, of_layer in sums.items()}
+            stride = np.array(padded) / np.array(layer.output_size)
+            _add(sums[name], layer, sample, stride, scale, np.array(size) / stride)
+    return {name: _statistics(of_layer, kinds[name]) for name, of_layer in sums.items()}
 
 
 def _add(
-    sums: _LayerSums, layer: Layer, sample: Any, cells_per_pixel: np.ndarray, num_cells: np.ndarray
+    sums: _LayerSums,
+    layer: Layer,
+    sample: Any,
+    stride: np.ndarray,
+    scale: np.ndarray,
+    num_cells: np.ndarray,
 ) -> None:
     """Add one image to the sums of one layer.
 
     Args:
-        cells_per_pixel: (2,), cells of the layer's output per pixel of the image file, (y, x).
+        stride, scale: of the layer's output, as `cells_at` takes them.
         num_cells: (2,), the rows and columns of the output that the image covers; the rest is
             padding.
     """
     dilation = layer.effective_dilation()
     height, width = np.minimum(np.ceil(num_cells).astype(int), layer.output_size)
     corners = sample["boxes"].numpy().reshape(-1, 2, 2)[:, :, ::-1]  # (y, x)
-    boxes = corners * cells_per_pixel
+    boxes = cells_at(corners, stride, scale)
     for box, area, crowd in zip(
         boxes, sample["area"].tolist(), sample["iscrowd"].tolist(), strict=True
     ):
         if crowd:
             continue
-        y, x = np.minimum(box.mean(axis=0).astype(int), (height - 1, width - 1))
+        y, x = np.clip(np.rint(box.mean(axis=0)).astype(int), 0, (height - 1, width - 1))
         name = size_name(area)
         sums.dilations[name].add(dilation[y, x].reshape(1))
     sums.dilations["background"].add(dilation[:height, :width][_outside(boxes, height, width)])
@@ -166,16 +172,20 @@ def _add(
 
 
 def _outside(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return which cells, bool (H, W), have their centre in none of the boxes (M, 2, 2)."""
-    y, x = np.indices((height, width)) + 0.5
+    """Return which cells, bool (H, W), have their centre in none of the boxes (M, 2, 2).
+
+    Args:
+        boxes: the corners as (y, x), in cells.
+    """
+    y, x = np.indices((height, width))
     free = np.ones((height, width), dtype=bool)
     for (top, left), (bottom, right) in boxes:
         free &= ~((y >= top) & (y <= bottom) & (x >= left) & (x <= right))
     return free
 
 
-def _learned(sums: _LayerSums, is_deformable: bool) -> Learned:
-    return Learned(
+def _statistics(sums: _LayerSums, is_deformable: bool) -> LayerStatistics:
+    return LayerStatistics(
         is_deformable=is_deformable,
         dilation={place: _dilation(sums.dilations[place]) for place in PLACES},
         offset_mean=float(sums.lengths.mean),
@@ -200,6 +210,6 @@ def _by_place(moments: _Moments) -> float | None:
     return float(np.sum(moments.variance)) / squares if squares else None
 
 
-def as_json(layers: dict[str, Learned]) -> dict[str, Any]:
+def as_json(layers: dict[str, LayerStatistics]) -> dict[str, Any]:
     """Convert to dictionaries and lists that json.dumps accepts."""
     return {name: asdict(layer) for name, layer in layers.items()}
