@@ -357,7 +357,7 @@ def main() -> None:
             fault, answer = running.pop(pid)
             code = os.waitstatus_to_exitcode(status)
             if code > 0:
-                raise SystemExit(f"planted_bugs.py: {fault}: nothing was found out")
+                raise SystemExit(f"planted_bugs.py: {fault}: could not be tried")
             found[fault] = answer.read_text() if code == 0 else f"signal {-code}"
             print(f"| {fault} | {found[fault] or '-'} |", flush=True)
     for fault, name in elsewhere.items():
