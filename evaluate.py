@@ -11,14 +11,14 @@ import hydra
 from omegaconf import DictConfig
 
 from detector import entry
-from detector.command_configs import typed_evaluate, with_data_of_evaluation
+from detector.command_configs import fill_in_training_data, parse_evaluate
 
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Check the configuration, then evaluate; torch is imported only for a checkpoint."""
     with entry.one_line_errors():
-        config = typed_evaluate(with_data_of_evaluation(cfg))
+        config = parse_evaluate(fill_in_training_data(cfg))
         from detector.commands import evaluate
 
         evaluate.run(config)

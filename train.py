@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detector import entry, exit_codes
-from detector.config import check_root, typed_train
+from detector.config import check_root, parse_train
 from detector.schema import TrainConfig
 from detector.sweep import SweepFolder
 
@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
 
 def checked(cfg: DictConfig) -> TrainConfig:
     """Check everything in the configuration that can be checked without importing torch."""
-    config = typed_train(cfg)
+    config = parse_train(cfg)
     check_root(config.data)
     return config
 

@@ -45,7 +45,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from detector.builders.model import build_model
 from detector.builders.training import build_optimizer
-from detector.config import typed_train
+from detector.config import parse_train
 from detector.model.flops import counted_flops
 from detector.model.memory_format import training_memory_format
 from detector.model.resnet import convolutions_3x3
@@ -161,7 +161,7 @@ def config(deform: str, norm: str) -> TrainConfig:
     choices = ["model=resnet50_fpn", f"deform={deform}", "schedule=1x"]
     values = ["model.weights=null", f"model.norm={norm}", "schedule.lr=0"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return typed_train(compose("train", overrides=choices + values))
+        return parse_train(compose("train", overrides=choices + values))
 
 
 def ours(config: TrainConfig) -> FasterRCNN:

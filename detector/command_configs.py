@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from detector.config import CONFIGS, ConfigError, check_given, check_nms, typed
-from detector.readings import BOX_FORMATS, CATEGORIES
+from detector.choices import BOX_FORMATS, CATEGORIES
+from detector.config import CONFIGS, ConfigError, check_given, check_nms, parse
 from detector.schema import (
     EvaluateConfig,
     ExportConfig,
@@ -18,15 +18,15 @@ from detector.schema import (
 SAVED = ("drawn", "crops", "coco", "yolo", "csv")  # outputs that predict.py can write
 
 
-def typed_evaluate(config: DictConfig) -> EvaluateConfig:
+def parse_evaluate(config: DictConfig) -> EvaluateConfig:
     """Convert and check the configuration of an evaluation.
 
     Raises:
-        ConfigError: as in `typed`; or neither or both of a checkpoint and a results file are given,
+        ConfigError: as in `parse`; or neither or both of a checkpoint and a results file are given,
             a results file is given without its ground truth, or a value is out of its range.
     """
     check_given(config)
-    result = typed(EvaluateConfig, config)
+    result = parse(EvaluateConfig, config)
     if (result.checkpoint is None) == (result.detections is None):
         raise ConfigError("give either checkpoint=PATH or detections=RESULTS.json")
     if result.checkpoint is not None and result.compare_with is not None:
@@ -44,7 +44,7 @@ def typed_evaluate(config: DictConfig) -> EvaluateConfig:
     return result
 
 
-def with_data_of_evaluation(config: DictConfig) -> DictConfig:
+def fill_in_training_data(config: DictConfig) -> DictConfig:
     """Fill in the parts of `data` that only training uses: an evaluation need not give them.
 
     If `data` has a transform, missing augmentation values are set to no augmentation. If it has a
@@ -64,38 +64,38 @@ def with_data_of_evaluation(config: DictConfig) -> DictConfig:
     return config
 
 
-def typed_offsets(config: DictConfig) -> OffsetsConfig:
+def parse_offsets(config: DictConfig) -> OffsetsConfig:
     """Convert and check the configuration of `python -m detector.analysis.offsets`.
 
     Raises:
-        ConfigError: as in `typed`, or `max_images` is below 1.
+        ConfigError: as in `parse`, or `max_images` is below 1.
     """
     check_given(config)
-    result = typed(OffsetsConfig, config)
+    result = parse(OffsetsConfig, config)
     if result.max_images < 1:
         raise ConfigError(f"max_images={result.max_images} must be at least 1")
     return result
 
 
-def typed_sampling(config: DictConfig) -> SamplingConfig:
+def parse_sampling(config: DictConfig) -> SamplingConfig:
     """Convert and check the configuration of `python -m detector.analysis.sampling`.
 
     Raises:
-        ConfigError: as in `typed`.
+        ConfigError: as in `parse`.
     """
     check_given(config)
-    return typed(SamplingConfig, config)
+    return parse(SamplingConfig, config)
 
 
-def typed_export(config: DictConfig) -> ExportConfig:
+def parse_export(config: DictConfig) -> ExportConfig:
     """Convert and check the configuration of an export.
 
     Raises:
-        ConfigError: as in `typed`, or the format or the NMS is unknown, or `size` is not two
+        ConfigError: as in `parse`, or the format or the NMS is unknown, or `size` is not two
             positive numbers.
     """
     check_given(config)
-    result = typed(ExportConfig, config)
+    result = parse(ExportConfig, config)
     if result.format not in ("onnx", "torch"):
         raise ConfigError(f"format={result.format} is none of onnx, torch")
     check_nms(result.nms, None, None)
@@ -104,14 +104,14 @@ def typed_export(config: DictConfig) -> ExportConfig:
     return result
 
 
-def typed_predict(config: DictConfig) -> PredictConfig:
+def parse_predict(config: DictConfig) -> PredictConfig:
     """Convert and check the configuration of a prediction.
 
     Raises:
-        ConfigError: as in `typed`, or a value is unknown or out of its range.
+        ConfigError: as in `parse`, or a value is unknown or out of its range.
     """
     check_given(config)
-    result = typed(PredictConfig, config)
+    result = parse(PredictConfig, config)
     for kind in result.save:
         if kind not in SAVED:
             raise ConfigError(f"save={kind} is none of {', '.join(SAVED)}")

@@ -1,6 +1,6 @@
 """Converts the configuration that Hydra composed into the dataclasses of `schema.py`.
 
-`typed` refuses unknown keys, wrong types and missing values, and names the full key. `typed_train`
+`parse` refuses unknown keys, wrong types and missing values, and names the full key. `parse_train`
 also refuses values that are out of their range.
 """
 
@@ -27,7 +27,7 @@ class ConfigError(ValueError):
     """The configuration has a value that is not allowed. The message names the key."""
 
 
-def typed(schema: type[T], config: DictConfig | dict[str, Any], where: str = "") -> T:
+def parse(schema: type[T], config: DictConfig | dict[str, Any], where: str = "") -> T:
     """Convert a configuration to the dataclass `schema`.
 
     Args:
@@ -48,18 +48,18 @@ def typed(schema: type[T], config: DictConfig | dict[str, Any], where: str = "")
     return result
 
 
-def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
+def parse_data(config: DictConfig | dict[str, Any]) -> DataConfig:
     """Convert the `data` part to the dataclass of its format.
 
     Raises:
-        ConfigError: as in `typed`, or `format`, `num_workers` or `on_error` has a value that is not
+        ConfigError: as in `parse`, or `format`, `num_workers` or `on_error` has a value that is not
             allowed.
     """
     schemas = {"coco": CocoConfig, "voc": VocConfig, "shapes": ShapesConfig}
     name = config.get("format")
     if name not in schemas:
         raise ConfigError(f"data.format: {name} is none of {', '.join(schemas)}")
-    data: DataConfig = typed(schemas[name], config, "data")
+    data: DataConfig = parse(schemas[name], config, "data")
     workers = data.num_workers
     if workers != "auto" and (isinstance(workers, str) or workers < 0):
         raise ConfigError(f"data.num_workers={workers} must be auto or at least 0")
@@ -68,16 +68,16 @@ def typed_data(config: DictConfig | dict[str, Any]) -> DataConfig:
     return data
 
 
-def typed_conventions(config: dict[str, Any] | None) -> Conventions | None:
+def parse_conventions(config: dict[str, Any] | None) -> Conventions | None:
     """Convert `model.conventions`; return None if the conventions of the weights are to be used.
 
     Raises:
-        ConfigError: as in `typed`, or a value is not allowed.
+        ConfigError: as in `parse`, or a value is not allowed.
     """
     if config is None or config == {"framework": "auto"}:
         return None
     try:
-        return typed(Conventions, config, "model.conventions")
+        return parse(Conventions, config, "model.conventions")
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
 
@@ -90,7 +90,7 @@ def conventions(framework: str) -> Conventions:
     """
     file = OmegaConf.load(CONFIGS / "conventions" / f"{framework}.yaml")
     assert isinstance(file, DictConfig)
-    return typed(Conventions, file)
+    return parse(Conventions, file)
 
 
 def check_given(config: DictConfig) -> None:
@@ -129,7 +129,7 @@ def check_root(data: DataConfig) -> None:
         raise ConfigError(f"data.root={data.root}: no such folder; give the one with the data")
 
 
-def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
+def parse_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
     """Convert and check the configuration of a training run, including its `data` part.
 
     Args:
@@ -137,13 +137,13 @@ def typed_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
             possibly by an earlier version.
 
     Raises:
-        ConfigError: as in `typed`, or a part is missing or a value is out of its range.
+        ConfigError: as in `parse`, or a part is missing or a value is out of its range.
     """
     if isinstance(config, DictConfig):
         check_given(config)
-    result = typed(TrainConfig, completed(config))
-    result.data = typed_data(result.data)
-    result.model.conventions = typed_conventions(result.model.conventions)
+    result = parse(TrainConfig, completed(config))
+    result.data = parse_data(result.data)
+    result.model.conventions = parse_conventions(result.model.conventions)
     _check_ranges(result)
     return result
 
@@ -258,7 +258,7 @@ def check_nms(
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
-    """Convert to the dictionaries and lists that a checkpoint and config.yaml hold. `typed_train`
+    """Convert to the dictionaries and lists that a checkpoint and config.yaml hold. `parse_train`
     converts back.
     """
     return asdict(config)

@@ -23,8 +23,9 @@ from detector import exit_codes
 from detector.config import CONFIGS, ConfigError
 from detector.out_of_memory import is_out_of_memory
 
-WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # set how OpenMP threads wait
-FRUGAL = {
+# These set how OpenMP threads wait.
+OPENMP_WAIT_VARIABLES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}
+OPENMP_PASSIVE_WAIT = {
     "OMP_WAIT_POLICY": "passive",  # for LLVM's and Intel's OpenMP
     "GOMP_SPINCOUNT": "4000",  # for GNU's OpenMP, which torch uses on Linux
 }
@@ -35,20 +36,20 @@ CONFIG_ERRORS = (ConfigError, HydraException, OmegaConfBaseException)
 def run(main: Callable[[], Any]) -> None:
     """Run a Hydra main function, and report errors of composing the configuration in one line."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra prints the error and exits
-    share_the_machine()
+    set_openmp_waiting()
     with one_line_errors():
         main()
 
 
-def share_the_machine() -> None:
+def set_openmp_waiting() -> None:
     """Make waiting OpenMP threads go to sleep soon, unless the user has configured how they wait.
 
     By default OpenMP threads spin while they wait. When another program competes for the cores,
     spinning threads occupy cores that the threads they wait for need. `detector/step_benchmark.py`
     measures the cost, and docs/benchmarks.md reports it.
     """
-    if not WAITS & os.environ.keys():
-        os.environ.update(FRUGAL)
+    if not OPENMP_WAIT_VARIABLES & os.environ.keys():
+        os.environ.update(OPENMP_PASSIVE_WAIT)
 
 
 def show_help(text: str | None) -> None:

@@ -87,7 +87,7 @@ class Costs:
     saving: float
 
     @property
-    def bound(self) -> str:
+    def bottleneck(self) -> str:
         """The part of a step that decides how long the step takes."""
         if self.loading >= self.step:
             return "loading"
@@ -226,7 +226,7 @@ def _of_steps(known: dict[str, Any]) -> str:
                     f"{1000 * value:.0f}"
                     for value in (one.gpu, one.python, one.reducing, one.loading, one.step)
                 ),
-                one.bound,
+                one.bottleneck,
             ]
             for plan, deform, one in _all(known)
         ],

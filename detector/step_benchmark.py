@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.config import ConfigError, check_root, typed_train
+from detector.config import ConfigError, check_root, parse_train
 from detector.schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ WARM_UP = 2  # first steps of a process, which are not counted
 BUSY = "while True: pass"
 WAITING: dict[str, dict[str, str]] = {  # environment variables that set how OpenMP threads wait
     "as OpenMP does by itself": {},
-    "as here": entry.FRUGAL,
-    "1000 looks": entry.FRUGAL | {"GOMP_SPINCOUNT": "1000"},
+    "as here": entry.OPENMP_PASSIVE_WAIT,
+    "1000 looks": entry.OPENMP_PASSIVE_WAIT | {"GOMP_SPINCOUNT": "1000"},
 }
 
 
@@ -109,7 +109,7 @@ def in_child(candidate: Candidate, overrides: list[str], steps: int) -> list[flo
         ConfigError: the process failed; the message has the last line of its output.
     """
     words = [*overrides, *candidate.overrides, f"limit_train_batches={steps + WARM_UP}"]
-    environment = {k: v for k, v in os.environ.items() if k not in entry.WAITS}
+    environment = {k: v for k, v in os.environ.items() if k not in entry.OPENMP_WAIT_VARIABLES}
     command = [sys.executable, "-m", "detector.step_benchmark", "child"]
     with busy(candidate.neighbours):
         done = subprocess.run(
@@ -148,7 +148,7 @@ def child(memory_format: str, overrides: list[str]) -> list[float]:
     from detector.builders.data import build_data
 
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
-        config = typed_train(compose("train", overrides))
+        config = parse_train(compose("train", overrides))
     check_root(config.data)
     train_set = build_data(config)["train"]
     chosen = None if memory_format == "None" else getattr(torch, memory_format)
@@ -174,11 +174,11 @@ def step_seconds(
     import torch
 
     from detector.builders.training import build_trainer
-    from detector.training.distribution import ALONE
+    from detector.training.distribution import SINGLE_PROCESS
     from detector.training.loop import train_epoch
 
     trainer = build_trainer(
-        config, train_set, device=device, ranks=ALONE, folder=Path(), fingerprint=""
+        config, train_set, device=device, ranks=SINGLE_PROCESS, folder=Path(), fingerprint=""
     )
     if memory_format is not None:
         trainer.model.to(memory_format=memory_format)

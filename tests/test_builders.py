@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from detector.builders import device as build
 from detector.builders.data import images_folder, voc_roots
 from detector.builders.device import build_num_workers
-from detector.config import ConfigError, typed_train
+from detector.config import ConfigError, parse_train
 from detector.data import loading
 from detector.entry import CONFIGS
 from detector.schema import VocConfig
@@ -68,7 +68,7 @@ def test_where_the_validation_images_are(tmp_path: Path) -> None:
     def of(*overrides: str) -> Path:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return images_folder(
-                typed_train(compose("train", overrides=list(overrides))).data, "val"
+                parse_train(compose("train", overrides=list(overrides))).data, "val"
             )
 
     assert of("+experiment=aquarium", "data.root=there") == Path("there/valid")
@@ -120,7 +120,7 @@ def voc_data(root: str, roots: str | None) -> VocConfig:
     words = ["data=voc", f"data.root={root}"]
     words += [] if roots is None else [f"data.train.roots={roots}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        data = typed_train(compose("train", overrides=words)).data
+        data = parse_train(compose("train", overrides=words)).data
     assert isinstance(data, VocConfig)
     return data
 

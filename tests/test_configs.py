@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from detector.builders.data import build_transform
 from detector.builders.model import build_model
 from detector.builders.training import build_lr_schedule, build_optimizer
-from detector.command_configs import typed_evaluate, typed_export, typed_predict, with_nms
-from detector.config import ConfigError, config_hash, to_plain, typed_data, typed_train
+from detector.command_configs import parse_evaluate, parse_export, parse_predict, with_nms
+from detector.config import ConfigError, config_hash, parse_data, parse_train, to_plain
 from detector.model.deformable_conv import DeformableConv2d
 from detector.schema import TrainConfig
 
@@ -27,7 +27,7 @@ def names(group: str) -> list[str]:
 
 def train_config(*overrides: str) -> TrainConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return typed_train(compose("train", overrides=list(overrides)))
+        return parse_train(compose("train", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("name", names("model"))
@@ -295,15 +295,15 @@ def test_another_nms_than_that_of_the_training() -> None:
 
 
 @pytest.mark.parametrize(
-    "typed_command, given",
+    "parse_command, given",
     [
-        (typed_evaluate, ["checkpoint=x", "output=x"]),
-        (typed_predict, ["checkpoint=x", "images=x", "output=x"]),
-        (typed_export, ["checkpoint=x", "output=x"]),
+        (parse_evaluate, ["checkpoint=x", "output=x"]),
+        (parse_predict, ["checkpoint=x", "images=x", "output=x"]),
+        (parse_export, ["checkpoint=x", "output=x"]),
     ],
 )
-def test_commands_refuse_an_nms(typed_command: Callable, given: list[str]) -> None:
-    name = typed_command.__name__.removeprefix("typed_")
+def test_commands_refuse_an_nms(parse_command: Callable, given: list[str]) -> None:
+    name = parse_command.__name__.removeprefix("parse_")
     refused = {"nms=soft": "nms=soft is none of hard, soft_linear, soft_gaussian"}
     if name != "export":
         refused["nms_iou=-1"] = r"nms_iou=-1\.0 must be in \[0, 1\]"
@@ -312,13 +312,13 @@ def test_commands_refuse_an_nms(typed_command: Callable, given: list[str]) -> No
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose(name, overrides=[*given, word])
         with pytest.raises(ConfigError, match=f"^{message}"):
-            typed_command(config)
+            parse_command(config)
 
 
 def test_a_configuration_survives_its_plain_form() -> None:
     config = train_config("model.c5_dilation=2")
-    again = typed_train(to_plain(config))
+    again = parse_train(to_plain(config))
     assert again == config and config_hash(again) == config_hash(config)
     assert config_hash(train_config()) != config_hash(config)
     with pytest.raises(ConfigError, match="data.format"):
-        typed_data({"format": None})
+        parse_data({"format": None})

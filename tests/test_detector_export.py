@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from detector import entry
 from detector.builders.model import build_model
 from detector.commands import export
-from detector.config import ConfigError, to_plain, typed_train
+from detector.config import ConfigError, parse_train, to_plain
 from detector.export.agreement import Agreement, ExportError, agreement
 from detector.schema import ExportConfig
 from detector.training.checkpoint import KEYS, save_checkpoint
@@ -49,7 +49,7 @@ NETWORKS = {
 def checkpoint_of(folder: Path, *words: str) -> Path:
     """Write a checkpoint of a model that detects many objects in noise and has nonzero offsets."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
-        config = typed_train(compose("train", [*TINY, *words]))
+        config = parse_train(compose("train", [*TINY, *words]))
     torch.manual_seed(0)
     model = build_model(config.model, config.deform, config.data.transform, len(CLASSES))
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
@@ -117,7 +117,7 @@ def test_onnx(network: str, tmp_path: Path, generated_images: list[np.ndarray]) 
     assert json.loads(done.stdout) == CLASSES
 
     saved = torch.load(checkpoint, weights_only=True)
-    config = typed_train(saved["config"])
+    config = parse_train(saved["config"])
     model = build_model(config.model, config.deform, config.data.transform, len(CLASSES)).eval()
     model.load_state_dict(saved["model"])
     found = np.load(tmp_path / "out.npz")

@@ -121,9 +121,9 @@ def test_openmp_waiting_is_set_unless_the_user_did(
 ) -> None:
     environment: dict[str, str] = {}
     monkeypatch.setattr(entry.os, "environ", environment)
-    entry.share_the_machine()
+    entry.set_openmp_waiting()
     assert environment == {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "4000"}
     environment.clear()
     environment[name] = "the user's"
-    entry.share_the_machine()
+    entry.set_openmp_waiting()
     assert environment == {name: "the user's"}

@@ -17,8 +17,8 @@ import predict
 from detector import entry
 from detector.builders.model import build_model
 from detector.commands import predict as predict_command
-from detector.commands import written
-from detector.config import to_plain, typed_train
+from detector.commands import prediction_files
+from detector.config import parse_train, to_plain
 from detector.evaluation.coco_format import as_ground_truth
 from detector.evaluation.inference import detect
 from detector.evaluation.result_files import read_results
@@ -41,7 +41,7 @@ TINY = [
 def trained() -> tuple[dict, torch.nn.Module]:
     """Return the configuration of a checkpoint, and a model with its weights."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
-        config = typed_train(compose("train", TINY))
+        config = parse_train(compose("train", TINY))
     torch.manual_seed(0)
     model = build_model(config.model, config.deform, config.data.transform, len(CLASSES))
     return to_plain(config), model.eval()
@@ -155,15 +155,15 @@ def test_one_file_and_nothing_found(
 def test_pictures_do_not_replace_each_other() -> None:
     twins = [Path("a.jpg"), Path("a.png"), Path("b/c.jpg")]
     texts = ["a.jpg.txt", "a.png.txt", "b/c.txt"]
-    assert written.text_names(twins, Path()) == dict(zip(twins, texts, strict=True))
+    assert prediction_files.text_names(twins, Path()) == dict(zip(twins, texts, strict=True))
     paths = [Path(name) for name in ("x.webp", "x.webp.png", "x.webp.png.png", "y.bmp", "z.JPG")]
     names = ["x.webp.png.png.png", "x.webp.png", "x.webp.png.png", "y.bmp.png", "z.JPG"]
-    assert written.drawn_names(paths, Path()) == dict(zip(paths, names, strict=True))
+    assert prediction_files.drawn_names(paths, Path()) == dict(zip(paths, names, strict=True))
 
 
 def test_boxes_are_drawn_where_they_are() -> None:
     prediction = {"class": "fish", "label": 2, "score": 0.75, "box": [40.0, 50.0, 80.0, 90.0]}
-    picture = written.draw(torch.zeros(3, 100, 120, dtype=torch.uint8), [prediction])
+    picture = prediction_files.draw(torch.zeros(3, 100, 120, dtype=torch.uint8), [prediction])
     rows, columns = np.nonzero((np.asarray(picture) == (0, 255, 0)).all(axis=2))
     assert (columns >= 38).all() and columns.max() <= 82 and 88 <= rows.max() <= 92
     assert (rows == 70).any() and not ((rows == 70) & (columns == 60)).any()

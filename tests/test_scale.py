@@ -21,7 +21,7 @@ def test_a_step_by_hand() -> None:
     """
     one = costs(PLANS[0], measured(), "c3-c5_v2")
     assert one.gpu == pytest.approx(0.018 * 800 * 1067 / 512**2)
-    assert one.python == 0.063 and one.step == 0.063 and one.bound == "Python"
+    assert one.python == 0.063 and one.step == 0.063 and one.bottleneck == "Python"
     assert one.reducing == pytest.approx(2 * 7 / 8 * 4 * 42_352_899 / 450e9)
     assert one.training == pytest.approx(12 * 118_287 / 16 * 0.063)
     files = json.loads((ROOT / "results" / "evaluation" / "coco.json").read_text())
@@ -34,9 +34,9 @@ def test_a_step_by_hand() -> None:
 def test_what_is_slowest_bounds() -> None:
     known, plan = measured(), PLANS[0]
     many = replace(plan, batch=64)
-    assert costs(many, known, "none").bound == "the GPU"
+    assert costs(many, known, "none").bottleneck == "the GPU"
     slow = known | {"assumed": known["assumed"] | {"NVLink, bytes/s of a GPU": 1e9}}
-    assert costs(plan, slow, "none").bound == "reducing"
+    assert costs(plan, slow, "none").bottleneck == "reducing"
     assert costs(plan, slow, "none").step > costs(plan, known, "none").step
     few = known | {"assumed": known["assumed"] | {"cores of a GPU": 0.1}}
-    assert costs(plan, few, "none").bound == "loading"
+    assert costs(plan, few, "none").bottleneck == "loading"

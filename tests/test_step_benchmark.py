@@ -130,7 +130,7 @@ def test_the_command(
     report = json.loads(file.read_text())
     assert len(report["seconds"]) == 9 and report["machine"]["versions"]["torch"]
     of_name = {one["name"]: one for one in report["candidates"]}
-    assert of_name["as here, 1 neighbours"]["environment"] == entry.FRUGAL
+    assert of_name["as here, 1 neighbours"]["environment"] == entry.OPENMP_PASSIVE_WAIT
     monkeypatch.setattr(sys, "argv", ["x", "neighbors"])
     with pytest.raises(ConfigError, match="give one of formats, workers, neighbours"):
         step_benchmark.main()

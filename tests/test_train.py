@@ -28,7 +28,7 @@ from detector.builders import model as building
 from detector.builders import training as training_builders
 from detector.commands import evaluate_checkpoint
 from detector.commands import train as train_command
-from detector.config import typed_train
+from detector.config import parse_train
 from detector.data import file_problems
 from detector.data.problems import Problem
 from detector.evaluation.coco_format import as_detections
@@ -38,8 +38,8 @@ from detector.model.weights.state_dicts import trained_weights
 from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
 from detector.training.distribution import Ranks
-from detector.training.export import export
 from detector.training.preemption import Preempted, StopRequest
+from detector.training.release import export
 from detector.training.validation import Validation
 
 TINY = [
@@ -202,7 +202,7 @@ def test_conventions_stay_with_what_is_trained(
     run, further = tmp_path / "run", tmp_path / "further"
     short = [*TINY, "schedule.epochs=1", "limit_val_batches=2", "deform=none"]
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
-        config = typed_train(compose("train", short))
+        config = parse_train(compose("train", short))
     model = building.build_model(config.model, config.deform, config.data.transform, 6)
     state = model.state_dict()
     numpy = {
@@ -885,7 +885,7 @@ def test_broken_data_can_be_left_out(
 def test_a_signal_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_problems, "_header", lambda path: pytest.fail("the check went on"))
     with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
-        config = typed_train(compose("train", overrides=small_coco(tmp_path / "data")))
+        config = parse_train(compose("train", overrides=small_coco(tmp_path / "data")))
     stop = StopRequest()
     stop.signal = signal.SIGTERM
     with pytest.raises(Preempted, match="SIGTERM"):
@@ -898,7 +898,7 @@ def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.Monke
     content["images"].append({**content["images"][0], "id": 2})
     (tmp_path / "data" / "gt.json").write_text(json.dumps(content))
     with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
-        config = typed_train(compose("train", overrides=words))
+        config = parse_train(compose("train", overrides=words))
     broken = Problem("error", "train", "image unreadable", "why", "one.png", 1)
 
     class Second(Ranks):

@@ -4,12 +4,12 @@ import torch
 
 from detector.config import ConfigError
 from detector.data.loading import num_cores
-from detector.training.distribution import ALONE, Ranks
+from detector.training.distribution import SINGLE_PROCESS, Ranks
 
 USEFUL_WORKERS = 8  # per training process: with more, the GPU rather than loading is the limit
 
 
-def build_device(device: str, ranks: Ranks = ALONE) -> torch.device:
+def build_device(device: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
     """Return the device to compute on. With several ranks, each rank of a machine has its own GPU.
 
     Args:
@@ -55,7 +55,9 @@ def check_devices(device: str, devices: int) -> None:
         raise ConfigError(f"devices={devices}: this machine has {torch.cuda.device_count()} GPU(s)")
 
 
-def build_num_workers(num_workers: int | str, device: torch.device, ranks: Ranks = ALONE) -> int:
+def build_num_workers(
+    num_workers: int | str, device: torch.device, ranks: Ranks = SINGLE_PROCESS
+) -> int:
     """Return the number of workers that load images for one process that trains or detects.
 
     On a CPU `auto` is 0: workers would compete with training for the cores, and moving images

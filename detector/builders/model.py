@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from detector.config import ConfigError, conventions, typed
+from detector.config import ConfigError, conventions, parse
 from detector.conventions import Conventions
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
@@ -105,7 +105,7 @@ def conventions_of(model: ModelConfig) -> Conventions:
     theirs = read_weights(Path(model.weights)).conventions
     try:
         known = asdict(conventions(theirs["framework"])) | theirs
-        return typed(Conventions, known, "model.conventions")
+        return parse(Conventions, known, "model.conventions")
     except (ValueError, OSError) as error:
         raise ConfigError(f"model.weights={model.weights}: {error}") from error
 

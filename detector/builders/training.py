@@ -199,7 +199,7 @@ def build_trainer(
         raise ConfigError("model.norm=sync_batch over several processes works on CUDA only")
     sampler = build_sampler(config, train_set, ranks)
     seed_epoch(config.seed, 0)  # for the random initial weights
-    with ranks.one_of_machine_first():  # which downloads weights for the others
+    with ranks.local_main_first():  # which downloads weights for the others
         classes = train_set.classes
         model = build_model(config.model, config.deform, transform, len(classes), classes)
     model.to(

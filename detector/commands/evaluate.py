@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detector.commands.scoring import file_of, metric_options
+from detector.commands.evaluation_options import metric_options, metrics_file
 from detector.config import ConfigError
 from detector.evaluation.columns import Detections, GroundTruth
 from detector.evaluation.explain import LOW, explain
@@ -34,7 +34,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         result = from_two_results(config)
     else:
         result = from_results(config)
-    write_json(Path(file_of(config)), result)
+    write_json(Path(metrics_file(config)), result)
     log.info("written to %s", config.output)
     return result
 
@@ -50,7 +50,7 @@ def from_results(config: EvaluateConfig) -> dict[str, Any]:
         "%s, %s in percent:\n\n%s\n",
         config.detections,
         metric,
-        metrics.table(all_in=file_of(config)),
+        metrics.table(all_in=metrics_file(config)),
     )
     hints = explained(config, metrics, ground_truth, detections)
     for line in hints:

@@ -12,8 +12,8 @@ from detector.builders.data import build_val_set, check_data
 from detector.builders.device import build_device, build_num_workers, build_precision
 from detector.builders.model import trained_model
 from detector.command_configs import with_nms
-from detector.commands.scoring import file_of, metric_options
-from detector.config import ConfigError, typed_data, typed_train
+from detector.commands.evaluation_options import metric_options, metrics_file
+from detector.config import ConfigError, parse_data, parse_train
 from detector.data.loading import eval_loader
 from detector.evaluation.inference import detect, progress, to_detections
 from detector.evaluation.metrics import score
@@ -33,10 +33,10 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     """
     path = Path(str(config.checkpoint))
     checkpoint = load_checkpoint(path)
-    trained = typed_train(checkpoint["config"])
+    trained = parse_train(checkpoint["config"])
     trained = with_nms(trained, config.nms, config.nms_iou, config.nms_sigma)
     other = {key: value for key, value in config.data.items() if key != "annotations"}
-    data = typed_data(other) if other else trained.data
+    data = parse_data(other) if other else trained.data
     device = build_device(config.device)
     precision = build_precision(config.precision or trained.precision)
     metric = config.metric or trained.metric
@@ -59,7 +59,7 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
     detections = to_detections(found, val_set.category_ids)
     write_detections(Path(config.output) / "detections.json", detections)
     metrics = score(metric, val_set.ground_truth(), detections, **options)
-    table = metrics.table(all_in=file_of(config))
+    table = metrics.table(all_in=metrics_file(config))
     log.info("%s, %d images, %s in percent:\n\n%s\n", path, len(val_set), metric, table)
     result: dict[str, Any] = {
         "metrics": metrics.summary,

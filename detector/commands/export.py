@@ -17,7 +17,7 @@ from detector.builders.data import build_val_set
 from detector.builders.model import trained_model
 from detector.command_configs import with_nms
 from detector.commands.predict import image_paths
-from detector.config import ConfigError, typed_train
+from detector.config import ConfigError, parse_train
 from detector.data.dataset import DatasetError
 from detector.data.images import read_image
 from detector.export.agreement import ExportError, Found, agreement, found_by
@@ -48,7 +48,7 @@ def run(config: ExportConfig) -> None:
     if output.exists() and output.samefile(config.checkpoint):
         raise ConfigError(f"output={output} would replace the checkpoint: give another name")
     checkpoint = load_checkpoint(Path(config.checkpoint))
-    trained = with_nms(typed_train(checkpoint["config"]), config.nms, None, None)
+    trained = with_nms(parse_train(checkpoint["config"]), config.nms, None, None)
     if trained.model.nms != "hard":
         raise ConfigError(
             f"model.nms={trained.model.nms} cannot be exported, only hard NMS can: give nms=hard"
@@ -149,7 +149,7 @@ def given_images(config: ExportConfig) -> list[np.ndarray]:
     Returns:
         uint8 arrays of shape (H, W, 3).
     """
-    paths, _ = image_paths(Path(str(config.images)), recursive=True, but=Path(config.output))
+    paths, _ = image_paths(Path(str(config.images)), recursive=True, exclude=Path(config.output))
     return [pixels_of(path) for path in paths[:NUM_IMAGES]]
 
 

@@ -12,7 +12,7 @@ from detector.analysis.offsets.roi_bins import bin_movements
 from detector.builders.data import build_val_set, check_data
 from detector.builders.device import build_device
 from detector.builders.model import trained_model
-from detector.config import typed_data, typed_train
+from detector.config import parse_data, parse_train
 from detector.schema import OffsetsConfig
 from detector.tables import table
 from detector.training.checkpoint import load_checkpoint
@@ -31,8 +31,8 @@ def run(config: OffsetsConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path = Path(config.checkpoint)
     checkpoint = load_checkpoint(path)
-    trained = typed_train(checkpoint["config"])
-    data = typed_data(config.data) if config.data else trained.data
+    trained = parse_train(checkpoint["config"])
+    data = parse_data(config.data) if config.data else trained.data
     device = build_device(config.device)
     report = check_data({"val": build_val_set(data, tuple(checkpoint["classes"]))}, data)
     for line in report.lines():

@@ -6,9 +6,9 @@ Writes predictions.json, a list with one entry for each image:
 
 `file` is the path relative to the given folder. Predictions are in the order of descending score;
 a label is in 1..K, and a box is xyxy in pixels of the image after it was rotated according to its
-EXIF orientation. `written.py` writes the other outputs that `save` selects. JPEG, PNG, WebP, BMP,
-TIFF and GIF images are read. Other files are counted and ignored. An image that cannot be read is
-named and left out; the exit code is then 1.
+EXIF orientation. `prediction_files.py` writes the other outputs that `save` selects. JPEG, PNG,
+WebP, BMP, TIFF and GIF images are read. Other files are counted and ignored. An image that cannot
+be read is named and left out; the exit code is then 1.
 """
 
 import json
@@ -26,8 +26,8 @@ from torchvision.models.detection import FasterRCNN
 from detector.builders.device import build_device, build_precision
 from detector.builders.model import trained_model
 from detector.command_configs import with_nms
-from detector.commands.written import PredictionFiles
-from detector.config import ConfigError, typed_train
+from detector.commands.prediction_files import PredictionFiles
+from detector.config import ConfigError, parse_train
 from detector.data.errors import DatasetError, printable
 from detector.data.images import SUFFIXES, read_image
 from detector.evaluation.inference import to_float
@@ -48,14 +48,14 @@ def run(config: PredictConfig) -> None:
             all other images are written nevertheless.
     """
     given, folder = Path(config.images), Path(config.output)
-    paths, others = image_paths(given, recursive=config.recursive, but=folder)
+    paths, others = image_paths(given, recursive=config.recursive, exclude=folder)
     root = given if given.is_dir() else given.parent
     if (folder / "drawn").resolve() in {path.resolve().parent for path in paths}:
         raise ConfigError(f"output={folder}: the pictures would replace the images in drawn/")
     if others:
         log.info("ignored files that are not images: %s", in_words(others))
     checkpoint = load_checkpoint(Path(config.checkpoint))
-    trained = typed_train(checkpoint["config"])
+    trained = parse_train(checkpoint["config"])
     trained = with_nms(trained, config.nms, config.nms_iou, config.nms_sigma)
     classes = tuple(checkpoint["classes"])
     device = build_device(config.device)
@@ -110,13 +110,13 @@ def run(config: PredictConfig) -> None:
         raise DatasetError(f"the pictures or texts of {failed} images could not be written")
 
 
-def image_paths(images: Path, *, recursive: bool, but: Path) -> tuple[list[Path], Counter[str]]:
+def image_paths(images: Path, *, recursive: bool, exclude: Path) -> tuple[list[Path], Counter[str]]:
     """List the images of a file or folder.
 
     Args:
         images: an image file, or a folder of images.
         recursive: also list the images of subfolders.
-        but: a subfolder to leave out, such as the one that an earlier prediction was written to.
+        exclude: a subfolder to leave out, such as the one with earlier predictions.
 
     Returns:
         The images in the order of their paths, and the number of other files for each suffix.
@@ -131,7 +131,7 @@ def image_paths(images: Path, *, recursive: bool, but: Path) -> tuple[list[Path]
     paths, others = [], Counter[str]()
     for folder, folders, names in os.walk(images):
         inside = [name for name in folders if not name.startswith(".")]
-        inside = [name for name in inside if Path(folder, name).resolve() != but.resolve()]
+        inside = [name for name in inside if Path(folder, name).resolve() != exclude.resolve()]
         folders[:] = inside if recursive else []
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.suffix.lower() in (*SUFFIXES, *NEEDS_OTHERS):

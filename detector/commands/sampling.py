@@ -11,7 +11,7 @@ from detector.analysis.sampling.point_sampling import sampling_at_points
 from detector.builders.device import build_device
 from detector.builders.model import trained_model
 from detector.commands.predict import image_paths
-from detector.config import ConfigError, typed_train
+from detector.config import ConfigError, parse_train
 from detector.data.images import read_image
 from detector.evaluation.inference import to_float
 from detector.schema import SamplingConfig
@@ -32,10 +32,10 @@ def run(config: SamplingConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     checkpoint = load_checkpoint(Path(config.checkpoint))
     device = build_device(config.device)
-    model = trained_model(typed_train(checkpoint["config"]), checkpoint).to(device).eval()
+    model = trained_model(parse_train(checkpoint["config"]), checkpoint).to(device).eval()
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    paths, _ = image_paths(Path(config.images), recursive=False, but=output)
+    paths, _ = image_paths(Path(config.images), recursive=False, exclude=output)
     for path in paths:
         image = read_image(path)
         height, width = image.shape[-2:]

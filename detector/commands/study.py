@@ -16,7 +16,7 @@ from detector.analysis.study.runs import Run, Runs, read_runs
 from detector.builders.data import build_val_set
 from detector.builders.device import build_device
 from detector.builders.model import trained_model
-from detector.config import typed_train
+from detector.config import parse_train
 from detector.data.dataset import DetectionDataset
 from detector.data.errors import DatasetError
 from detector.model.resnet import STAGES
@@ -120,10 +120,10 @@ def _checkpoint(run: Run) -> Path:
 
 def _images(run: Run) -> DetectionDataset:
     checkpoint = load_checkpoint(_checkpoint(run))
-    data = typed_train(checkpoint["config"]).data
+    data = parse_train(checkpoint["config"]).data
     return build_val_set(data, tuple(checkpoint["classes"]))
 
 
 def _model(run: Run, device: torch.device) -> Any:
     checkpoint = load_checkpoint(_checkpoint(run))
-    return trained_model(typed_train(checkpoint["config"]), checkpoint).to(device)
+    return trained_model(parse_train(checkpoint["config"]), checkpoint).to(device)

@@ -25,7 +25,7 @@ from detector.builders.data import build_data, build_transform, check_data, imag
 from detector.builders.device import build_device, build_num_workers, check_devices
 from detector.builders.model import check_from_scratch, conventions_of
 from detector.builders.training import build_metric, build_trainer
-from detector.config import ConfigError, config_hash, to_plain, typed_train
+from detector.config import ConfigError, config_hash, parse_train, to_plain
 from detector.data.check import Report
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, kill_workers, num_cores
@@ -35,7 +35,7 @@ from detector.evaluation.metrics import Metrics
 from detector.evaluation.pictures import draw
 from detector.schema import TrainConfig
 from detector.training.checkpoint import Checkpoint, CheckpointError
-from detector.training.distribution import ALONE, Ranks, joined, ranks_of_environment
+from detector.training.distribution import SINGLE_PROCESS, Ranks, joined, ranks_of_environment
 from detector.training.durable import write_json
 from detector.training.launch import WorkersError, launch
 from detector.training.loop import use_deterministic_algorithms
@@ -77,7 +77,7 @@ def start(config: TrainConfig, folder: Path) -> None:
         )
     check_devices(config.device, config.devices)
     check_from_scratch(config.model)
-    with locked(folder, ALONE):  # the first rank locks the folder later
+    with locked(folder, SINGLE_PROCESS):  # the first rank locks the folder later
         to_resume(config, folder)  # fail now if the checkpoint does not suit the configuration
     job_logging = OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True)
     try:
@@ -145,7 +145,7 @@ def to_resume(config: TrainConfig, folder: Path) -> Checkpoint | None:
     """
 
     def completed(before: dict[str, Any]) -> dict[str, Any]:
-        return to_plain(typed_train(before))
+        return to_plain(parse_train(before))
 
     return checkpoint_to_resume(config.resume, folder, to_plain(config), completed)
 
@@ -214,7 +214,7 @@ def train(
         if trainer.step == 0 and ranks.is_first:
             augment = build_transform(config.data.transform)
             samples = Augmented(train_set, transform=augment, seed=config.seed)
-            record.sheet(picture_sheet(samples, num_images=NUM_PICTURES, epoch=0))
+            record.augmentation_sheet(picture_sheet(samples, num_images=NUM_PICTURES, epoch=0))
         while trainer.epoch < schedule.epochs and not stops_early(trainer, schedule.patience):
             trainer.train_epoch(record, stop)
             epoch, is_best = trainer.epoch + 1, False
@@ -257,13 +257,13 @@ def load_data(
         DatasetError: there is an error and data.on_error=stop, or no image can be used.
         Preempted: a signal asked a rank to stop.
     """
-    with ranks.one_of_machine_first():  # one rank generates images, the others read them
+    with ranks.local_main_first():  # one rank generates images, the others read them
         splits = build_data(config)
     problems: list[Problem] = []
     if ranks.is_first:
-        wrap = partial(stop.before, ranks=ranks)
+        wrap = partial(stop.until_stopped, ranks=ranks)
         problems = check_data(splits, config.data, wrap=wrap).problems
-    stop.raise_for(ranks)
+    stop.raise_if_stopped(ranks)
     report = Report(splits, ranks.broadcast(problems))
     if ranks.is_first:
         write_json(folder / "data_check.json", report.to_json())
@@ -308,7 +308,7 @@ def evaluate(
     record.validation(step, epoch, summary["metrics"], seconds=trainer.seconds)
     record.curves(step, metrics.curves)
     record.offsets(step, epoch, validation.offsets.summary())
-    is_best = trainer.note(summary)
+    is_best = trainer.keep_validation(summary)
     if trainer.ranks.is_first:
         write_json(trainer.folder / "detections.json", validation.detections.to_coco(), indent=None)
         best = "  (the best so far)" if is_best else ""

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from detector.builders.model import build_model, conventions_of
-from detector.config import CONFIGS, ConfigError, conventions, to_plain, typed_train
+from detector.config import CONFIGS, ConfigError, conventions, parse_train, to_plain
 from detector.model.weights.architecture import Architecture, architecture
 from detector.model.weights.files import WeightsError
 from detector.model.weights.reading import Weights, read_weights
@@ -187,7 +187,7 @@ def _config(weights: Weights, network: Architecture, words: list[str]) -> TrainC
     if network.modulated:
         own.append(f"deform.mask_start={mask_start(weights)}")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = typed_train(compose("train", [*data, *own, *words]))
+        config = parse_train(compose("train", [*data, *own, *words]))
     config.model.weights = str(weights.path)
     return config
 

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.config import ConfigError, check_root, typed, typed_train
+from detector.config import ConfigError, check_root, parse, parse_train
 from detector.schema import DataCommandConfig, DataConfig
 
 HELP = {
@@ -114,11 +114,11 @@ def configuration(overrides: list[str]) -> tuple[DataConfig, int, DataCommandCon
         composed = compose("data_command", overrides)
     OmegaConf.set_struct(composed, False)
     own = {field.name: composed.pop(field.name) for field in fields(DataCommandConfig)}
-    command = typed(DataCommandConfig, own)
+    command = parse(DataCommandConfig, own)
     for key in ("num_images", "rounds"):
         if getattr(command, key) < 1:
             raise ConfigError(f"{key}={getattr(command, key)} must be at least 1")
-    train = typed_train(composed)
+    train = parse_train(composed)
     check_root(train.data)
     return train.data, train.seed, command
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from detector.choices import BOX_FORMATS, CATEGORIES
 from detector.evaluation.columns import Detections, GroundTruth
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.voc import voc_metrics
-from detector.readings import BOX_FORMATS, CATEGORIES
 
 # An AP50 below LOW is explained by a reading whose AP50 is more than FAR_BETTER times as high, and
 # higher by more than CLEARLY.

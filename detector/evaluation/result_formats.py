@@ -15,7 +15,7 @@ IMAGE_KEYS = (*ID_KEYS, "file_name", "filename", "file", "image")
 
 
 class Reading(NamedTuple):
-    """How to read the box and the category of an entry, in the words of `readings.py`.
+    """How to read the box and the category of an entry, in the words of `choices.py`.
 
     Some formats define this themselves; for the others, the user's options apply.
     """

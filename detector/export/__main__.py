@@ -12,13 +12,13 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.command_configs import typed_export
+from detector.command_configs import parse_export
 
 
 def main() -> None:
     """Run the command with the key=value arguments that it was called with."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
-        config = typed_export(compose("export", sys.argv[1:]))
+        config = parse_export(compose("export", sys.argv[1:]))
     from detector.commands import export  # imports torch, which takes seconds
 
     export.run(config)

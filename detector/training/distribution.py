@@ -112,7 +112,7 @@ class Ranks:
         return self.store is not None and self.store.add(word, 0) > 0
 
     @contextmanager
-    def one_of_machine_first(self) -> Iterator[None]:
+    def local_main_first(self) -> Iterator[None]:
         """Run the block in the first process of each machine, then in the others.
 
         So the first process can download or generate files for the others of its machine.
@@ -139,7 +139,7 @@ class Ranks:
         )
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 def without_averaging(model: nn.Module) -> AbstractContextManager[None]:
@@ -161,7 +161,7 @@ def ranks_of_environment() -> Ranks:
     if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         os.environ.update(_environment_of_srun(os.environ))
     if "WORLD_SIZE" not in os.environ:
-        return ALONE
+        return SINGLE_PROCESS
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     rank, num_ranks, local_rank, num_local = (int(os.environ[name]) for name in names)
     return Ranks(rank, num_ranks, local_rank, num_local)

@@ -28,7 +28,7 @@ from detector import exit_codes
 from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
 from detector.out_of_memory import is_out_of_memory
-from detector.training.distribution import ALONE, Ranks, without_averaging
+from detector.training.distribution import SINGLE_PROCESS, Ranks, without_averaging
 from detector.training.preemption import StopRequest
 
 MIN_SCALE = 1.0  # the smallest loss scale for float16: gradients that still overflow have diverged
@@ -120,7 +120,7 @@ def train_epoch(
     *,
     on_step: Callable[[dict[str, float]], None],
     on_not_finite: Callable[[NonFiniteError], None] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     stop: StopRequest | None = None,
 ) -> None:
     """Train on the batches of this rank.
@@ -170,7 +170,7 @@ def train_epoch(
         _step(model, optimization, is_finite=is_finite)
         on_step({"loss": sum(means), **values, "lr": lr})
         if told_to_stop:
-            stop.raise_for(ranks)
+            stop.raise_if_stopped(ranks)
 
 
 def _backward(

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from detector import exit_codes
 from detector.data.loading import SIGNALS
-from detector.training.distribution import ALONE, Ranks
+from detector.training.distribution import SINGLE_PROCESS, Ranks
 
-LEAVE = "leave"  # posted by a rank that was asked to stop
-LOOK = 0.2  # seconds between two looks for a posted LEAVE
+STOP = "stop"  # posted by a rank that was asked to stop
+POLL_SECONDS = 0.2  # seconds between two checks for a posted STOP
 
 Item = TypeVar("Item")
 
@@ -64,10 +64,10 @@ class StopRequest:
         if self.signal is None:
             self.signal, self._noted = signal.Signals(number), time.monotonic()
 
-    def before(self, items: Iterable[Item], ranks: Ranks = ALONE) -> Iterator[Item]:
+    def until_stopped(self, items: Iterable[Item], ranks: Ranks = SINGLE_PROCESS) -> Iterator[Item]:
         """Yield the items, and end early as soon as any rank was asked to stop.
 
-        Call `raise_for` afterwards: it raises an error if the items ended early.
+        Call `raise_if_stopped` afterwards: it raises an error if the items ended early.
         """
         iterator = iter(items)
         while not self._is_known(ranks):
@@ -83,17 +83,17 @@ class StopRequest:
         """
         if self.signal is not None:
             if not self._is_posted:
-                ranks.post(LEAVE)
+                ranks.post(STOP)
             self._is_posted = True
-        elif not self._is_posted and time.monotonic() - self._looked > LOOK:
-            self._is_posted, self._looked = ranks.is_posted(LEAVE), time.monotonic()
+        elif not self._is_posted and time.monotonic() - self._looked > POLL_SECONDS:
+            self._is_posted, self._looked = ranks.is_posted(STOP), time.monotonic()
         return self._is_posted
 
-    def raise_for(self, ranks: Ranks) -> None:
+    def raise_if_stopped(self, ranks: Ranks) -> None:
         """Raise Preempted if any rank was asked to stop. All ranks must call this.
 
         A rank waits here for the others. If it receives a signal meanwhile, it tells them, so that
-        they end `before` early and come here too.
+        they end `until_stopped` early and come here too.
 
         Raises:
             Preempted: on every rank, with the name of the signal.

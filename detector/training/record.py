@@ -163,7 +163,7 @@ class Record:
                 f"val/{name}", *counts, global_step=step, num_thresholds=101
             )
 
-    def sheet(self, picture: Tensor) -> None:
+    def augmentation_sheet(self, picture: Tensor) -> None:
         """Record an image, uint8 (3, H, W), of training images before and after augmentation."""
         if self.folder is not None:
             self.writer.add_image("train/before and after augmentation", picture, 0)

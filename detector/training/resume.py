@@ -9,7 +9,7 @@ from detector.training.checkpoint import Checkpoint, CheckpointError, load_check
 
 # Keys that may change when a run is resumed: its length, its devices, what it logs and keeps.
 # `schedule.num_parts` is one: a step trains on the same images however many parts it has.
-FREE = frozenset(
+MAY_CHANGE = frozenset(
     "device devices max_restarts rank_timeout data.num_workers schedule.num_parts schedule.epochs "
     "schedule.evaluate_every schedule.patience max_skipped_steps resume log_every "
     "checkpoint_every keep_every profile_steps plan".split()
@@ -57,7 +57,8 @@ def is_restart() -> bool:
 
 
 def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
-    """Check that a resumed run has the configuration that it began with, but for the keys `FREE`.
+    """Check that a resumed run has the configuration that it began with, except for the keys in
+    `MAY_CHANGE`.
 
     Args:
         before: the configuration in the checkpoint.
@@ -68,7 +69,7 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any], path: str) -> No
         CheckpointError: another key has changed.
     """
     before, now = flat(before), flat(now)
-    for key in sorted((before.keys() | now.keys()) - FREE):
+    for key in sorted((before.keys() | now.keys()) - MAY_CHANGE):
         if before.get(key) != now.get(key):
             raise CheckpointError(
                 f"{path} was trained with {key}={before.get(key)}, not {now.get(key)}: "

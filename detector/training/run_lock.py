@@ -29,8 +29,8 @@ from detector.training.distribution import Ranks
 log = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-LOOK = 2.0  # seconds between two looks for run.claim
-WAIT = 600.0  # seconds for which a job waits until its former processes have left
+POLL_SECONDS = 2.0  # seconds between two checks for run.claim
+CLAIM_TIMEOUT = 600.0  # for how long a job waits for its former processes to end
 
 
 class RunFolderError(ValueError):
@@ -72,7 +72,7 @@ def _lock(folder: Path) -> IO[str] | None:
     Returns None if the file system does not support locks.
     """
     file = (folder / "run.lock").open("a+")
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + CLAIM_TIMEOUT
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +96,7 @@ def _lock(folder: Path) -> IO[str] | None:
             who = _described(holder)
             log.warning("%s is of this job and still trains: it is asked to stop", who)
             (folder / "run.claim").touch()
-        time.sleep(LOOK / 4)
+        time.sleep(POLL_SECONDS / 4)
     (folder / "run.claim").unlink(missing_ok=True)
     file.truncate(0)
     json.dump({"host": socket.gethostname(), "pid": os.getpid(), "job": _job()}, file)
@@ -108,7 +108,7 @@ def _watch_for_claim(folder: Path, ended: threading.Event) -> None:
     """Send this process SIGTERM if run.claim appears: its own job was started again and waits for
     the folder.
     """
-    while not ended.wait(LOOK):
+    while not ended.wait(POLL_SECONDS):
         if (folder / "run.claim").exists():
             log.warning("this job was started again elsewhere: this process stops")
             os.kill(os.getpid(), signal.SIGTERM)

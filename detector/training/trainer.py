@@ -195,7 +195,7 @@ class Trainer:
         with torch.profiler.profile(schedule=steps, on_trace_ready=write) as profiler:
             yield profiler.step
 
-    def note(self, validation: dict[str, Any]) -> bool:
+    def keep_validation(self, validation: dict[str, Any]) -> bool:
         """Keep the results of an evaluation; return whether it is the best so far."""
         self.validation = validation
         first = next(iter(validation["metrics"].values())) or 0.0

@@ -57,9 +57,9 @@ def validate(
     sizes, offsets = OffsetSizes(), OffsetSizes()
     with sizes.watching(model):
         found, seconds = detect(
-            model, stop.before(batches, ranks), device=device, precision=precision
+            model, stop.until_stopped(batches, ranks), device=device, precision=precision
         )
-    stop.raise_for(ranks)
+    stop.raise_if_stopped(ranks)
     shares, total_seconds = ranks.gather(found), sum(ranks.all_gather(seconds))
     for of_rank in ranks.gather(sizes):
         offsets.add(of_rank)

@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from detector.config import typed_train
+from detector.config import parse_train
 from detector.data import prepare as module
 from detector.data.dataset import DatasetError
 from detector.data.prepare import NAMES, prepare, train_command
@@ -234,7 +234,7 @@ def test_the_training_command_composes(name: str, tmp_path: Path) -> None:
     command = train_command(name, tmp_path).split()
     assert command[:2] == ["python", "train.py"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = typed_train(compose("train", command[2:]))
+        config = parse_train(compose("train", command[2:]))
     if name == "coco":
         assert config.data.root == str(tmp_path)
         return

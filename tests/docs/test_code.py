@@ -21,14 +21,14 @@ from pages import ROOT, Block, blocks
 
 from detector.analysis.sampling.__main__ import split_points
 from detector.command_configs import (
-    typed_evaluate,
-    typed_export,
-    typed_offsets,
-    typed_predict,
-    typed_sampling,
-    with_data_of_evaluation,
+    fill_in_training_data,
+    parse_evaluate,
+    parse_export,
+    parse_offsets,
+    parse_predict,
+    parse_sampling,
 )
-from detector.config import ConfigError, typed_train
+from detector.config import ConfigError, parse_train
 from detector.data.__main__ import HELP as OF_DATA
 
 BLOCKS = blocks()
@@ -70,15 +70,15 @@ def of_training(words: list[str]) -> None:
     words = words[is_sweep:]
     if is_sweep:
         words = [word if "=[" in word else word.split(",")[0] for word in words]
-    typed_train(composed("train", words))
+    parse_train(composed("train", words))
 
 
 def of_evaluation(words: list[str]) -> None:
-    typed_evaluate(with_data_of_evaluation(composed("evaluate", [*OUTPUT, *words])))
+    parse_evaluate(fill_in_training_data(composed("evaluate", [*OUTPUT, *words])))
 
 
 def of_prediction(words: list[str]) -> None:
-    typed_predict(composed("predict", [*OUTPUT, *words]))
+    parse_predict(composed("predict", [*OUTPUT, *words]))
 
 
 def of_data(words: list[str]) -> None:
@@ -91,14 +91,14 @@ def of_data(words: list[str]) -> None:
     OmegaConf.set_struct(config, False)
     for key in ("decode", "fix", "json", "out", "num_images", "rounds"):
         config.pop(key)
-    typed_train(config)
+    parse_train(config)
 
 
 def of_sampling(words: list[str]) -> None:
     others, points = split_points(words)
     config = composed("sampling", others)
     config.points = points
-    typed_sampling(config)
+    parse_sampling(config)
 
 
 def of_program(module: str) -> Callable[[list[str]], None]:
@@ -137,10 +137,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate.py": of_evaluation,
     "predict.py": of_prediction,
     "detector.data": of_data,
-    "detector.export": lambda words: void(typed_export(composed("export", words))),
+    "detector.export": lambda words: void(parse_export(composed("export", words))),
     "detector.analysis.sampling": of_sampling,
     "detector.analysis.offsets": lambda words: void(
-        typed_offsets(with_data_of_evaluation(composed("offsets", words)))
+        parse_offsets(fill_in_training_data(composed("offsets", words)))
     ),
 }
 

@@ -12,7 +12,7 @@ from test_resampling import repeated
 
 from detector import entry
 from detector.commands import evaluate
-from detector.config import ConfigError, typed
+from detector.config import ConfigError, parse
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.paired import compare
@@ -97,7 +97,7 @@ def run(folder: Path, *overrides: str) -> dict[str, Any]:
     """Run evaluate.py in this process, and return its metrics.json."""
     with initialize_config_dir(str(entry.CONFIGS), version_base="1.3"):
         config = compose("evaluate", overrides=[*overrides, f"output={folder}"])
-    evaluate.run(typed(EvaluateConfig, config))
+    evaluate.run(parse(EvaluateConfig, config))
     return json.loads((folder / "metrics.json").read_text())
 
 

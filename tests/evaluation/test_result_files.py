@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from detector.choices import BOX_FORMATS
 from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.columns import Detections
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.explain import explain
 from detector.evaluation.result_files import read_results
-from detector.readings import BOX_FORMATS
 
 CONTENT: dict[str, Any] = {
     "images": [

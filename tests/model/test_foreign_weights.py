@@ -22,7 +22,7 @@ from torchvision.models.detection import FasterRCNN
 
 from detector.builders.model import build_model, conventions_of
 from detector.commands.weights import described
-from detector.config import CONFIGS, conventions, to_plain, typed_train
+from detector.config import CONFIGS, conventions, parse_train, to_plain
 from detector.model.weights import files
 from detector.model.weights.architecture import architecture
 from detector.model.weights.files import WeightsError
@@ -37,7 +37,7 @@ def config_of(*words: str) -> Any:
     """Compose a configuration, with `model.weights` set later because Hydra parses its commas."""
     others = [word for word in words if not word.startswith("model.weights=")]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        config = typed_train(compose("train", [*SMALL, *others]))
+        config = parse_train(compose("train", [*SMALL, *others]))
     for word in words:
         if word not in others:
             config.model.weights = word.removeprefix("model.weights=")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from detector.builders.model import build_model
-from detector.config import CONFIGS, typed_train
+from detector.config import CONFIGS, parse_train
 
 PARITY = Path(__file__).resolve().parents[3] / "shared" / "data" / "parity"
 MODELS = sorted(path.stem for path in PARITY.glob("*.json"))
@@ -45,7 +45,7 @@ def built(name: str, file: Path) -> FasterRCNN:
     """Build the network with its weights and conventions from `model.weights=FILE`."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
         words = ["model=resnet50_fpn", f"model.weights={file}", *DEFORM[name.split("_")[1]]]
-        config = typed_train(compose("train", words))
+        config = parse_train(compose("train", words))
     return build_model(config.model, config.deform, config.data.transform, 80).eval()
 
 

@@ -10,7 +10,7 @@ from torchvision.ops import roi_align
 
 from detector.builders.model import build_model
 from detector.builders.training import build_optimizer
-from detector.config import CONFIGS, ConfigError, typed_train
+from detector.config import CONFIGS, ConfigError, parse_train
 from detector.model.roi_pooling import BoxPooling
 from detector.model.weights.files import WeightsError
 from detector.model.weights.loading import load_file
@@ -19,7 +19,7 @@ from detector.schema import TrainConfig
 
 def config_of(*overrides: str) -> TrainConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return typed_train(compose("train", [*overrides]))
+        return parse_train(compose("train", [*overrides]))
 
 
 def detector(*overrides: str) -> torch.nn.Module:

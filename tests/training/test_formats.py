@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from detector.builders.model import build_model, trained_model
-from detector.config import conventions, to_plain, typed_train
+from detector.config import conventions, parse_train, to_plain
 from detector.model.weights.loading import load_file
 from detector.training.checkpoint import FORMAT, CheckpointError, load_checkpoint
 from detector.training.resume import checkpoint_to_resume
@@ -43,16 +43,16 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_weights_load(checkpoint: Path) -> None:
     content = load_checkpoint(checkpoint)
-    model = trained_model(typed_train(content["config"]), content)
+    model = trained_model(parse_train(content["config"]), content)
     for name, value in model.state_dict().items():
         if value.is_floating_point():
             assert torch.equal(value, number(name, value)), name
-    assert typed_train(content["config"]).model.conventions == conventions("torchvision")
+    assert parse_train(content["config"]).model.conventions == conventions("torchvision")
 
 
 def test_they_are_weights_to_begin_with(checkpoint: Path) -> None:
     content = load_checkpoint(checkpoint)
-    config = typed_train(content["config"])
+    config = parse_train(content["config"])
     model = build_model(config.model, config.deform, config.data.transform, 6)
     load_file(model, checkpoint, tuple(content["classes"]))
     weight = model.backbone.body.conv1.weight
@@ -60,10 +60,10 @@ def test_they_are_weights_to_begin_with(checkpoint: Path) -> None:
 
 
 def test_a_run_goes_on(checkpoint: Path, tmp_path: Path) -> None:
-    config = to_plain(typed_train(load_checkpoint(checkpoint)["config"]))
+    config = to_plain(parse_train(load_checkpoint(checkpoint)["config"]))
 
     def completed(before: dict[str, Any]) -> dict[str, Any]:
-        return to_plain(typed_train(before))
+        return to_plain(parse_train(before))
 
     resumed = checkpoint_to_resume(str(checkpoint), tmp_path, config, completed)
     assert resumed is not None and resumed["step"] == 1

@@ -31,7 +31,7 @@ from torch.amp import GradScaler
 from detector.builders.data import build_data, build_transform
 from detector.builders.model import build_model
 from detector.builders.training import build_lr_schedule, build_optimizer
-from detector.config import typed_train
+from detector.config import parse_train
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
 from detector.entry import exit_code
@@ -99,9 +99,9 @@ def train_20_steps(path: Path, num_parts: int) -> None:
         "schedule.clip_norm=1.0",
     ]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = typed_train(compose("train", overrides=[*RUN, *sizes]))
+        config = parse_train(compose("train", overrides=[*RUN, *sizes]))
     with joined() as ranks:
-        with ranks.one_of_machine_first():
+        with ranks.local_main_first():
             train_set = build_data(config)["train"]
         torch.manual_seed(0)
         model = Double(build_model(config.model, config.deform, config.data.transform, 6))
@@ -175,9 +175,9 @@ class Oracle(nn.Module):
 
 def validate_oracle(path: Path) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = typed_train(compose("train", overrides=[*RUN, "data.num_val=13"]))
+        config = parse_train(compose("train", overrides=[*RUN, "data.num_val=13"]))
     with joined() as ranks:
-        with ranks.one_of_machine_first():
+        with ranks.local_main_first():
             val_set = build_data(config)["val"]
         found, *_ = validate(
             Oracle(val_set),
@@ -349,13 +349,13 @@ def test_an_error_that_would_come_again_ends_them_all(runs: Runs, tmp_path: Path
 def evaluate_for_ever(path: Path, whom: int, when: str) -> None:
     """Evaluate endlessly on the first rank; the second has few images and waits for the first."""
     with joined() as ranks, StopRequest() as stop:
-        for number in stop.before(range(10**9 if ranks.is_first else 3), ranks):
+        for number in stop.until_stopped(range(10**9 if ranks.is_first else 3), ranks):
             if when == "in its share" and ranks.rank == whom and number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
         if when == "waiting":
             Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        stop.raise_for(ranks)
+        stop.raise_if_stopped(ranks)
 
 
 @pytest.mark.parametrize("whom, when", [(0, "in its share"), (1, "in its share"), (1, "waiting")])

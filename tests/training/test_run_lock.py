@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from detector.training import run_lock
-from detector.training.distribution import ALONE
+from detector.training.distribution import SINGLE_PROCESS
 from detector.training.run_lock import RunFolderError, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from detector.training.distribution import ALONE
+from detector.training.distribution import SINGLE_PROCESS
 from detector.training.run_lock import locked
-with locked(Path(sys.argv[1]), ALONE):
+with locked(Path(sys.argv[1]), SINGLE_PROCESS):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -59,7 +59,7 @@ def test_a_second_job_is_refused(
         else:
             monkeypatch.delenv("SLURM_JOB_ID")
         before = (tmp_path / "run.lock").read_text()
-        with pytest.raises(RunFolderError) as caught, locked(tmp_path, ALONE):
+        with pytest.raises(RunFolderError) as caught, locked(tmp_path, SINGLE_PROCESS):
             pytest.fail("two hold it")
         line = f"{tmp_path}: process {first.pid} on {os.uname().nodename} (job 7) trains here"
         assert str(caught.value).startswith(line)
@@ -71,9 +71,9 @@ def test_a_job_that_was_killed_blocks_nobody(hold: Callable, tmp_path: Path) -> 
     process = hold(None)
     process.kill()
     process.wait()
-    with locked(tmp_path, ALONE):
+    with locked(tmp_path, SINGLE_PROCESS):
         assert f'"pid": {os.getpid()}' in (tmp_path / "run.lock").read_text()
-    with locked(tmp_path, ALONE):  # it is free again when the first has left
+    with locked(tmp_path, SINGLE_PROCESS):  # it is free again when the first has left
         pass
 
 
@@ -82,7 +82,7 @@ def test_a_job_that_begins_again_has_its_former_process_leave(
 ) -> None:
     former = hold("7")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with locked(tmp_path, ALONE):
+    with locked(tmp_path, SINGLE_PROCESS):
         assert former.wait(10) == -signal.SIGTERM
         assert not (tmp_path / "run.claim").exists()
 
@@ -92,9 +92,9 @@ def test_a_former_process_that_never_leaves(
 ) -> None:
     os.kill(hold("7").pid, signal.SIGSTOP)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr(run_lock, "WAIT", 1.0)
+    monkeypatch.setattr(run_lock, "CLAIM_TIMEOUT", 1.0)
     began = time.monotonic()
-    with pytest.raises(RunFolderError), locked(tmp_path, ALONE):
+    with pytest.raises(RunFolderError), locked(tmp_path, SINGLE_PROCESS):
         pytest.fail("two hold it")
     assert 1 < time.monotonic() - began < 10
 
@@ -106,5 +106,5 @@ def test_a_file_system_without_locks(
         raise OSError(run_lock.errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(run_lock.fcntl, "lockf", lacks)
-    with locked(tmp_path, ALONE):
+    with locked(tmp_path, SINGLE_PROCESS):
         assert "a second job would not be noticed" in caplog.text

@@ -17,7 +17,7 @@ from detector.data.dataset import Sample
 from detector.data.loading import collate
 from detector.model.weights.state_dicts import trained_weights
 from detector.training.checkpoint import KEYS, load_checkpoint
-from detector.training.distribution import ALONE
+from detector.training.distribution import SINGLE_PROCESS
 from detector.training.loop import NonFiniteError, Optimization
 from detector.training.preemption import StopRequest
 from detector.training.record import Record
@@ -96,7 +96,7 @@ def trainer(
             collate_fn=collate,
         ),
         "sampler": order,
-        "ranks": ALONE,
+        "ranks": SINGLE_PROCESS,
         "speed": Speed(batch_size=1, flops_per_pixel=1.0),
         "seed": 0,
         "max_skipped": 0,
@@ -186,7 +186,7 @@ def test_best_and_since(tmp_path: Path) -> None:
     trained = trainer(tmp_path, Linear())
     seen = []
     for value in (0.0, 0.3, None, 0.3, 0.4):
-        is_best = trained.note({"metrics": {"AP": value, "AP50": 1.0}})
+        is_best = trained.keep_validation({"metrics": {"AP": value, "AP50": 1.0}})
         seen.append((is_best, trained.since_best, trained.best))
     assert seen == [
         (True, 0, 0.0),

@@ -22,7 +22,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.config import ConfigError, typed
+from detector.config import ConfigError, parse
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ReportConfig:
 def main() -> None:
     """Run the command with the key=value arguments of the command line."""
     given = OmegaConf.from_cli(sys.argv[1:])
-    config = typed(ReportConfig, given)
+    config = parse(ReportConfig, given)
     if not 0 < config.iou <= 1:
         raise ConfigError(f"iou={config.iou} must be in (0, 1]")
     from detector.commands import errors  # imports torch, which takes seconds

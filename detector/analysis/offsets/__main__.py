@@ -33,13 +33,13 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.command_configs import typed_offsets, with_data_of_evaluation
+from detector.command_configs import fill_in_training_data, parse_offsets
 
 
 def main() -> None:
     """Run the command with the key=value arguments of the command line."""
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
-        config = typed_offsets(with_data_of_evaluation(compose("offsets", sys.argv[1:])))
+        config = parse_offsets(fill_in_training_data(compose("offsets", sys.argv[1:])))
     from detector.commands import offsets  # imports torch, which takes seconds
 
     offsets.run(config)

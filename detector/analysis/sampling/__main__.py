@@ -22,7 +22,7 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from detector import entry
-from detector.command_configs import typed_sampling
+from detector.command_configs import parse_sampling
 from detector.config import ConfigError
 
 POINT = re.compile(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)")
@@ -37,7 +37,7 @@ def main() -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         composed = compose("sampling", words)
     composed.points = points
-    config = typed_sampling(composed)
+    config = parse_sampling(composed)
     from detector.commands import sampling  # imports torch, which takes seconds
 
     sampling.run(config)

@@ -21,7 +21,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from detector import entry
-from detector.config import ConfigError, typed
+from detector.config import ConfigError, parse
 
 
 @dataclass
@@ -41,7 +41,7 @@ def main() -> None:
     folders = [word for word in words if "=" not in word or Path(word).exists()]
     options = OmegaConf.from_cli([word for word in words if word not in folders])
     options["folders"] = folders
-    config = typed(StudyConfig, options)
+    config = parse(StudyConfig, options)
     if not config.folders:
         raise ConfigError("give the folder of a sweep, such as multirun/DATE")
     if config.resamples < 2 or config.seed < 0:

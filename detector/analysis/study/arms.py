@@ -7,12 +7,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from detector.training.resume import FREE
+from detector.training.resume import MAY_CHANGE
 
 ROWS = "ablation/"  # groups of configurations that each set several keys: the rows of a table
 # Keys in which any two runs may differ: the seed, and the device, logging and the like. The
 # keys that set the length of a run, which may change when it is resumed, are not among them.
-IRRELEVANT = FREE - {"schedule.epochs", "schedule.patience", "max_skipped_steps"} | {"seed"}
+IRRELEVANT = MAY_CHANGE - {"schedule.epochs", "schedule.patience", "max_skipped_steps"} | {"seed"}
 
 
 def arms_of(runs: list[Path]) -> dict[Path, str]:

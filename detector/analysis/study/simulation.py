@@ -43,7 +43,7 @@ from detector.analysis.study.run_distribution import (
     draw,
     variations,
 )
-from detector.config import typed
+from detector.config import parse
 from detector.tables import table
 
 SEEDS, ARMS = (2, 3, 5, 10), (2, 3, 6)
@@ -149,7 +149,7 @@ def row(result: Result) -> list[str]:
 def main() -> None:
     """Run the command with the key=value arguments of the command line."""
     given = OmegaConf.from_cli(sys.argv[1:])
-    config = typed(SimulationConfig, OmegaConf.create(given))
+    config = parse(SimulationConfig, OmegaConf.create(given))
     header = ["runs are drawn", "seeds", "arms", *KINDS, "false alarms", "power", "paired"]
     found = []
     print(table(header, []), flush=True)

@@ -9,7 +9,7 @@ from detector.evaluation.metrics import check_options
 from detector.schema import EvaluateConfig
 
 
-def file_of(config: EvaluateConfig) -> str:
+def metrics_file(config: EvaluateConfig) -> str:
     """Return the path of metrics.json."""
     return str(Path(config.output) / "metrics.json")
 

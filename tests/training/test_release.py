@@ -11,11 +11,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from detector.builders.model import build_model
-from detector.config import to_plain, typed_train
+from detector.config import parse_train, to_plain
 from detector.model.weights.files import WeightsError
 from detector.model.weights.loading import load_file
 from detector.training.checkpoint import KEYS, CheckpointError, save_checkpoint
-from detector.training.export import export, main
+from detector.training.release import export, main
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TINY = [
@@ -34,7 +34,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def model_and_checkpoint() -> tuple[torch.nn.Module, dict]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = typed_train(compose("train", TINY))
+        config = parse_train(compose("train", TINY))
     torch.manual_seed(0)
     model = build_model(config.model, config.deform, config.data.transform, 2).eval()
     checkpoint = dict.fromkeys(KEYS) | {

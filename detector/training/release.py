@@ -61,9 +61,9 @@ To detect objects in images, in Python:
 from omegaconf import OmegaConf
 
 from detector.builders.model import build_model
-from detector.config import typed_train
+from detector.config import parse_train
 
-config = typed_train(OmegaConf.load("DIRECTORY/config.yaml"))
+config = parse_train(OmegaConf.load("DIRECTORY/config.yaml"))
 config.model.weights = "DIRECTORY/model.safetensors"
 transform = config.data.transform
 model = build_model(config.model, config.deform, transform, num_classes={num_classes}).eval()
@@ -123,9 +123,9 @@ def model_card(checkpoint: Checkpoint, source: str) -> str:
         source=source,
         step=checkpoint["step"],
         epoch=checkpoint["epoch"],
-        classes=table(rows),
+        classes=table_rows(rows),
         metric=config["metric"],
-        metrics=table([(name, shown(value)) for name, value in metrics.items()]),
+        metrics=table_rows([(name, metric_text(value)) for name, value in metrics.items()]),
         num_classes=len(classes),
     )
 
@@ -155,13 +155,13 @@ def title(config: dict[str, Any]) -> str:
     return f"Faster R-CNN {model['backbone']} {model.get('neck', 'fpn').upper()}{deform}"
 
 
-def table(rows: list[tuple[Any, ...]]) -> str:
+def table_rows(rows: list[tuple[Any, ...]]) -> str:
     """Format the rows of a Markdown table, without its header."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
-def shown(value: float | None) -> str:
+def metric_text(value: float | None) -> str:
     """Format a metric; None, a dash, means that there are no objects to compute it from."""
     return "-" if value is None else f"{value:.4f}"
 
