@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT = 1800.0  # default of the seconds for which a rank waits for the others
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -194,11 +192,11 @@ def _environment_of_srun(slurm: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def joined(limit: float = LIMIT) -> Iterator[Ranks]:
+def joined(timeout: float) -> Iterator[Ranks]:
     """Join the process group of all ranks.
 
     Args:
-        limit: the seconds for which a rank waits for another rank before it fails.
+        timeout: the seconds for which a rank waits for another rank before it fails.
 
     Yields:
         This process's place among the ranks.
@@ -216,8 +214,8 @@ def joined(limit: float = LIMIT) -> Iterator[Ranks]:
         )
     # Tensors on a GPU go through NCCL, everything else through gloo.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    timeout = timedelta(seconds=limit)
-    store, rank, num_ranks = next(rendezvous("env://", timeout=timeout))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=timeout)
+    limit = timedelta(seconds=timeout)
+    store, rank, num_ranks = next(rendezvous("env://", timeout=limit))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=limit)
     yield replace(ranks, store=dist.PrefixStore("words", store))
     dist.destroy_process_group()  # not after an error, which ends the process, and so the others

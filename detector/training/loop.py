@@ -152,9 +152,9 @@ def train_epoch(
         norm = _gradient_norm(model, optimization)
         # The only synchronisation of a step with the other ranks (besides DDP's own) and with the
         # device. With float16 the scaler synchronises with the device as well.
-        told = torch.full_like(norm, stop.signal is not None)
-        report = torch.stack([told, norm.detach(), *losses.values()])
-        told_to_stop, norm_value, *means = ranks.mean(report).tolist()
+        asked = torch.full_like(norm, stop.signal is not None)
+        report = torch.stack([asked, norm.detach(), *losses.values()])
+        asked_to_stop, norm_value, *means = ranks.mean(report).tolist()
         values = dict(zip(losses, means, strict=True))
         is_finite = math.isfinite(norm_value)
         try:
@@ -169,7 +169,7 @@ def train_epoch(
         lr = optimization.optimizer.param_groups[0]["lr"]
         _step(model, optimization, is_finite=is_finite)
         on_step({"loss": sum(means), **values, "lr": lr})
-        if told_to_stop:
+        if asked_to_stop:
             stop.raise_if_stopped(ranks)
 
 

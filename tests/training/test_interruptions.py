@@ -43,7 +43,7 @@ def test_killed_at_any_step(
 # All steps; each signal, sent to the process alone and to its process group; 0, 1 and 2 workers.
 @pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, EPOCHS * STEPS - 1))
-def test_told_to_leave_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, step: int) -> None:
+def test_asked_to_stop_at_any_step(runs: Runs, unbroken: Path, tmp_path: Path, step: int) -> None:
     number = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[step % 3]
     workers = f"data.num_workers={step // 3 % 3}"
     folder = tmp_path / "run"

@@ -100,7 +100,7 @@ def train_20_steps(path: Path, num_parts: int) -> None:
     ]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = parse_train(compose("train", overrides=[*RUN, *sizes]))
-    with joined() as ranks:
+    with joined(LIMIT) as ranks:
         with ranks.local_main_first():
             train_set = build_data(config)["train"]
         torch.manual_seed(0)
@@ -176,7 +176,7 @@ class Oracle(nn.Module):
 def validate_oracle(path: Path) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = parse_train(compose("train", overrides=[*RUN, "data.num_val=13"]))
-    with joined() as ranks:
+    with joined(LIMIT) as ranks:
         with ranks.local_main_first():
             val_set = build_data(config)["val"]
         found, *_ = validate(
@@ -348,7 +348,7 @@ def test_an_error_that_would_come_again_ends_them_all(runs: Runs, tmp_path: Path
 
 def evaluate_for_ever(path: Path, whom: int, when: str) -> None:
     """Evaluate endlessly on the first rank; the second has few images and waits for the first."""
-    with joined() as ranks, StopRequest() as stop:
+    with joined(LIMIT) as ranks, StopRequest() as stop:
         for number in stop.until_stopped(range(10**9 if ranks.is_first else 3), ranks):
             if when == "in its share" and ranks.rank == whom and number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -359,7 +359,9 @@ def evaluate_for_ever(path: Path, whom: int, when: str) -> None:
 
 
 @pytest.mark.parametrize("whom, when", [(0, "in its share"), (1, "in its share"), (1, "waiting")])
-def test_one_rank_that_is_told_in_an_evaluation(tmp_path: Path, whom: int, when: str) -> None:
+def test_one_rank_that_is_asked_to_stop_in_an_evaluation(
+    tmp_path: Path, whom: int, when: str
+) -> None:
     """The other rank stops too, before the end of its share, which is endless here."""
     signal.alarm(120)  # ends the test if it waits for ever
     try:
@@ -396,7 +398,7 @@ def test_a_signal_before_there_are_ranks(monkeypatch: pytest.MonkeyPatch) -> Non
         launch(stop, 7, num_ranks=2, max_restarts=1, exit_code=exit_code)
 
 
-def test_a_sweep_that_is_told_to_leave_begins_no_other_arm(runs: Runs, tmp_path: Path) -> None:
+def test_a_sweep_that_is_asked_to_stop_begins_no_other_arm(runs: Runs, tmp_path: Path) -> None:
     jobs = tmp_path / "jobs"
     arms = [f"hydra.sweep.dir={jobs}", "devices=2", "seed=0,1", "schedule.epochs=50"]
     process = subprocess.Popen(
