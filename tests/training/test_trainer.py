@@ -154,6 +154,32 @@ def test_a_resumed_average(tmp_path: Path) -> None:
     assert resumed.evaluated_model.weight.item() == pytest.approx(1.775)  # as above
 
 
+class Dropout(nn.Module):
+    """A model whose loss depends on the state of torch's random generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, images, targets):
+        return {
+            "loss": self.weight * nn.functional.dropout(images[0], training=self.training).sum()
+        }
+
+
+def test_a_run_resumed_within_an_epoch_draws_the_same_numbers(tmp_path: Path) -> None:
+    whole, first, second = Dropout(), Dropout(), Dropout()
+    train_epoch(trainer(tmp_path / "whole", whole, num_steps=8, checkpoint_every=5), tmp_path)
+    stopped = trainer(tmp_path, first, num_steps=8, checkpoint_every=5)
+    train_epoch(stopped, tmp_path)
+    resumed = trainer(tmp_path, second, num_steps=8)
+    resumed.restore(load_checkpoint(tmp_path / "checkpoints" / "last.pt"))  # after step 5
+    assert resumed.position == 5 and not torch.equal(second.weight, whole.weight)
+    torch.manual_seed(1)  # as in a new process
+    train_epoch(resumed, tmp_path)
+    assert torch.equal(second.weight, whole.weight)
+
+
 def test_steps_that_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, logger="detector.training.trainer")
     model = Linear(poisoned=(1, 3))
