@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from detector.builders import device as build
 from detector.builders.data import images_folder, voc_roots
-from detector.builders.device import build_num_workers
+from detector.builders.device import build_num_workers, check_devices
 from detector.config import ConfigError, parse_train
 from detector.data import loading
 from detector.entry import CONFIGS
@@ -123,6 +123,19 @@ def voc_data(root: str, roots: str | None) -> VocConfig:
         data = parse_train(compose("train", overrides=words)).data
     assert isinstance(data, VocConfig)
     return data
+
+
+@pytest.mark.parametrize(
+    "device, message",
+    [
+        ("mps", "device=mps cannot be used with devices=2: several processes train on cpu or cuda"),
+        ("xpu:0", "device=xpu:0 cannot be used with devices=2"),
+        ("cuda:1", "device=cuda:1 names a single device, .*: give device=cuda"),
+    ],
+)
+def test_devices_for_several_processes(device: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_devices(device, 2)
 
 
 def test_the_rank_of_a_task_of_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,10 +42,15 @@ def check_devices(device: str, devices: int) -> None:
     """Check that there is a GPU for each of `devices` processes, unless they use the CPU.
 
     Raises:
-        ConfigError: there are fewer GPUs, or `device` names a single one.
+        ConfigError: there are fewer GPUs, or `device` names a single one, or one of another kind.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return
+    if not device.startswith(("auto", "cuda")):
+        raise ConfigError(
+            f"device={device} cannot be used with devices={devices}: several processes train on "
+            "cpu or cuda"
+        )
     if device not in ("auto", "cuda"):
         raise ConfigError(
             f"device={device} names a single device, but devices={devices} processes need one "
@@ -71,12 +76,6 @@ def build_num_workers(
 
 
 def build_precision(precision: str) -> torch.dtype:
-    """Return the dtype for autocast; float32 means that autocast is off.
-
-    Raises:
-        ConfigError: the precision is unknown.
-    """
+    """Return the dtype for autocast; float32 means that autocast is off."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if precision not in dtypes:
-        raise ConfigError(f"precision={precision} is none of {', '.join(dtypes)}")
     return dtypes[precision]
