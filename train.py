@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detector import entry, exit_codes
-from detector.config import check_root, parse_train
+from detector.config import check_from_scratch, check_root, parse_train
 from detector.schema import TrainConfig
 from detector.sweep import SweepFolder
 
@@ -41,6 +41,8 @@ def checked(cfg: DictConfig) -> TrainConfig:
     """Check everything in the configuration that can be checked without importing torch."""
     config = parse_train(cfg)
     check_root(config.data)
+    if not config.plan:  # which discards what it trains
+        check_from_scratch(config.model)
     return config
 
 

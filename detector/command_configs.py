@@ -4,8 +4,16 @@ from dataclasses import replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from detector.choices import BOX_FORMATS, CATEGORIES
-from detector.config import CONFIGS, ConfigError, check_given, check_nms, parse
+from detector.choices import (
+    BACKENDS,
+    BOX_FORMATS,
+    CATEGORIES,
+    EXPORT_FORMATS,
+    METRICS,
+    PRECISIONS,
+    SAVED,
+)
+from detector.config import CONFIGS, ConfigError, check_choice, check_given, check_nms, parse
 from detector.schema import (
     EvaluateConfig,
     ExportConfig,
@@ -14,8 +22,6 @@ from detector.schema import (
     SamplingConfig,
     TrainConfig,
 )
-
-SAVED = ("drawn", "crops", "coco", "yolo", "csv")  # outputs that predict.py can write
 
 
 def parse_evaluate(config: DictConfig) -> EvaluateConfig:
@@ -33,9 +39,11 @@ def parse_evaluate(config: DictConfig) -> EvaluateConfig:
         raise ConfigError("compare_with=B.json needs detections=A.json, not a checkpoint")
     if result.detections is not None and result.data["annotations"] is None:
         raise ConfigError("detections=... needs data.annotations=GT.json")
-    for key, known in (("box_format", BOX_FORMATS), ("categories", CATEGORIES)):
-        if getattr(result, key) not in known:
-            raise ConfigError(f"{key}={getattr(result, key)} is none of {', '.join(known)}")
+    check_choice("box_format", result.box_format, BOX_FORMATS)
+    check_choice("categories", result.categories, CATEGORIES)
+    check_choice("metric", result.metric, METRICS)
+    check_choice("backend", result.backend, BACKENDS)
+    check_choice("precision", result.precision, PRECISIONS)
     check_nms(result.nms, result.nms_iou, result.nms_sigma)
     if result.min_sizes is not None and min(result.min_sizes, default=0) < 1:
         raise ConfigError(f"min_sizes={result.min_sizes} must be sizes of at least 1 pixel")
@@ -96,8 +104,7 @@ def parse_export(config: DictConfig) -> ExportConfig:
     """
     check_given(config)
     result = parse(ExportConfig, config)
-    if result.format not in ("onnx", "torch"):
-        raise ConfigError(f"format={result.format} is none of onnx, torch")
+    check_choice("format", result.format, EXPORT_FORMATS)
     check_nms(result.nms, None, None)
     if result.size is not None and (len(result.size) != 2 or min(result.size) < 1):
         raise ConfigError(f"size={result.size} must be [h, w], in pixels")
@@ -113,8 +120,8 @@ def parse_predict(config: DictConfig) -> PredictConfig:
     check_given(config)
     result = parse(PredictConfig, config)
     for kind in result.save:
-        if kind not in SAVED:
-            raise ConfigError(f"save={kind} is none of {', '.join(SAVED)}")
+        check_choice("save", kind, SAVED)
+    check_choice("precision", result.precision, PRECISIONS)
     check_nms(result.nms, result.nms_iou, result.nms_sigma)
     if not 0 <= result.min_score <= 1:
         raise ConfigError(f"min_score={result.min_score} must be in [0, 1]")

@@ -14,12 +14,32 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from detector.choices import (
+    BACKBONES,
+    DECAYS,
+    METRICS,
+    NECKS,
+    NMS,
+    NORMS,
+    ON_ERROR,
+    OPTIMIZERS,
+    PRECISIONS,
+    ROI_POOLS,
+    STAGES,
+    VERSIONS,
+)
 from detector.conventions import Conventions
-from detector.schema import CocoConfig, DataConfig, ShapesConfig, TrainConfig, VocConfig
+from detector.schema import (
+    CocoConfig,
+    DataConfig,
+    ModelConfig,
+    ShapesConfig,
+    TrainConfig,
+    TransformConfig,
+    VocConfig,
+)
 
 T = TypeVar("T")
-NMS = ("hard", "soft_linear", "soft_gaussian")
-ROI_POOLS = ("align", "deform_v1", "deform_v2")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
@@ -57,14 +77,12 @@ def parse_data(config: DictConfig | dict[str, Any]) -> DataConfig:
     """
     schemas = {"coco": CocoConfig, "voc": VocConfig, "shapes": ShapesConfig}
     name = config.get("format")
-    if name not in schemas:
-        raise ConfigError(f"data.format: {name} is none of {', '.join(schemas)}")
+    check_choice("data.format", str(name), tuple(schemas))
     data: DataConfig = parse(schemas[name], config, "data")
     workers = data.num_workers
     if workers != "auto" and (isinstance(workers, str) or workers < 0):
         raise ConfigError(f"data.num_workers={workers} must be auto or at least 0")
-    if data.on_error not in ("stop", "warn"):
-        raise ConfigError(f"data.on_error={data.on_error} is none of stop, warn")
+    check_choice("data.on_error", data.on_error, ON_ERROR)
     return data
 
 
@@ -186,7 +204,20 @@ def completed(config: DictConfig | dict[str, Any]) -> DictConfig:
 
 
 def _check_ranges(config: TrainConfig) -> None:
-    """Refuse values that would fail much later or would silently be misunderstood."""
+    """Refuse values that would fail much later or would silently be misunderstood.
+
+    Everything about a training configuration that can be checked without torch is checked here.
+    """
+    model, deform, schedule = config.model, config.deform, config.schedule
+    check_choice("metric", config.metric, METRICS)
+    check_choice("precision", config.precision, PRECISIONS)
+    check_choice("model.backbone", model.backbone, BACKBONES)
+    check_choice("model.norm", model.norm, NORMS)
+    check_choice("model.roi_pool", model.roi_pool, ROI_POOLS)
+    check_choice("deform.stages", deform.stages, STAGES)
+    check_choice("deform.version", deform.version, VERSIONS)
+    check_choice("schedule.optimizer", schedule.optimizer, OPTIMIZERS)
+    check_choice("schedule.decay", schedule.decay, DECAYS)
     at_least: dict[str, tuple[float | None, float]] = {
         "seed": (config.seed, 0),
         "devices": (config.devices, 1),
@@ -198,20 +229,20 @@ def _check_ranges(config: TrainConfig) -> None:
         "limit_val_batches": (config.limit_val_batches, 1),
         "overfit": (config.overfit, 1),
         "keep_every": (config.keep_every, 1),
-        "schedule.num_parts": (config.schedule.num_parts, 1),
-        "schedule.lr_batch_size": (config.schedule.lr_batch_size, 1),
-        "schedule.patience": (config.schedule.patience, 1),
+        "schedule.num_parts": (schedule.num_parts, 1),
+        "schedule.lr_batch_size": (schedule.lr_batch_size, 1),
+        "schedule.patience": (schedule.patience, 1),
         "log_every": (config.log_every, 1),
         "checkpoint_every": (config.checkpoint_every, 1),
-        "schedule.epochs": (config.schedule.epochs, 1),
-        "schedule.batch_size": (config.schedule.batch_size, 1),
-        "schedule.evaluate_every": (config.schedule.evaluate_every, 1),
-        "schedule.lr": (config.schedule.lr, 0),
-        "model.fpn_channels": (config.model.fpn_channels, 1),
-        "model.rpn_channels": (config.model.rpn_channels, 1),
-        "model.box_head_channels": (config.model.box_head_channels, 1),
-        "model.c5_dilation": (config.model.c5_dilation, 1),
-        "deform.offset_groups": (config.deform.offset_groups, 1),
+        "schedule.epochs": (schedule.epochs, 1),
+        "schedule.batch_size": (schedule.batch_size, 1),
+        "schedule.evaluate_every": (schedule.evaluate_every, 1),
+        "schedule.lr": (schedule.lr, 0),
+        "model.fpn_channels": (model.fpn_channels, 1),
+        "model.rpn_channels": (model.rpn_channels, 1),
+        "model.box_head_channels": (model.box_head_channels, 1),
+        "model.c5_dilation": (model.c5_dilation, 1),
+        "deform.offset_groups": (deform.offset_groups, 1),
         "data.transform.min_size": (config.data.transform.min_size, 1),
         "data.transform.max_size": (config.data.transform.max_size, 1),
     }
@@ -223,18 +254,67 @@ def _check_ranges(config: TrainConfig) -> None:
     for key, (value, least) in at_least.items():
         if value is not None and not value >= least:
             raise ConfigError(f"{key}={value} must be at least {least}")
-    if config.model.roi_pool not in ROI_POOLS:
-        known = ", ".join(ROI_POOLS)
-        raise ConfigError(f"model.roi_pool={config.model.roi_pool} is none of {known}")
-    check_nms(config.model.nms, config.model.nms_iou, config.model.nms_sigma, "model.")
-    if not 0 < config.deform.mask_start <= 1:
-        raise ConfigError(f"deform.mask_start={config.deform.mask_start} must be in (0, 1]")
-    limit = config.deform.offset_limit
+    check_nms(model.nms, model.nms_iou, model.nms_sigma, "model.")
+    _check_neck(model)
+    _check_transform(config.data.transform)
+    if not 0 < deform.mask_start <= 1:
+        raise ConfigError(f"deform.mask_start={deform.mask_start} must be in (0, 1]")
+    limit = deform.offset_limit
     if limit is not None and not limit > 0:
         raise ConfigError(f"deform.offset_limit={limit} must be more than 0, or null")
-    decay = config.schedule.ema_decay
+    decay = schedule.ema_decay
     if decay is not None and not 0 <= decay < 1:
         raise ConfigError(f"schedule.ema_decay={decay} must be in [0, 1)")
+
+
+def _check_neck(model: ModelConfig) -> None:
+    check_choice("model.neck", model.neck, NECKS)
+    if not 0 <= model.trainable_layers <= 5:
+        raise ConfigError(f"model.trainable_layers={model.trainable_layers} must be from 0 to 5")
+    if model.neck == "fpn" and len(model.anchor_sizes) != 5:
+        raise ConfigError(
+            f"model.anchor_sizes={model.anchor_sizes} must be five sizes, one each for p2 to p6"
+        )
+    if model.neck == "dc5" and model.c5_dilation < 2:
+        raise ConfigError("model.neck=dc5 needs model.c5_dilation of 2 or more, not 1")
+    if not model.anchor_sizes:
+        raise ConfigError("model.anchor_sizes=[] must be at least one size, for c4")
+
+
+def _check_transform(transform: TransformConfig) -> None:
+    sizes = transform.train_min_sizes
+    if min(sizes, default=0) < 1:
+        raise ConfigError(
+            f"data.transform.train_min_sizes={sizes} must be sizes of at least 1 pixel"
+        )
+    limits = {"flip_probability": 1, "crop_probability": 1, "brightness": 1, "contrast": 1}
+    for name, most in (limits | {"saturation": 1, "hue": 0.5}).items():
+        value = getattr(transform, name)
+        if not 0 <= value <= most:
+            raise ConfigError(f"data.transform.{name}={value} must be in [0, {most}]")
+
+
+def check_choice(key: str, value: str | None, known: tuple[str, ...]) -> None:
+    """Refuse a value that is not among those that are known; None is not checked.
+
+    Raises:
+        ConfigError: the value is unknown.
+    """
+    if value is not None and value not in known:
+        raise ConfigError(f"{key}={value} is none of {', '.join(known)}")
+
+
+def check_from_scratch(model: ModelConfig) -> None:
+    """Check that every layer is trained if the model starts without weights.
+
+    Raises:
+        ConfigError: some layers would keep their random initial weights.
+    """
+    if model.weights is None and (model.norm == "frozen_batch" or model.trainable_layers < 5):
+        raise ConfigError(
+            "model.weights=null trains from scratch: it needs model.trainable_layers=5 and "
+            f"model.norm=batch, sync_batch or group, not {model.trainable_layers} and {model.norm}"
+        )
 
 
 def check_nms(
@@ -249,8 +329,7 @@ def check_nms(
     Raises:
         ConfigError: a value is unknown or out of its range.
     """
-    if nms is not None and nms not in NMS:
-        raise ConfigError(f"{prefix}nms={nms} is none of {', '.join(NMS)}")
+    check_choice(f"{prefix}nms", nms, NMS)
     if nms_iou is not None and not 0 <= nms_iou <= 1:
         raise ConfigError(f"{prefix}nms_iou={nms_iou} must be in [0, 1]")
     if nms_sigma is not None and not nms_sigma > 0:

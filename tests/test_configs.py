@@ -1,6 +1,8 @@
 """Every configuration in configs/ can be composed, has the right types and can be built."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from detector import choices
 from detector.builders.data import build_transform
 from detector.builders.model import build_model
 from detector.builders.training import build_lr_schedule, build_optimizer
 from detector.command_configs import parse_evaluate, parse_export, parse_predict, with_nms
 from detector.config import ConfigError, config_hash, parse_data, parse_train, to_plain
 from detector.model.deformable_conv import DeformableConv2d
+from detector.model.resnet import norm_layer, placement, resnet
 from detector.schema import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -210,9 +214,54 @@ def test_refusals_name_the_full_key(override: str, message: str) -> None:
     ],
 )
 def test_values_out_of_range_are_errors_of_the_configuration(override: str, message: str) -> None:
-    config = train_config(override)
     with pytest.raises(ConfigError, match=message):
+        config = train_config(override)
         build_model(config.model, config.deform, config.data.transform, 3)
+
+
+REFUSED_WITHOUT_TORCH = {
+    "metric=f1": "metric=f1",
+    "precision=int8": "precision=int8",
+    "model.backbone=resnet19": "model.backbone=resnet19",
+    "model.norm=none": "model.norm=none",
+    "model.neck=pan": "model.neck=pan",
+    "model.neck=dc5": "model.neck=dc5 needs model.c5_dilation of 2 or more",
+    "model.anchor_sizes=[8]": r"model.anchor_sizes=\[8\] must be five sizes",
+    "model.trainable_layers=6": "model.trainable_layers=6 must be from 0 to 5",
+    "model.roi_pool=max": "model.roi_pool=max",
+    "model.nms=soft": "model.nms=soft",
+    "deform.stages=c7": "deform.stages=c7",
+    "deform.version=v3": "deform.version=v3",
+    "schedule.optimizer=lion": "schedule.optimizer=lion",
+    "schedule.decay=linear": "schedule.decay=linear",
+    "data.on_error=skip": "data.on_error=skip",
+    "data.transform.train_min_sizes=[]": r"train_min_sizes=\[\] must be sizes",
+    "data.transform.flip_probability=2": r"flip_probability=2.0 must be in \[0, 1\]",
+    "data.transform.hue=0.6": r"data.transform.hue=0.6 must be in \[0, 0.5\]",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED_WITHOUT_TORCH)
+def test_values_that_are_refused_where_the_configuration_is_read(override: str) -> None:
+    with pytest.raises(ConfigError, match=REFUSED_WITHOUT_TORCH[override]):
+        train_config(override)
+
+
+@pytest.mark.parametrize("module", ["config", "command_configs"])
+def test_the_configuration_is_read_without_torch(module: str) -> None:
+    code = f"import sys, detector.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent).returncode == 0
+
+
+def test_every_choice_of_a_model_can_be_built() -> None:
+    """A name that is only in `choices.py` would be refused late, and with another message."""
+    for name in choices.BACKBONES:
+        resnet(name=name, norm="group", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
+    for name in choices.NORMS:
+        norm_layer(name, 1e-5)
+    body = resnet(name="resnet10", norm="batch", c5_dilation=1, norm_eps=1e-5, stride_in_1x1=False)
+    counts = [len(placement(body, stages=name, last_layers=None)) for name in choices.STAGES]
+    assert counts == [0, 2, 4, 6, 8]  # two 3x3 convolutions of one basic block in each stage
 
 
 def test_arms_start_from_equal_weights() -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from detector.builders.device import USEFUL_WORKERS
-from detector.config import ConfigError
 from detector.data.check import Report, check
 from detector.data.coco import read_coco
 from detector.data.dataset import DetectionDataset
@@ -175,21 +174,14 @@ def _shapes(
 
 
 def build_transform(transform: TransformConfig) -> TrainTransform:
-    """Build the training transform.
-
-    Raises:
-        ConfigError: a value is out of its range.
-    """
-    try:
-        return TrainTransform(
-            min_sizes=transform.train_min_sizes,
-            max_size=transform.max_size,
-            flip_probability=transform.flip_probability,
-            crop_probability=transform.crop_probability,
-            brightness=transform.brightness,
-            contrast=transform.contrast,
-            saturation=transform.saturation,
-            hue=transform.hue,
-        )
-    except ValueError as error:
-        raise ConfigError(f"data.transform: {error}") from error
+    """Build the training transform."""
+    return TrainTransform(
+        min_sizes=transform.train_min_sizes,
+        max_size=transform.max_size,
+        flip_probability=transform.flip_probability,
+        crop_probability=transform.crop_probability,
+        brightness=transform.brightness,
+        contrast=transform.contrast,
+        saturation=transform.saturation,
+        hue=transform.hue,
+    )

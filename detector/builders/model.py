@@ -46,8 +46,6 @@ def build_model(
         )
         if model.weights == "imagenet":
             load_imagenet(body, model.backbone)
-        if deform.version not in ("v1", "v2"):
-            raise ConfigError(f"deform.version={deform.version} is none of v1, v2")
         make_deformable(
             body,
             placement(body, stages=deform.stages, last_layers=deform.last_layers),
@@ -125,16 +123,3 @@ def trained_model(trained: TrainConfig, checkpoint: Checkpoint) -> FasterRCNN:
     model = build_model(blank, trained.deform, trained.data.transform, num_classes)
     load_state_dict_into(model, trained_weights(checkpoint), "the checkpoint")
     return model
-
-
-def check_from_scratch(model: ModelConfig) -> None:
-    """Check that every layer is trained if the model starts without weights.
-
-    Raises:
-        ConfigError: some layers would keep their random initial weights.
-    """
-    if model.weights is None and (model.norm == "frozen_batch" or model.trainable_layers < 5):
-        raise ConfigError(
-            "model.weights=null trains from scratch: it needs model.trainable_layers=5 and "
-            f"model.norm=batch, sync_batch or group, not {model.trainable_layers} and {model.norm}"
-        )

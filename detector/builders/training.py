@@ -16,7 +16,6 @@ from detector.builders.model import build_model
 from detector.config import ConfigError, to_plain
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
-from detector.evaluation.metrics import METRICS
 from detector.model.flops import forward_flops
 from detector.model.memory_format import training_memory_format
 from detector.schema import ScheduleConfig, TrainConfig
@@ -42,9 +41,6 @@ def build_optimizer(
         offset_lr_multiplier: scales the learning rate of the layers that predict the offsets of
             deformable convolutions.
         roi_offset_lr_multiplier: the same for the layers that predict the offsets of RoI bins.
-
-    Raises:
-        ConfigError: the optimizer is unknown.
     """
     lr = schedule.lr
     if schedule.lr_batch_size is not None:  # the linear scaling rule of Goyal et al. 2017
@@ -72,25 +68,15 @@ def build_optimizer(
                 group = "norms" if id(parameter) in norms else "others"
             members[group].append(parameter)
     used = [{"params": members[name], **group} for name, group in groups.items() if members[name]]
-    match schedule.optimizer:
-        case "sgd":
-            return SGD(used, lr=lr, momentum=schedule.momentum, fused=True)
-        case "adamw":
-            return AdamW(used, lr=lr, fused=True)
-        case other:
-            raise ConfigError(f"schedule.optimizer={other} is none of sgd, adamw")
+    if schedule.optimizer == "adamw":
+        return AdamW(used, lr=lr, fused=True)
+    return SGD(used, lr=lr, momentum=schedule.momentum, fused=True)
 
 
 def build_lr_schedule(
     optimizer: Optimizer, schedule: ScheduleConfig, steps_per_epoch: int
 ) -> LRScheduler:
-    """Build the learning rate schedule: a warm-up, then a decay in steps or along a cosine.
-
-    Raises:
-        ConfigError: the decay is unknown.
-    """
-    if schedule.decay not in ("step", "cosine"):
-        raise ConfigError(f"schedule.decay={schedule.decay} is none of step, cosine")
+    """Build the learning rate schedule: a warm-up, then a decay in steps or along a cosine."""
     return lr_schedule(
         optimizer,
         warmup_steps=schedule.warmup_steps,
@@ -100,17 +86,6 @@ def build_lr_schedule(
         else None,
         gamma=schedule.gamma,
     )
-
-
-def build_metric(metric: str) -> str:
-    """Return the metric's name, after checking it before hours of training are spent.
-
-    Raises:
-        ConfigError: the metric is unknown.
-    """
-    if metric not in METRICS:
-        raise ConfigError(f"metric={metric} is none of {', '.join(METRICS)}")
-    return metric
 
 
 def build_sampler(
@@ -145,11 +120,7 @@ def build_sampler(
 def build_optimization(
     config: TrainConfig, model: nn.Module, *, steps_per_epoch: int, device: torch.device
 ) -> Optimization:
-    """Build what turns losses into optimizer steps: optimizer, schedule, loss scaler, average.
-
-    Raises:
-        ConfigError: a value is out of its range.
-    """
+    """Build what turns losses into optimizer steps: optimizer, schedule, loss scaler, average."""
     schedule, precision = config.schedule, build_precision(config.precision)
     average = None
     if schedule.ema_decay is not None:

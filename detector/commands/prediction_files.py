@@ -28,7 +28,7 @@ class PredictionFiles:
 
     Args:
         folder: the folder to write to.
-        kinds: the outputs to write, a selection of `command_configs.SAVED`.
+        kinds: the outputs to write, a selection of `choices.SAVED`.
         paths: the paths of all images, which are inside `root`.
         category_ids: the COCO category id of each class.
     """

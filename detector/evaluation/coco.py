@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detector.choices import BACKENDS
 from detector.evaluation.coco_format import as_detections, as_ground_truth
 from detector.evaluation.coco_matches import (
     AREAS,
@@ -30,7 +31,6 @@ from detector.evaluation.columns import (
 from detector.evaluation.entries import EvaluationError
 
 SUMMARY_NAMES = tuple("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split())
-BACKENDS = ("numpy", "pycocotools")
 SIZES = {"s": "small", "m": "medium", "l": "large"}
 # Detections per image and class that AR1, AR10 and AR100 count.
 MAX_DETECTIONS_OF_AR = (1, 10, MAX_DETECTIONS)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import cast
 
+from detector.choices import METRICS
 from detector.evaluation.coco import Curve, check_backend, coco_metrics
 from detector.evaluation.coco_matches import coco_matches
 from detector.evaluation.columns import AnyDetections, AnyGroundTruth
@@ -11,7 +12,6 @@ from detector.evaluation.matches import Matches
 from detector.evaluation.voc import Rule, ap_name, check_thresholds, voc_metrics
 from detector.tables import one_line
 
-METRICS = ("coco", "voc07", "voc12")
 ALL = "all classes"
 # With 20 classes or more, a table shows only the 5 best and the 5 worst.
 MANY_CLASSES, SHOWN_CLASSES = 20, 5
