@@ -26,7 +26,7 @@ from detector.analysis.offsets import __main__ as offsets
 from detector.analysis.sampling import __main__ as sampling
 from detector.builders import model as building
 from detector.builders import training as training_builders
-from detector.commands import evaluate_checkpoint
+from detector.commands import evaluate_checkpoint, training_data
 from detector.commands import train as train_command
 from detector.config import parse_train
 from detector.data import file_problems
@@ -263,9 +263,24 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.M
         for run in (whole, broken)
     ]
     assert losses[0] == losses[1]
-    # A finished run that is started again does not train any further.
+    # A finished run that is started again does not train any further, and says so.
+    assert "already done" not in (whole / "train.log").read_text()
     assert command(train.main, whole, *plan, monkeypatch=monkeypatch) == 0
     assert read_json(whole / "summary.json")["status"] == "done"
+    assert re.search(
+        r"already done in \d+:\d\d of training, coco", (whole / "train.log").read_text()
+    )
+
+
+def test_a_stopped_run_names_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def preempted(self, record, stop):
+        raise Preempted("SIGTERM")
+
+    monkeypatch.setattr(train_command.Trainer, "train_epoch", preempted)
+    folder = tmp_path / "run"
+    assert command(train.main, folder, *TINY, monkeypatch=monkeypatch) == 75
+    said = f"SIGTERM: saved; the same command with hydra.run.dir={folder} resumes the run"
+    assert said in (folder / "train.log").read_text()
 
 
 def test_what_a_resumed_run_may_change(
@@ -889,7 +904,7 @@ def test_a_signal_ends_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     stop = StopRequest()
     stop.signal = signal.SIGTERM
     with pytest.raises(Preempted, match="SIGTERM"):
-        train_command.load_data(config, tmp_path, Ranks(), stop)
+        training_data.load_data(config, tmp_path, Ranks(), stop)
 
 
 def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -912,8 +927,8 @@ def test_the_first_rank_checks_for_all(tmp_path: Path, monkeypatch: pytest.Monke
         def barrier(self, meanwhile: object = None) -> None:
             pass
 
-    monkeypatch.setattr(train_command, "check_data", lambda *_: pytest.fail("rank 1 checks too"))
-    train_set, val_set = train_command.load_data(config, tmp_path, Second(1, 2, 1), StopRequest())
+    monkeypatch.setattr(training_data, "check_data", lambda *_: pytest.fail("rank 1 checks too"))
+    train_set, val_set = training_data.load_data(config, tmp_path, Second(1, 2, 1), StopRequest())
     assert [record.image_id for record in train_set.records] == [2]
     assert [record.image_id for record in val_set.records] == [1, 2]
     assert not (tmp_path / "data_check.json").exists()

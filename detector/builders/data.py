@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from detector.builders.device import USEFUL_WORKERS
+from detector.config import ConfigError
 from detector.data.check import Report, check
 from detector.data.coco import read_coco
 from detector.data.dataset import DetectionDataset
