@@ -45,8 +45,8 @@ def set_openmp_waiting() -> None:
     """Make waiting OpenMP threads go to sleep soon, unless the user has configured how they wait.
 
     By default OpenMP threads spin while they wait. When another program competes for the cores,
-    spinning threads occupy cores that the threads they wait for need. `detector/step_benchmark.py`
-    measures the cost, and docs/benchmarks.md reports it.
+    spinning threads occupy cores that the threads they wait for need. The cost is measured by
+    `detector/settings_benchmark.py`, and docs/benchmarks.md reports it.
     """
     if not OPENMP_WAIT_VARIABLES & os.environ.keys():
         os.environ.update(OPENMP_PASSIVE_WAIT)

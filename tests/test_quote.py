@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from detector import quote
 from detector.config import ConfigError
+from detector.quote import __main__ as command
+from detector.quote import pages, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = [
@@ -51,7 +52,7 @@ def page(folder: Path, text: str, **files: Any) -> Path:
 def test_a_value_in_a_sentence(tmp_path: Path, path: str, form: str, expected: str) -> None:
     text = f"It takes <!-- value a.json: {path}: {form} -->old<!-- end --> ms.\n"
     path_ = page(tmp_path, text, a={"times": TIMES, "what": "a thing"})
-    assert quote.quoted(path_) == text.replace("old", expected)
+    assert pages.quoted(path_) == text.replace("old", expected)
 
 
 def test_a_quote_is_replaced_and_then_stays(tmp_path: Path) -> None:
@@ -64,17 +65,17 @@ def test_a_quote_is_replaced_and_then_stays(tmp_path: Path) -> None:
     }
     text = "before\n<!-- quote noted a.json mine -->\nold\n<!-- end of quote -->\nafter\n"
     path = page(tmp_path, text, a={"mine": one})
-    text = quote.quoted(path)
+    text = pages.quoted(path)
     assert text.startswith("before\n") and text.endswith("<!-- end of quote -->\nafter\n")
     assert "What it is; here, today.\n\n| a |\n| --- |\n| 1 |\n" in text and "old" not in text
     path.write_text(text)
-    assert quote.quoted(path) == text
+    assert pages.quoted(path) == text
 
 
 def test_code_is_left_alone(tmp_path: Path) -> None:
     text = "```\n<!-- quote noted no.json x -->\n<!-- end of quote -->\n```\n"
     text += "and `<!-- value no.json: a: b -->c<!-- end -->`\n"
-    assert quote.quoted(page(tmp_path, text)) == text
+    assert pages.quoted(page(tmp_path, text)) == text
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_code_is_left_alone(tmp_path: Path) -> None:
 def test_errors_name_the_page_and_the_line(tmp_path: Path, text: str, reason: str) -> None:
     path = page(tmp_path, f"\n{text}\n", a={"times": TIMES})
     with pytest.raises(ConfigError, match=f"page.md, line 2: .*{re.escape(reason)}"):
-        quote.quoted(path)
+        pages.quoted(path)
 
 
 def test_machines_and_medians_in_words() -> None:
@@ -103,7 +104,7 @@ def test_machines_and_medians_in_words() -> None:
         },
     }
     said = "medians of 2 interleaved rounds, 2 cores of an Intel Xeon (AVX2, AMX), torch 2.14.1"
-    text = quote.neighbours(content)
+    text = tables.neighbours(content)
     assert said[1:] in text and "| as here | 2.50 | 5.00 |" in text
 
 
@@ -114,7 +115,7 @@ def test_times_beside_torchvision() -> None:
         for pass_ in ("forward", "forward+backward")
         for name, ms in (("ours", 13.0), ("torchvision", 250.4))
     ]
-    lines = quote.operator({"machine": MACHINE, "rounds": 3, "times": times}).splitlines()
+    lines = tables.operator({"machine": MACHINE, "rounds": 3, "times": times}).splitlines()
     assert lines[-1] == "| C8, 2x3 | 1 | f + b | 13.0 (19.2) | - | 250 | - | - | - |"
     assert "at most 5 % of a median" in lines[0]
 
@@ -129,10 +130,10 @@ def test_check_fails_where_something_is_stale(
     path = page(tmp_path, text, a={"times": TIMES})
     monkeypatch.setattr(sys, "argv", ["quote", "--check", str(path)])
     with pytest.raises(ConfigError, match="page.md: figures are out of date"):
-        quote.main()
+        command.main()
     assert path.read_text() == text
     monkeypatch.setattr(sys, "argv", ["quote", str(path)])
-    quote.main()
+    command.main()
     assert path.read_text() == text.replace("5", "4")
 
 
@@ -150,16 +151,16 @@ def test_check_fails_where_something_is_stale(
     ],
 )
 def test_the_committed_files_can_be_quoted(kind: str, name: str, said: str) -> None:
-    assert said in getattr(quote, kind)(json.loads((ROOT / name).read_text()))
+    assert said in getattr(tables, kind)(json.loads((ROOT / name).read_text()))
 
 
 def test_evaluation_beside_other_libraries() -> None:
     one = {"seconds": 2.0, "range": [1.5, 2.5], "MiB": 300.0, "distance": 0.0, "numbers": []}
     sizes = {"images": 5, "classes": 2, "objects": 9, "detections": 20, "rounds": 3}
-    text = quote.evaluation({"machine": MACHINE, "candidates": {"ours": one}} | sizes)
+    text = tables.evaluation({"machine": MACHINE, "candidates": {"ours": one}} | sizes)
     assert "5 images, 2 classes, 9 objects and 20 detections" in text and "| ours | 2.0 |" in text
 
 
 @pytest.mark.parametrize("path", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]))
 def test_quotes_are_fresh(path: Path) -> None:
-    assert quote.quoted(path) == path.read_text(encoding="utf-8")
+    assert pages.quoted(path) == path.read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from detector.builders.device import build_device, build_precision
 from detector.config import config_hash
 from detector.evaluation.timing import measure as time_images
 from detector.schema import TrainConfig
-from detector.step_benchmark import step_seconds
+from detector.step_time import step_seconds
 from detector.tables import table
 from detector.training.durable import write_json
 from detector.training.record import duration
@@ -27,6 +27,7 @@ from detector.training.record import duration
 log = logging.getLogger("plan")
 
 STEPS, IMAGES = 8, 4  # numbers of training steps and of validation images that are measured
+WARM_UP = 2  # number of steps before these
 FILE = "plan.json"
 
 
@@ -44,7 +45,9 @@ def _measured(config: TrainConfig) -> dict[str, Any]:
     val_set, device = splits.get("val", splits["train"]), build_device(config.device)
     schedule = config.schedule
     log.info("measuring at most %d steps, and the detection in %d images", STEPS, IMAGES)
-    trainer, seconds = step_seconds(config, splits["train"], device=device, steps=STEPS)
+    trainer, seconds = step_seconds(
+        config, splits["train"], device=device, steps=STEPS, warm_up=WARM_UP
+    )
     timing = time_images(
         trainer.model,
         val_set,

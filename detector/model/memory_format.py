@@ -14,8 +14,8 @@ alternating:
     one 3x3 convolution, 256 channels of 120x160, backward     2.28   0.85
     the same convolution, forward                              0.31   0.36
 
-`python -m detector.step_benchmark formats ...` measures a step. On 2 cores of an Intel Xeon with
-AMX, the first row was 0.49 and 0.57 (results/step/formats.json).
+`python -m detector.settings_benchmark formats ...` measures a step. On 2 cores of an Intel Xeon
+with AMX, the first row was 0.49 and 0.57 (results/step/formats.json).
 """
 
 import torch

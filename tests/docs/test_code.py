@@ -117,7 +117,7 @@ def of_program(module: str) -> Callable[[list[str]], None]:
         source = "\n".join(path.read_text() for path in _sources(Path(spec.origin)))
         for word in words:
             name = re.match(r"(--[a-z-]+)|([a-z_]+)=", word)
-            if name is not None and module != "detector.step_benchmark":
+            if name is not None and module != "detector.settings_benchmark":
                 key = name[1] or name[2]
                 assert re.search(rf"{re.escape(key)}\b", source), f"{module} has no {key}"
 

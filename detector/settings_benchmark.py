@@ -1,9 +1,9 @@
 """Measures how the time of a training step depends on the memory format, the loading of images and
 other busy processes.
 
-    python -m detector.step_benchmark formats model=resnet50_fpn model.weights=null ...
-    python -m detector.step_benchmark workers +experiment=aquarium data.root=aquarium
-    python -m detector.step_benchmark neighbours rounds=5 steps=8 json=neighbours.json
+    python -m detector.settings_benchmark formats model=resnet50_fpn model.weights=null ...
+    python -m detector.settings_benchmark workers +experiment=aquarium data.root=aquarium
+    python -m detector.settings_benchmark neighbours rounds=5 steps=8 json=neighbours.json
 
 formats      compares features in channels-last order with NCHW
 workers      compares loading in the training process with loading in one or two worker processes
@@ -21,25 +21,16 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 
 from detector import entry
 from detector.config import ConfigError, check_root, parse_train
-from detector.schema import TrainConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from detector.data.dataset import DetectionDataset
-    from detector.training.trainer import Trainer
 
 WARM_UP = 2  # first steps of a process, which are not counted
 BUSY = "while True: pass"
@@ -110,7 +101,7 @@ def in_child(candidate: Candidate, overrides: list[str], steps: int) -> list[flo
     """
     words = [*overrides, *candidate.overrides, f"limit_train_batches={steps + WARM_UP}"]
     environment = {k: v for k, v in os.environ.items() if k not in entry.OPENMP_WAIT_VARIABLES}
-    command = [sys.executable, "-m", "detector.step_benchmark", "child"]
+    command = [sys.executable, "-m", "detector.settings_benchmark", "child"]
     with busy(candidate.neighbours):
         done = subprocess.run(
             [*command, str(candidate.memory_format), *words],
@@ -146,6 +137,7 @@ def child(memory_format: str, overrides: list[str]) -> list[float]:
     import torch
 
     from detector.builders.data import build_data
+    from detector.step_time import step_seconds
 
     with initialize_config_dir(version_base="1.3", config_dir=str(entry.CONFIGS)):
         config = parse_train(compose("train", overrides))
@@ -154,44 +146,10 @@ def child(memory_format: str, overrides: list[str]) -> list[float]:
     chosen = None if memory_format == "None" else getattr(torch, memory_format)
     steps = int(config.limit_train_batches or 1) - WARM_UP
     cpu = torch.device("cpu")
-    _, seconds = step_seconds(config, train_set, device=cpu, steps=steps, memory_format=chosen)
-    return seconds
-
-
-def step_seconds(
-    config: TrainConfig,
-    train_set: "DetectionDataset",
-    *,
-    device: "torch.device",
-    steps: int,
-    memory_format: "torch.memory_format | None" = None,
-) -> "tuple[Trainer, list[float]]":
-    """Train for some steps, without evaluation and without a run folder.
-
-    Returns:
-        The trainer, and the seconds of each of the `steps` steps that follow the warm-up.
-    """
-    import torch
-
-    from detector.builders.training import build_trainer
-    from detector.training.distribution import SINGLE_PROCESS
-    from detector.training.loop import train_epoch
-
-    trainer = build_trainer(
-        config, train_set, device=device, ranks=SINGLE_PROCESS, folder=Path(), fingerprint=""
+    _, seconds = step_seconds(
+        config, train_set, device=cpu, steps=steps, warm_up=WARM_UP, memory_format=chosen
     )
-    if memory_format is not None:
-        trainer.model.to(memory_format=memory_format)
-    ends: list[float] = []
-
-    def on_step(_: object) -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        ends.append(time.perf_counter())
-
-    batches = islice(trainer.batches, steps + WARM_UP)
-    train_epoch(trainer.model, batches, trainer.optimization, on_step=on_step)
-    return trainer, [after - before for before, after in pairwise(ends[WARM_UP - 1 :])]
+    return seconds
 
 
 def to_markdown(seconds: dict[str, list[list[float]]]) -> str:

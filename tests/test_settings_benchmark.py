@@ -10,10 +10,17 @@ import pytest
 import torch
 from test_train import TINY
 
-from detector import entry, step_benchmark
-from detector.builders import training as build
+from detector import entry, settings_benchmark, step_time
 from detector.config import ConfigError
-from detector.step_benchmark import Candidate, busy, child, compare, in_child, options, to_markdown
+from detector.settings_benchmark import (
+    Candidate,
+    busy,
+    child,
+    compare,
+    in_child,
+    options,
+    to_markdown,
+)
 
 WORDS = [*TINY, "limit_train_batches=3"]
 
@@ -26,13 +33,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["contiguous_format", "channels_last"])
 def test_a_step_in_a_memory_format(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     trainers = []
-    make = build.build_trainer
+    make = step_time.build_trainer
 
     def build_trainer(*args, **kwargs):
         trainers.append(make(*args, **kwargs))
         return trainers[-1]
 
-    monkeypatch.setattr(build, "build_trainer", build_trainer)
+    monkeypatch.setattr(step_time, "build_trainer", build_trainer)
     seconds = child(name, WORDS)
     assert len(seconds) == 1 and seconds[0] > 0  # of three steps, two are the warm-up
     (trainer,) = trainers
@@ -55,8 +62,8 @@ def test_settings_of_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append((command, env))
         return subprocess.CompletedProcess(command, 0, "a line\n[0.5, 0.25]\n", "")
 
-    monkeypatch.setattr(step_benchmark, "busy", Entered)
-    monkeypatch.setattr(step_benchmark.subprocess, "run", run)
+    monkeypatch.setattr(settings_benchmark, "busy", Entered)
+    monkeypatch.setattr(settings_benchmark.subprocess, "run", run)
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     candidate = Candidate("x", ("data.num_workers=1",), {"OMP_WAIT_POLICY": "active"}, None, 2)
     assert in_child(candidate, ["seed=1"], steps=8) == [0.5, 0.25]
@@ -86,7 +93,7 @@ def test_neighbours_are_busy_and_end() -> None:
             started.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_benchmark.subprocess, "Popen", Noted)
+        patch.setattr(settings_benchmark.subprocess, "Popen", Noted)
         with pytest.raises(KeyError), busy(2):
             assert len(started) == 2 and all(process.poll() is None for process in started)
             raise KeyError
@@ -100,7 +107,7 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         order.append(candidate.name)
         return [float(len(order))] * steps
 
-    monkeypatch.setattr(step_benchmark, "in_child", noting)
+    monkeypatch.setattr(settings_benchmark, "in_child", noting)
     found = compare([Candidate("a"), Candidate("b")], [], rounds=2, steps=1)
     assert order == ["a", "b", "a", "b"]
     assert found == {"a": [[1.0], [3.0]], "b": [[2.0], [4.0]]}
@@ -122,10 +129,10 @@ def test_options() -> None:
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(step_benchmark, "in_child", lambda *_: [0.5])
+    monkeypatch.setattr(settings_benchmark, "in_child", lambda *_: [0.5])
     file = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["x", "neighbours", "rounds=1", "seed=3", f"json={file}"])
-    step_benchmark.main()
+    settings_benchmark.main()
     assert "| as here, 2 neighbours | 0.500 |" in capsys.readouterr().out
     report = json.loads(file.read_text())
     assert len(report["seconds"]) == 9 and report["machine"]["versions"]["torch"]
@@ -133,4 +140,4 @@ def test_the_command(
     assert of_name["as here, 1 neighbours"]["environment"] == entry.OPENMP_PASSIVE_WAIT
     monkeypatch.setattr(sys, "argv", ["x", "neighbors"])
     with pytest.raises(ConfigError, match="give one of formats, workers, neighbours"):
-        step_benchmark.main()
+        settings_benchmark.main()

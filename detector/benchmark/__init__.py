@@ -1,0 +1,1 @@
+"""Compares a training step with torchvision's."""

@@ -1,0 +1,1 @@
+"""Copies measured figures from JSON files into markdown pages."""
