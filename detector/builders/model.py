@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.resnet import ResNet
 
 from detector.config import ConfigError, conventions, parse
 from detector.conventions import Conventions
@@ -37,25 +38,8 @@ def build_model(
     """
     try:
         own = conventions_of(model)
-        body = resnet(
-            name=model.backbone,
-            norm=model.norm,
-            c5_dilation=model.c5_dilation,
-            norm_eps=own.norm_eps,
-            stride_in_1x1=own.stride_in_1x1,
-        )
-        if model.weights == "imagenet":
-            load_imagenet(body, model.backbone)
-        make_deformable(
-            body,
-            placement(body, stages=deform.stages, last_layers=deform.last_layers),
-            modulated=deform.version == "v2",
-            offset_groups=deform.offset_groups,
-            mask_start=deform.mask_start,
-            offset_limit=deform.offset_limit,
-        )
         detector = faster_rcnn(
-            body,
+            build_body(model, deform, own),
             num_classes=num_classes,
             conventions=own,
             neck=model.neck,
@@ -86,6 +70,34 @@ def build_model(
     if model.weights not in (None, "imagenet"):
         load_file(detector, Path(model.weights), classes)
     return detector.to(memory_format=torch.channels_last)
+
+
+def build_body(model: ModelConfig, deform: DeformConfig, own: Conventions) -> ResNet:
+    """Build the ResNet with its deformable convolutions, and load ImageNet weights into it if these
+    are the initial weights.
+
+    Raises:
+        ValueError: a value is out of its range.
+        WeightsError: the weights cannot be downloaded.
+    """
+    body = resnet(
+        name=model.backbone,
+        norm=model.norm,
+        c5_dilation=model.c5_dilation,
+        norm_eps=own.norm_eps,
+        stride_in_1x1=own.stride_in_1x1,
+    )
+    if model.weights == "imagenet":
+        load_imagenet(body, model.backbone)
+    make_deformable(
+        body,
+        placement(body, stages=deform.stages, last_layers=deform.last_layers),
+        modulated=deform.version == "v2",
+        offset_groups=deform.offset_groups,
+        mask_start=deform.mask_start,
+        offset_limit=deform.offset_limit,
+    )
+    return body
 
 
 def conventions_of(model: ModelConfig) -> Conventions:

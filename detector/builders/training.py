@@ -9,6 +9,7 @@ from torch.amp import GradScaler
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models.detection import FasterRCNN
 
 from detector.builders.data import build_transform
 from detector.builders.device import build_num_workers, build_precision
@@ -144,6 +145,27 @@ def build_optimization(
     )
 
 
+def build_initial_model(
+    config: TrainConfig, classes: tuple[str, ...], device: torch.device, ranks: Ranks
+) -> FasterRCNN:
+    """Build the model with its initial weights, on the device that trains it.
+
+    Raises:
+        ConfigError: a value is out of its range, or does not fit the number of ranks.
+        WeightsError: the initial weights cannot be downloaded or read, or do not fit.
+    """
+    transform = config.data.transform
+    if config.model.norm == "sync_batch" and ranks.num_ranks > 1 and device.type != "cuda":
+        raise ConfigError("model.norm=sync_batch over several processes works on CUDA only")
+    seed_epoch(config.seed, 0)  # for the random initial weights
+    with ranks.local_main_first():  # which downloads weights for the others
+        model = build_model(config.model, config.deform, transform, len(classes), classes)
+    memory_format = training_memory_format(
+        device, fpn_channels=config.model.fpn_channels, min_size=transform.min_size
+    )
+    return model.to(device, memory_format=memory_format)
+
+
 def build_trainer(
     config: TrainConfig,
     train_set: DetectionDataset,
@@ -166,19 +188,8 @@ def build_trainer(
         WeightsError: the initial weights cannot be downloaded or read, or do not fit.
     """
     transform = config.data.transform
-    if config.model.norm == "sync_batch" and ranks.num_ranks > 1 and device.type != "cuda":
-        raise ConfigError("model.norm=sync_batch over several processes works on CUDA only")
     sampler = build_sampler(config, train_set, ranks)
-    seed_epoch(config.seed, 0)  # for the random initial weights
-    with ranks.local_main_first():  # which downloads weights for the others
-        classes = train_set.classes
-        model = build_model(config.model, config.deform, transform, len(classes), classes)
-    model.to(
-        device,
-        memory_format=training_memory_format(
-            device, fpn_channels=config.model.fpn_channels, min_size=transform.min_size
-        ),
-    )
+    model = build_initial_model(config, train_set.classes, device, ranks)
     optimization = build_optimization(
         config, model, steps_per_epoch=sampler.num_steps, device=device
     )

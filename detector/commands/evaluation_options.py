@@ -1,4 +1,4 @@
-"""Helpers for both ways of `evaluate.py`, which scores a checkpoint or results files."""
+"""The options and the output file of an evaluation, of a checkpoint or of results files."""
 
 from pathlib import Path
 from typing import Any

@@ -16,7 +16,7 @@ from torchvision.models.detection import FasterRCNN
 from detector.builders.data import build_val_set
 from detector.builders.model import trained_model
 from detector.command_configs import with_nms
-from detector.commands.predict import image_paths
+from detector.commands.input_images import image_paths
 from detector.config import ConfigError, parse_train
 from detector.data.dataset import DatasetError
 from detector.data.images import read_image

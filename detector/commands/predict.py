@@ -13,7 +13,6 @@ be read is named and left out; the exit code is then 1.
 
 import json
 import logging
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,16 +25,16 @@ from torchvision.models.detection import FasterRCNN
 from detector.builders.device import build_device, build_precision
 from detector.builders.model import trained_model
 from detector.command_configs import with_nms
+from detector.commands.input_images import image_paths, in_words
 from detector.commands.prediction_files import PredictionFiles
 from detector.config import ConfigError, parse_train
 from detector.data.errors import DatasetError, printable
-from detector.data.images import SUFFIXES, read_image
+from detector.data.images import read_image
 from detector.evaluation.inference import to_float
 from detector.schema import PredictConfig
-from detector.training.checkpoint import load_checkpoint
+from detector.training.checkpoint import Checkpoint, load_checkpoint
 
 log = logging.getLogger("predict")
-NEEDS_OTHERS = (".heic", ".heif", ".avif")  # not ignored: an error says what can read them
 
 
 def run(config: PredictConfig) -> None:
@@ -47,13 +46,8 @@ def run(config: PredictConfig) -> None:
         DatasetError: there is no image, or some images could not be read or drawn. The results of
             all other images are written nevertheless.
     """
-    given, folder = Path(config.images), Path(config.output)
-    paths, others = image_paths(given, recursive=config.recursive, exclude=folder)
-    root = given if given.is_dir() else given.parent
-    if (folder / "drawn").resolve() in {path.resolve().parent for path in paths}:
-        raise ConfigError(f"output={folder}: the pictures would replace the images in drawn/")
-    if others:
-        log.info("ignored files that are not images: %s", in_words(others))
+    folder = Path(config.output)
+    paths, root = images_to_read(config)
     checkpoint = load_checkpoint(Path(config.checkpoint))
     trained = parse_train(checkpoint["config"])
     trained = with_nms(trained, config.nms, config.nms_iou, config.nms_sigma)
@@ -62,13 +56,7 @@ def run(config: PredictConfig) -> None:
     precision = build_precision(config.precision or trained.precision)
     model = trained_model(trained, checkpoint).to(device).eval()
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = PredictionFiles(
-            folder, config.save, paths, root, classes, checkpoint["category_ids"]
-        )
-    except OSError as error:
-        raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from error
+    files = output_files(config, paths, root, checkpoint)
     predictions: list[dict[str, Any]] = []
     failed = 0
     start, seconds = time.perf_counter(), 0.0
@@ -87,15 +75,14 @@ def run(config: PredictConfig) -> None:
         prediction = described(name, image, result, classes)
         predictions.append(prediction)
         try:
-            written.write_image(path, image, prediction)
+            files.write_image(path, image, prediction)
         except (OSError, ValueError) as error:  # for instance, the file name is too long
             log.warning("not drawn or saved: %s (%s)", printable(name), error)
             failed += 1
-        words = found(prediction["predictions"], config.min_score)
-        log.info("%s: %s", printable(name), words)
+        log.info("%s: %s", printable(name), found(prediction["predictions"], config.min_score))
     content = json.dumps(predictions, indent=1)
     (folder / "predictions.json").write_text(content, encoding="utf-8")
-    written.finish(predictions)
+    files.finish(predictions)
 
     if predictions:
         total, number = time.perf_counter() - start, len(predictions)
@@ -110,43 +97,38 @@ def run(config: PredictConfig) -> None:
         raise DatasetError(f"the pictures or texts of {failed} images could not be written")
 
 
-def image_paths(images: Path, *, recursive: bool, exclude: Path) -> tuple[list[Path], Counter[str]]:
-    """List the images of a file or folder.
-
-    Args:
-        images: an image file, or a folder of images.
-        recursive: also list the images of subfolders.
-        exclude: a subfolder to leave out, such as the one with earlier predictions.
-
-    Returns:
-        The images in the order of their paths, and the number of other files for each suffix.
+def images_to_read(config: PredictConfig) -> tuple[list[Path], Path]:
+    """List the images to detect objects in; return them and the folder that their names start at.
 
     Raises:
-        DatasetError: the path does not exist, or the folder has no image.
+        ConfigError: the pictures would replace the images.
+        DatasetError: there is no image.
     """
-    if not images.is_dir():
-        if not images.is_file():
-            raise DatasetError(f"images={images}: no such file or folder")
-        return [images], Counter()
-    paths, others = [], Counter[str]()
-    for folder, folders, names in os.walk(images):
-        inside = [name for name in folders if not name.startswith(".")]
-        inside = [name for name in inside if Path(folder, name).resolve() != exclude.resolve()]
-        folders[:] = inside if recursive else []
-        for path in (Path(folder, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in (*SUFFIXES, *NEEDS_OTHERS):
-                paths.append(path)
-            else:
-                others[path.suffix.lower() or "without an ending"] += 1
-    if not paths:
-        besides = f"; it holds {in_words(others)}" if others else ""
-        raise DatasetError(f"images={images}: holds no {', '.join(SUFFIXES)}{besides}")
-    return sorted(paths), others
+    given, folder = Path(config.images), Path(config.output)
+    paths, others = image_paths(given, recursive=config.recursive, exclude=folder)
+    if (folder / "drawn").resolve() in {path.resolve().parent for path in paths}:
+        raise ConfigError(f"output={folder}: the pictures would replace the images in drawn/")
+    if others:
+        log.info("ignored files that are not images: %s", in_words(others))
+    return paths, given if given.is_dir() else given.parent
 
 
-def in_words(kinds: Counter[str]) -> str:
-    """Format numbers of files by kind, such as "3 .txt, 1 .xml"."""
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+def output_files(
+    config: PredictConfig, paths: list[Path], root: Path, checkpoint: Checkpoint
+) -> PredictionFiles:
+    """Create the output folder, and return what writes the outputs of `config.save` into it.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    folder, classes = Path(config.output), tuple(checkpoint["classes"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return PredictionFiles(
+            folder, config.save, paths, root, classes, checkpoint["category_ids"]
+        )
+    except OSError as error:
+        raise ConfigError(f"output={folder}: cannot be written ({error.strerror})") from error
 
 
 def found(predictions: list[dict[str, Any]], min_score: float) -> str:

@@ -10,7 +10,7 @@ from detector.analysis.sampling.picture import sampling_figure
 from detector.analysis.sampling.point_sampling import sampling_at_points
 from detector.builders.device import build_device
 from detector.builders.model import trained_model
-from detector.commands.predict import image_paths
+from detector.commands.input_images import image_paths
 from detector.config import ConfigError, parse_train
 from detector.data.images import read_image
 from detector.evaluation.inference import to_float
