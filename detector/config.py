@@ -76,8 +76,8 @@ def parse_data(config: DictConfig | dict[str, Any]) -> DataConfig:
             allowed.
     """
     schemas = {"coco": CocoConfig, "voc": VocConfig, "shapes": ShapesConfig}
-    name = config.get("format")
-    check_choice("data.format", str(name), tuple(schemas))
+    name = str(config.get("format"))
+    check_choice("data.format", name, tuple(schemas))
     data: DataConfig = parse(schemas[name], config, "data")
     workers = data.num_workers
     if workers != "auto" and (isinstance(workers, str) or workers < 0):
