@@ -301,7 +301,7 @@ def check_choice(key: str, value: str | None, known: tuple[str, ...]) -> None:
         ConfigError: the value is unknown.
     """
     if value is not None and value not in known:
-        raise ConfigError(f"{key}={value} is none of {', '.join(known)}")
+        raise ConfigError(f"{key}={value} must be one of {', '.join(known)}")
 
 
 def check_from_scratch(model: ModelConfig) -> None:

@@ -74,7 +74,7 @@ class Conventions:
         for key, known in choices.items():
             if getattr(self, key) not in known:
                 given = f"model.conventions.{key}={getattr(self, key)}"
-                raise ValueError(f"{given} is none of {', '.join(known)}")
+                raise ValueError(f"{given} must be one of {', '.join(known)}")
         if not (len(self.pixel_mean) == len(self.pixel_std) == 3 and min(self.pixel_std) > 0):
             raise ValueError(
                 f"model.conventions.pixel_mean={self.pixel_mean} and pixel_std={self.pixel_std} "

@@ -187,10 +187,10 @@ def test_the_command_line_wins_over_a_recipe(command: str) -> None:
         ("+model.depth=3", r"^model\.depth: Key 'depth' not in 'ModelConfig'"),
         ("+data.transform.mixup=1", r"^data\.transform\.mixup: "),
         ("data.num_train=few", r"^data\.num_train: Value 'few'"),
-        ("data.format=yolo", r"^data\.format: yolo is none of coco, voc, shapes"),
+        ("data.format=yolo", r"^data\.format=yolo must be one of coco, voc, shapes"),
         ("model.anchor_sizes=[a]", r"^model\.anchor_sizes\[0\]: "),
-        ("model.roi_pool=max", r"^model\.roi_pool=max is none of align, deform_v1, deform_v2"),
-        ("model.nms=soft", r"^model\.nms=soft is none of hard, soft_linear, soft_gaussian"),
+        ("model.roi_pool=max", r"^model\.roi_pool=max must be one of align, deform_v1, deform_v2"),
+        ("model.nms=soft", r"^model\.nms=soft must be one of hard, soft_linear, soft_gaussian"),
         ("model.nms_iou=1.5", r"^model\.nms_iou=1\.5 must be in \[0, 1\]"),
         ("model.nms_sigma=0", r"^model\.nms_sigma=0\.0 must be more than 0"),
         ("model.rpn_channels=0", r"^model\.rpn_channels=0 must be at least 1"),
@@ -209,7 +209,7 @@ def test_refusals_name_the_full_key(override: str, message: str) -> None:
         ("deform.offset_groups=7", "deform.offset_groups=7"),
         ("model.backbone=resnet19", "model.backbone=resnet19"),
         ("model.norm=none", "model.norm=none"),
-        ("model.neck=pan", "model.neck=pan is none of fpn, dc5"),
+        ("model.neck=pan", "model.neck=pan must be one of fpn, dc5"),
         ("model.neck=dc5", "model.neck=dc5 needs model.c5_dilation of 2 or more"),
     ],
 )
@@ -353,7 +353,7 @@ def test_another_nms_than_that_of_the_training() -> None:
 )
 def test_commands_refuse_an_nms(parse_command: Callable, given: list[str]) -> None:
     name = parse_command.__name__.removeprefix("parse_")
-    refused = {"nms=soft": "nms=soft is none of hard, soft_linear, soft_gaussian"}
+    refused = {"nms=soft": "nms=soft must be one of hard, soft_linear, soft_gaussian"}
     if name != "export":
         refused["nms_iou=-1"] = r"nms_iou=-1\.0 must be in \[0, 1\]"
         refused["nms_sigma=0"] = r"nms_sigma=0\.0 must be more than 0"

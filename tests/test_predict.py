@@ -272,7 +272,7 @@ def test_many_of_one_class_are_counted() -> None:
         ("images=nowhere", 1, "images=nowhere"),
         ("checkpoint=nowhere.pt", 1, "nowhere.pt"),
         ("min_score=2", 2, "min_score=2"),
-        ("save=[drawn,xml]", 2, "save=xml is none of drawn, crops, coco, yolo, csv"),
+        ("save=[drawn,xml]", 2, "save=xml must be one of drawn, crops, coco, yolo, csv"),
         ("min_score=high", 2, "min_score"),
         ("precision=int8", 2, "precision=int8"),
         ("device=cuda:99", 2, "device=cuda:99"),

@@ -86,7 +86,10 @@ def test_code_is_left_alone(tmp_path: Path) -> None:
         ("a <!-- value a.json: times/*/ms: .1f -->1<!-- end -->", "leads to 3 values"),
         ("a <!-- value a.json: times/name=c/ms: .1f -->1<!-- end -->", "leads to 0 values"),
         ("<!-- value a.json: times/0/ms: .1f -->1<!-- end -->", "must not begin"),
-        ("<!-- quote gone a.json -->\n<!-- end of quote -->", "gone is none of study, operator"),
+        (
+            "<!-- quote gone a.json -->\n<!-- end of quote -->",
+            "gone must be one of study, operator",
+        ),
     ],
 )
 def test_errors_name_the_page_and_the_line(tmp_path: Path, text: str, reason: str) -> None:

@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in HELP:
-        raise ConfigError(f"{command} is none of {', '.join(HELP)}")
+        raise ConfigError(f"{command} must be one of {', '.join(HELP)}")
     if {"-h", "--help"} & set(rest):
         print(HELP[command])
         return 0

@@ -48,7 +48,7 @@ def prepare(name: str, root: Path) -> bool:
         DatasetError: the name is unknown, a download failed, or an archive lacks images.
     """
     if name not in NAMES:
-        raise DatasetError(f"{name} is none of {', '.join(NAMES)}")
+        raise DatasetError(f"{name} must be one of {', '.join(NAMES)}")
     complete = _prepare_coco(root) if name == "coco" else _prepare_voc(name, root)
     print(f"{'Train' if complete else 'Then train'} on it:\n\n    {train_command(name, root)}")
     return complete

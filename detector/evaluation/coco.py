@@ -138,7 +138,7 @@ def check_backend(name: str) -> None:
         EvaluationError: the name is not in `BACKENDS`.
     """
     if name not in BACKENDS:
-        raise EvaluationError(f"backend={name} is none of {', '.join(BACKENDS)}")
+        raise EvaluationError(f"backend={name} must be one of {', '.join(BACKENDS)}")
 
 
 def _by_numpy(ground_truth: GroundTruth, detections: Detections, class_agnostic: bool) -> _Scores:

@@ -175,7 +175,7 @@ def check_options(
             metric, or `check_thresholds` refuses the IoU thresholds.
     """
     if metric not in METRICS:
-        raise EvaluationError(f"metric={metric} is none of {', '.join(METRICS)}")
+        raise EvaluationError(f"metric={metric} must be one of {', '.join(METRICS)}")
     if metric == "coco" and pixel_inclusive:
         raise EvaluationError("pixel_inclusive=true is for metric=voc07 and voc12, got metric=coco")
     if metric == "coco" and iou_thresholds != VOC_THRESHOLDS:

@@ -72,7 +72,7 @@ def with_neck(body: ResNet, neck: str, *, channels: int, anchor_sizes: list[int]
                 roi_strides={"c5": strides[3]},
             )
         case _:
-            raise ValueError(f"model.neck={neck} is none of fpn, dc5")
+            raise ValueError(f"model.neck={neck} must be one of fpn, dc5")
 
 
 def feature_strides(body: ResNet) -> list[int]:

@@ -46,7 +46,7 @@ def non_maximum_suppression(
         ValueError: `method` is unknown.
     """
     if method not in ("hard", "soft_linear", "soft_gaussian"):
-        raise ValueError(f"model.nms={method} is none of hard, soft_linear, soft_gaussian")
+        raise ValueError(f"model.nms={method} must be one of hard, soft_linear, soft_gaussian")
     if method == "hard":
         kept = batched_nms(boxes, scores, labels, iou_threshold)
         return kept, scores[kept]

@@ -55,7 +55,7 @@ def resnet(
         "wide_resnet50_2": torchvision.models.wide_resnet50_2,
     }
     if name not in builders:
-        raise ValueError(f"model.backbone={name} is none of {', '.join(builders)}")
+        raise ValueError(f"model.backbone={name} must be one of {', '.join(builders)}")
     body = builders[name](norm_layer=norm_layer(norm, norm_eps))
     if stride_in_1x1:
         for block in body.modules():
@@ -75,7 +75,7 @@ def norm_layer(norm: str, eps: float) -> Callable[[int], nn.Module]:
         "group": lambda channels: nn.GroupNorm(32, channels, eps),
     }
     if norm not in layers:
-        raise ValueError(f"model.norm={norm} is none of {', '.join(layers)}")
+        raise ValueError(f"model.norm={norm} must be one of {', '.join(layers)}")
     return layers[norm]
 
 
@@ -123,7 +123,7 @@ def placement(body: nn.Module, *, stages: str, last_layers: int | None) -> list[
     first, _, last = stages.partition("-")
     names = list(STAGES)
     if first not in names or last not in ("", "c5") or (not last and first != "c5"):
-        raise ValueError(f"deform.stages={stages} is none of none, c5, c4-c5, c3-c5, c2-c5")
+        raise ValueError(f"deform.stages={stages} must be one of none, c5, c4-c5, c3-c5, c2-c5")
     return convolutions_3x3(body, names[names.index(first) :])
 
 

@@ -39,7 +39,7 @@ def quoted(path: Path) -> str:
                 return f"{opening}-->{text}<!-- end -->"
             words = found["rest"].split()
             if found["kind"] not in TABLES:
-                raise ValueError(f"{found['kind']} is none of {', '.join(TABLES)}")
+                raise ValueError(f"{found['kind']} must be one of {', '.join(TABLES)}")
             opening = found[0].split("\n")[0]
             text = TABLES[found["kind"]](content, *words)
             return f"{opening}\n\n{text}\n\n<!-- end of quote -->"

@@ -241,7 +241,7 @@ def test_nothing_to_study(sweep: Path, tmp_path: Path, monkeypatch, capsys) -> N
     for words, message in (
         ([str(tmp_path / "empty")], "there are no runs in it"),
         ([str(tmp_path / "absent")], "no such folder"),
-        ([str(sweep), "baseline=c2"], "baseline=c2 is none of the arms none, c5_v2"),
+        ([str(sweep), "baseline=c2"], "baseline=c2 must be one of the arms none, c5_v2"),
         ([], "give the folder of a sweep"),
         ([str(sweep), "resamples=1"], "resamples=1 must be at least 2"),
         ([str(sweep), "base=none"], "base"),

@@ -205,7 +205,7 @@ def test_prepare_says_whether_all_is_there(
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["look"], "look is none of check, sheet, benchmark, prepare"),
+        (["look"], "look must be one of check, sheet, benchmark, prepare"),
         (["check", "data=coco"], "data.train.images"),
         (["check", "rounds=0"], "rounds=0"),
         (["check", "decode=perhaps"], "decode"),

@@ -245,5 +245,5 @@ def test_the_training_command_composes(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="voc13 is none of voc07, voc12, voc07.12, coco"):
+    with pytest.raises(DatasetError, match="voc13 must be one of voc07, voc12, voc07.12, coco"):
         prepare("voc13", tmp_path)

@@ -152,7 +152,7 @@ def test_areas_at_the_limits_of_the_sizes(area: float) -> None:
 
 
 def test_a_backend_that_is_not_there() -> None:
-    with pytest.raises(EvaluationError, match="backend=fast is none of numpy, pycocotools"):
+    with pytest.raises(EvaluationError, match="backend=fast must be one of numpy, pycocotools"):
         coco_metrics(ground_truth_of([box(0, 10)]), [], backend="fast")
 
 

@@ -81,7 +81,7 @@ def test_refusals() -> None:
         compare(*sets, metric="coco", num_resamples=0, seed=0)
     with pytest.raises(EvaluationError, match="seed=-1 must be at least 0"):
         compare(*sets, metric="coco", num_resamples=9, seed=-1)
-    with pytest.raises(EvaluationError, match="metric=voc is none of"):
+    with pytest.raises(EvaluationError, match="metric=voc must be one of"):
         compare(*sets, metric="voc", num_resamples=9, seed=0)
     with pytest.raises(EvaluationError, match="resamples=1 are too few: none has an object"):
         undrawn = int(np.flatnonzero(draw_images(50, 1, np.random.default_rng(0)) == 0)[0])
@@ -134,7 +134,7 @@ def test_from_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     judged = "backend=pycocotools"
     with pytest.raises(ConfigError, match=f"{judged} is for metric=coco, got metric=voc12"):
         run(tmp_path, *one, judged, "metric=voc12")
-    with pytest.raises(ConfigError, match="backend=quick is none of numpy, pycocotools"):
+    with pytest.raises(ConfigError, match="backend=quick must be one of numpy, pycocotools"):
         run(tmp_path, *one, "backend=quick")
     with pytest.raises(ConfigError, match=f"{judged} cannot be used with compare_with"):
         run(tmp_path, *two, judged)

@@ -218,7 +218,7 @@ def test_parameters_of_the_papers_networks() -> None:
     [
         (dict(dilation=1), "model.neck=dc5 needs model.c5_dilation of 2 or more"),
         (dict(anchor_sizes=[]), r"model.anchor_sizes=\[\] must be at least one"),
-        (dict(neck="pan"), "model.neck=pan is none of fpn, dc5"),
+        (dict(neck="pan"), "model.neck=pan must be one of fpn, dc5"),
     ],
 )
 def test_refusals(values: dict, message: str) -> None:

@@ -130,5 +130,7 @@ def test_hard_is_torchvisions() -> None:
 
 
 def test_refuses_another_method() -> None:
-    with pytest.raises(ValueError, match="model.nms=weighted is none of hard, soft_linear, soft_"):
+    with pytest.raises(
+        ValueError, match="model.nms=weighted must be one of hard, soft_linear, soft_"
+    ):
         non_maximum_suppression(*clustered_boxes(0, 3, 1), method="weighted", **VALUES)

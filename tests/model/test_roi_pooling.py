@@ -152,5 +152,5 @@ def test_it_learns() -> None:
 
 
 def test_another_kind() -> None:
-    with pytest.raises(ConfigError, match="model.roi_pool=deform is none of align, deform_v1"):
+    with pytest.raises(ConfigError, match="model.roi_pool=deform must be one of align, deform_v1"):
         config_of("model.roi_pool=deform")

@@ -99,7 +99,7 @@ def _baseline(runs: Runs, baseline: str | None) -> str:
     if baseline is None:
         return "none" if "none" in runs.arms else next(iter(runs.arms))
     if baseline not in runs.arms:
-        raise StudyError(f"baseline={baseline} is none of the arms {', '.join(runs.arms)}")
+        raise StudyError(f"baseline={baseline} must be one of the arms {', '.join(runs.arms)}")
     return baseline
 
 
