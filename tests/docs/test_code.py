@@ -32,7 +32,17 @@ from detector.config import ConfigError, parse_train
 from detector.data.__main__ import HELP as OF_DATA
 
 BLOCKS = blocks()
-OTHER_PROGRAMS = {"pip", "pytest", "mkdocs", "docker", "pre-commit", ".", "tensorboard", "sbatch"}
+OTHER_PROGRAMS = {
+    "bash",
+    "pip",
+    "pytest",
+    "mkdocs",
+    "docker",
+    "pre-commit",
+    ".",
+    "tensorboard",
+    "sbatch",
+}
 OTHER_PROGRAMS |= {"scancel", "squeue", "cd", "mkdir", "git", "export", "ls", "scontrol", "srun"}
 OTHER_MODULES = {"venv", "build"}
 OUTPUT = ["output=OUT"]  # the default is Hydra's run folder, which does not exist in these tests
