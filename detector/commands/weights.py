@@ -9,10 +9,11 @@ from omegaconf import DictConfig
 
 from detector.builders.model import build_model, conventions_of
 from detector.config import CONFIGS, ConfigError, conventions, parse_train, to_plain
+from detector.evaluation.results import read_ground_truth
 from detector.model.weights.architecture import Architecture, architecture
 from detector.model.weights.files import WeightsError
 from detector.model.weights.reading import Weights, read_weights
-from detector.schema import TrainConfig
+from detector.schema import CocoConfig, TrainConfig
 from detector.training.checkpoint import FORMAT, save_checkpoint
 
 NOT_GIVEN = "not-given"  # stands for the paths of the training data, which are unknown
@@ -144,8 +145,8 @@ def convert(weights: Weights, network: Architecture, out: Path, words: list[str]
     """Write a checkpoint with these weights, their network and their classes.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError: the network cannot be built, or the checkpoint
-            cannot be written.
+        ConfigError, WeightsError, EvaluationError, CheckpointError: the network cannot be built,
+            the annotations do not fit, or the checkpoint cannot be written.
     """
     if weights.framework == "ours":
         raise ConfigError(f"{weights.path} is a checkpoint of ours already: give checkpoint=")
@@ -154,9 +155,7 @@ def convert(weights: Weights, network: Architecture, out: Path, words: list[str]
     if out.exists():
         raise ConfigError(f"convert={out} exists already")
     config = _config(weights, network, words)
-    names = weights.classes
-    if names is None or len(names) != network.num_classes:
-        names = tuple(f"class {number}" for number in range(1, network.num_classes + 1))
+    names, category_ids = _names_and_ids(weights, network.num_classes, config)
     config.model.conventions = conventions_of(config.model)
     model = build_model(config.model, config.deform, config.data.transform, len(names))
     checkpoint = dict.fromkeys(
@@ -172,10 +171,39 @@ def convert(weights: Weights, network: Architecture, out: Path, words: list[str]
             "model": {key: value.clone() for key, value in model.state_dict().items()},
             "validation": {},
             "config": to_plain(config),
-            "classes": list(names),
-            "category_ids": list(range(1, len(names) + 1)),
+            "classes": names,
+            "category_ids": category_ids,
         },
     )
+
+
+def _names_and_ids(
+    weights: Weights, num_classes: int, config: TrainConfig
+) -> tuple[list[str], list[int]]:
+    """Return the names and category ids of the classes, in the order of the labels.
+
+    The file's own names take precedence. Otherwise they are those of the validation annotations, in
+    the order of the category ids, which is how detectron2 and mmdetection count labels; if no
+    annotations are given, the names are `class 1`, `class 2` and so on.
+
+    Raises:
+        ConfigError: the annotations have another number of categories.
+        EvaluationError: the annotations cannot be read.
+    """
+    counted = list(range(1, num_classes + 1))
+    if weights.classes is not None and len(weights.classes) == num_classes:
+        return list(weights.classes), counted
+    data = config.data
+    if not isinstance(data, CocoConfig) or data.val.annotations == NOT_GIVEN:
+        return [f"class {number}" for number in counted], counted
+    path = Path(data.root) / data.val.annotations
+    truth = read_ground_truth(path)
+    if len(truth.names) != num_classes:
+        raise ConfigError(
+            f"data.val.annotations={path} has {len(truth.names)} categories, but {weights.path} "
+            f"has {num_classes} classes: give annotations with the categories of its training"
+        )
+    return list(truth.names), truth.category_ids.tolist()
 
 
 def _config(weights: Weights, network: Architecture, words: list[str]) -> TrainConfig:

@@ -5,6 +5,7 @@ A block that cannot be run has the comment `<!-- not run: ... -->` in the line a
 nevertheless. Nothing is trained, downloaded or written outside a temporary folder.
 """
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -192,10 +193,12 @@ def test_command_lines(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=named)
 def test_python(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = compile(block.code, named(block), "exec")
-    if "<!-- not run:" not in block.before:
-        monkeypatch.chdir(tmp_path)
-        exec(code, {})
+    """A block that cannot be run still has to import what exists."""
+    tree = ast.parse(block.code)
+    if "<!-- not run:" in block.before:
+        tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(tree, named(block), "exec"), {})
 
 
 def test_every_language_is_known() -> None:

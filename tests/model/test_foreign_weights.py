@@ -21,12 +21,13 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from detector.builders.model import build_model, conventions_of
-from detector.commands.weights import described
-from detector.config import CONFIGS, conventions, parse_train, to_plain
+from detector.commands.weights import convert, described
+from detector.config import CONFIGS, ConfigError, conventions, parse_train, to_plain
 from detector.model.weights import files
 from detector.model.weights.architecture import architecture
 from detector.model.weights.files import WeightsError
 from detector.model.weights.loading import load_file
+from detector.model.weights.metadata import _classes_of_torchvision
 from detector.model.weights.reading import read_weights
 
 SMALL = ["model.backbone=resnet18", "model.fpn_channels=8", "model.box_head_channels=8"]
@@ -233,6 +234,35 @@ def test_the_command_runs_and_converts(tmp_path: Path) -> None:
     assert model["conventions"]["channel_order"] == "bgr"
     assert model["backbone"] == "resnet18"
     assert converted["classes"] == ["class 1", "class 2", "class 3"]
+
+
+def test_annotations_name_the_classes_of_a_converted_file(tmp_path: Path) -> None:
+    """Labels of detectron2 count the categories in the order of their ids."""
+    path = written("detectron2, zoo", tmp_path, model_of("deform=none", seed=1).state_dict())
+    weights = read_weights(path)
+    names = {7: "ring", 3: "disc", 90: "star"}
+    categories = [{"id": number, "name": name} for number, name in names.items()]
+    truth = {"images": [], "annotations": [], "categories": categories}
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    words = [f"data.root={tmp_path}", "data.val.annotations=val.json"]
+    network = architecture(weights.state, path)
+    convert(weights, network, tmp_path / "out.pt", words)
+    converted = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert converted["classes"] == ["disc", "ring", "star"]
+    assert converted["category_ids"] == [3, 7, 90]
+    truth["categories"].pop()
+    (tmp_path / "val.json").write_text(json.dumps(truth))
+    with pytest.raises(ConfigError, match="has 2 categories, but .* has 3 classes"):
+        convert(weights, network, tmp_path / "other.pt", words)
+    assert not (tmp_path / "other.pt").exists()
+
+
+def test_cocos_unused_ids_have_names_of_their_own() -> None:
+    """torchvision calls all ten N/A, and evaluation refuses a name that is listed twice."""
+    state = {"roi_heads.box_predictor.cls_score.weight": torch.zeros(91, 4)}
+    names = _classes_of_torchvision(state)
+    assert names is not None and len(names) == len(set(names)) == 90
+    assert names[0] == "person" and names[11] == "unused 12" and names[89] == "toothbrush"
 
 
 @pytest.mark.parametrize("name", ["torchvision", "detectron2", "mmdetection"])

@@ -9,7 +9,8 @@ of a classifier. It may be a torch file, a plain pickle or safetensors. No code 
 and no network is built unless convert= is given.
 
     convert=OUT   write a checkpoint that evaluate.py and predict.py accept. Overrides of train.py
-                  may follow, such as data=coco data.root=COCO data.val.images=... for its data.
+                  may follow, such as data.root=COCO data.val.images=... data.val.annotations=...
+                  for its data. If the file has no class names, they are those of the annotations.
 """
 
 import sys

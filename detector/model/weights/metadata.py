@@ -145,10 +145,15 @@ def _metadata_value(metadata: dict[str, str], key: str) -> Any:
 def _classes_of_torchvision(state: StateDict) -> tuple[str, ...] | None:
     """Return the names of COCO's ids 1 to 90 if the classes are as many as torchvision's.
 
-    Ten of these ids have no class.
+    Ten of these ids have no class. torchvision calls them all N/A, but names must differ.
     """
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     scores = state.get(f"{HEAD}cls_score.weight")
-    return tuple(names[1:]) if scores is not None and len(scores) == len(names) else None
+    if scores is None or len(scores) != len(names):
+        return None
+    return tuple(
+        f"unused {number}" if name == "N/A" else name
+        for number, name in enumerate(names[1:], start=1)
+    )
