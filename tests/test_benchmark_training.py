@@ -198,8 +198,15 @@ def test_ratios() -> None:
 @pytest.mark.slow
 def test_the_peak_holds_at_least_gradients_and_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement, "SIZE", SIZE)
-    peak = measurement.peak_in_child("torchvision", "float32", "cpu")
+    peak = measurement.peak_memory("torchvision", "float32", "cpu")
     assert peak > 2 * 41_481_636 * 4 / 2**20  # twice the trainable parameters, in float32
+
+
+def test_memory_on_cuda_is_read_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new process for each candidate took minutes, and the allocator counts exactly."""
+    monkeypatch.setattr(measurement.subprocess, "run", None)
+    monkeypatch.setattr(measurement, "peak", lambda name, dtype, device, size: float(size))
+    assert measurement.peak_memory("ours", "float32", "cuda") == measurement.SIZE
 
 
 def test_the_command(
@@ -213,7 +220,7 @@ def test_the_command(
     monkeypatch.setattr(command, "build", lambda name, *_: candidates[name])
     monkeypatch.setattr(command, "work_of", lambda name, _: rows[name])
     monkeypatch.setattr(measurement, "step_seconds", lambda *_: 2.0)
-    monkeypatch.setattr(command, "peak_in_child", lambda *_: 1.0)
+    monkeypatch.setattr(command, "peak_memory", lambda *_: 1.0)
     threads = torch.get_num_threads()
     arguments = ["--rounds", "2", "--threads", "1", "--json", str(tmp_path / "out.json")]
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])

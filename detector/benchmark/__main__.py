@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from detector.benchmark.candidates import BATCH, CANDIDATES, NUM_BOXES, NUM_CLASSES, SIZE, build
-from detector.benchmark.measurement import measure, peak_in_child, progress
+from detector.benchmark.measurement import measure, peak_memory, progress
 from detector.benchmark.report import ratios_of, rows_of, table_of, time_table
 from detector.benchmark.work import check_equal_work, work_of
 from ops import memory
@@ -72,7 +72,7 @@ def main() -> None:
     peaks = {}
     if memory.measurable(device):
         peaks = {
-            f"{name} {dtype}": peak_in_child(name, dtype, device)
+            f"{name} {dtype}": peak_memory(name, dtype, device)
             for dtype in dtypes
             for name in CANDIDATES
         }
