@@ -15,9 +15,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detector import entry, exit_codes
-from detector.config import check_from_scratch, check_root, parse_train
+from detector.config import ConfigError, check_from_scratch, check_root, parse_train
 from detector.schema import TrainConfig
 from detector.sweep import SweepFolder
+from detector.training.durable import write_json
 
 
 @hydra.main(version_base="1.3", config_path=str(entry.CONFIGS), config_name="train")
@@ -29,7 +30,7 @@ def main(cfg: DictConfig) -> None:
             run(checked(cfg), folder)
         return
     try:
-        run(checked(cfg), folder)
+        run(checked_arm(cfg, folder), folder)
     except Exception as error:  # Hydra starts the next run, unless a signal stopped this one
         if entry.exit_code(error) in exit_codes.STOPPED:
             with entry.one_line_errors():
@@ -44,6 +45,19 @@ def checked(cfg: DictConfig) -> TrainConfig:
     if not config.plan:  # which discards what it trains
         check_from_scratch(config.model)
     return config
+
+
+def checked_arm(cfg: DictConfig, folder: Path) -> TrainConfig:
+    """Check the configuration of one run of a sweep. If it is refused, write the reason into the
+    run's summary.json, where the study of the sweep finds it.
+    """
+    try:
+        return checked(cfg)
+    except ConfigError as error:
+        path = folder / "summary.json"
+        if not cfg.plan and not path.exists():
+            write_json(path, {"status": "failed", "error": f"ConfigError: {error}"})
+        raise
 
 
 def run(config: TrainConfig, folder: Path) -> None:

@@ -136,13 +136,14 @@ def _folders_of_runs(folder: Path) -> list[Path]:
 
 def _unfinished(run: Path) -> str | None:
     """Return why a run cannot be part of a study, or None if it can."""
-    for name in ("config.yaml", "summary.json"):
-        if not (run / name).exists():
-            return f"it has not finished: there is no {name}"
+    if not (run / "summary.json").exists():
+        return "it has not finished: there is no summary.json"
     summary = json.loads((run / "summary.json").read_text())
     if summary["status"] != "done":
         reason = summary.get("error") or summary.get("signal") or "no reason given"
         return f"its status is {summary['status']}, not done: {reason}"
+    if not (run / "config.yaml").exists():
+        return "it has not finished: there is no config.yaml"
     for name in ("ground_truth.json", "detections.json"):
         if not (run / name).exists():
             return f"there is no {name}, which older versions did not write: train the run again"
