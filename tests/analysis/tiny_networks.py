@@ -1,17 +1,19 @@
-"""Small detectors with drawn offsets, and images for them."""
+"""Small detectors with random offsets, and images for them."""
 
 import torch
+from small import small_detector
 from torch import nn
+from torchvision.models.detection import FasterRCNN
 
-from detector.config import conventions
 from detector.data.dataset import DetectionDataset
 from detector.model.deformable_conv import DeformableConv2d
-from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
 
 
-def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool: str = "align"):
-    """A detector whose offsets are drawn, of up to a few pixels."""
+def tiny(
+    stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool: str = "align"
+) -> FasterRCNN:
+    """Build a detector with random offsets of up to a few pixels."""
     torch.manual_seed(0)
     body = resnet(
         name="resnet10",
@@ -27,30 +29,13 @@ def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool:
         offset_groups=offset_groups,
         mask_start=1.0,
     )
-    model = faster_rcnn(
+    channels = dict.fromkeys(("fpn_channels", "rpn_channels", "box_head_channels"), 16)
+    model = small_detector(
         body,
-        num_classes=2,
-        conventions=conventions("torchvision"),
-        neck="fpn",
-        fpn_channels=16,
-        trainable_layers=5,
+        **channels,
         anchor_sizes=[16, 32, 64, 128, 256],
-        aspect_ratios=[1.0],
-        rpn_channels=16,
-        rpn_pre_nms_top_n_train=20,
-        rpn_pre_nms_top_n_test=20,
-        rpn_top_n_train=20,
-        rpn_top_n_test=20,
-        rpn_batch_size=16,
         roi_pool=roi_pool,
-        mask_start=1.0,
-        box_batch_size=8,
-        box_head_channels=16,
         score_threshold=0.05,
-        nms="hard",
-        nms_iou=0.5,
-        nms_sigma=0.5,
-        detections_per_image=5,
         min_size=96,
         max_size=160,
     )
@@ -61,8 +46,8 @@ def tiny(stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool:
     return model.eval()
 
 
-def samples(num_images: int = 2) -> "DetectionDataset":
-    """Images 96x128 with one object of each size."""
+def samples(num_images: int = 2) -> DetectionDataset:
+    """Return images of 96x128 pixels with one object of each size."""
 
     class Data:
         def __len__(self) -> int:
