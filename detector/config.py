@@ -167,8 +167,8 @@ def parse_train(config: DictConfig | dict[str, Any]) -> TrainConfig:
 
 
 def completed(config: DictConfig | dict[str, Any]) -> DictConfig:
-    """Add the keys that configurations of earlier versions lack, with the values that reproduce
-    their model.
+    """Add the keys that configurations of earlier versions lack, with the values that do
+    what those versions did.
 
     Raises:
         ConfigError: the configuration has no `model` or no `deform` part.

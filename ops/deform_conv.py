@@ -43,10 +43,10 @@ def deform_conv2d(
     dilation: int | tuple[int, int] = 1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute deformable convolution v1 (no mask) or v2 (with a mask), as torchvision does.
+    """Compute deformable convolution v1 (no mask) or v2 (mask), with torchvision's interface.
 
     The output at position p is the sum over the taps k of weight_k * mask_k * input(p + p_k +
-    offset_k), where the input is sampled bilinearly and is zero outside the image. The number of
+    offset_k), where the input is sampled bilinearly and is zero outside its map. The number of
     weight groups follows from the shape of `weight`, that of offset groups from the shape of
     `offset`.
 
@@ -99,6 +99,7 @@ def deform_conv2d(
 class DeformConv2d(nn.Module):
     """A deformable convolution that holds its weight and bias; see `deform_conv2d`.
 
+    `detector.model.deformable_conv.DeformableConv2d` also predicts the offsets.
     The offsets (and the mask, for v2) are arguments of `forward`. The parameters, their names and
     their initialisation are those of `torchvision.ops.DeformConv2d`.
     """
@@ -166,6 +167,9 @@ class DeformConv2d(nn.Module):
 
 @torch.compiler.assume_constant_result
 def _may_split_float32() -> bool:
+    """Return whether a float32 product may be computed as two bfloat16 ones, which AMX multiplies:
+    torch's own setting for products decides.
+    """
     return torch.get_float32_matmul_precision() != "highest"
 
 

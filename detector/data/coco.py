@@ -60,13 +60,14 @@ def read_coco(
         classes: the names of the classes with the labels 1..K, which the file need not all have;
             an object of another class is an error. None takes the classes of the file.
         on_error: what happens if a single image or object cannot be used. "stop" raises an error;
-            "warn" leaves it out and adds an error to the dataset's `faults`. An error of the
-            whole file is always raised.
+            "warn" leaves it out and adds a fault of severity "error" to the dataset's `faults`. An
+            error of the whole file is always raised.
 
     Raises:
-        DatasetError: the file cannot be read; a key is missing or has a wrong type; an id or a
-            class name occurs twice; an object refers to an unknown image or category; an image
-            file is missing or outside the folder; a box is not finite or outside its image.
+        DatasetError: the file cannot be read; a key is missing or has a wrong type; an image id, or
+            a class that has objects, occurs twice; an object refers to an unknown image or
+            category; an image file is missing or outside the folder; a box is not finite or outside
+            its image.
     """
     faults = Faults(on_error)
     content = load_annotations(annotations)

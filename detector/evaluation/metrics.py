@@ -1,7 +1,7 @@
 """The metrics that a configuration can name: coco, voc07 and voc12."""
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import cast, get_args
 
 from detector.choices import METRICS
 from detector.evaluation.coco import Curve, check_backend, coco_metrics
@@ -113,7 +113,7 @@ def score(
     voc = voc_metrics(
         ground_truth,
         detections,
-        rule=cast(Rule, metric),  # `check_options` has refused all others
+        rule=cast(Rule, metric),  # the only metrics that are left
         iou_thresholds=iou_thresholds,
         pixel_inclusive=pixel_inclusive,
     )
@@ -148,7 +148,7 @@ def match(
     voc = voc_metrics(
         ground_truth,
         detections,
-        rule=cast(Rule, metric),  # `check_options` has refused all others
+        rule=cast(Rule, metric),  # the only metrics that are left
         iou_thresholds=iou_thresholds,
         pixel_inclusive=pixel_inclusive,
     )
@@ -176,11 +176,13 @@ def check_options(
     """
     if metric not in METRICS:
         raise EvaluationError(f"metric={metric} must be one of {', '.join(METRICS)}")
-    if metric == "coco" and pixel_inclusive:
-        raise EvaluationError("pixel_inclusive=true is for metric=voc07 and voc12, got metric=coco")
-    if metric == "coco" and iou_thresholds != VOC_THRESHOLDS:
+    if metric not in get_args(Rule) and pixel_inclusive:
+        raise EvaluationError(
+            f"pixel_inclusive=true is for metric=voc07 and voc12, got metric={metric}"
+        )
+    if metric not in get_args(Rule) and iou_thresholds != VOC_THRESHOLDS:
         thresholds = f"iou_thresholds={list(iou_thresholds)}"
-        raise EvaluationError(f"{thresholds} is for metric=voc07 and voc12, got metric=coco")
+        raise EvaluationError(f"{thresholds} is for metric=voc07 and voc12, got metric={metric}")
     check_thresholds(iou_thresholds)
     if metric != "coco" and class_agnostic:
         raise EvaluationError(f"class_agnostic=true is for metric=coco, got metric={metric}")

@@ -73,7 +73,7 @@ def faster_rcnn(
             al. 2017).
         fpn_channels: channels of p2 to p6, or of the reduced c5.
         trainable_layers: how many of layer4, layer3, layer2, layer1 and conv1 are trained, counted
-            from the output. With 5, bn1 is trained as well.
+            from the output. With 5, bn1 is trained as well, as in torchvision.
         anchor_sizes: in pixels; with an FPN one size for each level, p2 to p6, otherwise all sizes
             are used on c4.
         aspect_ratios: height divided by width.
@@ -112,7 +112,7 @@ def faster_rcnn(
         rpn_post_nms_top_n_test=rpn_top_n_test,
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
         box_predictor=BoxPredictor(box_head_channels, num_classes + 1),
-        rpn_head=ProposalHead(  # built last, which keeps the initial weights of a seed
+        rpn_head=ProposalHead(  # after the box head: a seed has always given these initial weights
             parts.rpn_in_channels,
             rpn_channels,
             num_anchors=len(parts.anchor_sizes[0]) * len(aspect_ratios),

@@ -132,7 +132,9 @@ class Ranks:
             gradient_as_bucket_view=True,
             # Otherwise DDP rearranges its gradient buckets after a process's first step. With three
             # or more ranks the first step after a resume would then sum the gradients in another
-            # order than the same step of an uninterrupted run.
+            # order than the same step of an uninterrupted run. On CUDA, where equal bits are not
+            # promised, this would cost time in every step. A parameter's requires_grad must not
+            # change from here on.
             find_unused_parameters=device.type == "cpu",
         )
 

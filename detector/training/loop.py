@@ -3,9 +3,9 @@
 However many ranks and parts a step is split into, it trains on the same images, and its losses are
 means over all ranks and parts. Only batch norm depends on the split: it normalises over one part's
 images on one rank. Everything random about an image (its augmentation, and which of its anchors and
-proposals are sampled for the losses) is a function of (seed, epoch, index). Any other random number
-is a function of (seed, epoch); a run that is resumed within an epoch restores the random
-generators.
+proposals are sampled for the losses) is a function of (seed, epoch, index). Any other random
+number, such as those of dropout, is a function of (seed, epoch); a run that is resumed within an
+epoch restores the random generators.
 """
 
 import math
@@ -31,7 +31,9 @@ from detector.out_of_memory import is_out_of_memory
 from detector.training.distribution import SINGLE_PROCESS, Ranks, without_averaging
 from detector.training.preemption import StopRequest
 
-MIN_SCALE = 1.0  # the smallest loss scale for float16: gradients that still overflow have diverged
+MIN_SCALE = (
+    1.0  # the smallest loss scale for float16: gradients that overflow at this scale have diverged
+)
 
 
 class StepError(RuntimeError):
@@ -100,7 +102,7 @@ class Optimization:
             float32.
         clip_norm: the largest norm of the gradient, to which it is clipped; None for no clipping.
         ema: the moving average of the weights, updated after each step that is not left out.
-        num_parts: the number of batches whose gradients are accumulated for one step.
+        num_parts: the number of parts (batches) whose gradients are accumulated for one step.
     """
 
     optimizer: Optimizer
@@ -127,10 +129,10 @@ def train_epoch(
 
     Args:
         model: with several ranks, the model that `Ranks.parallel` returns.
-        batches: `num_parts` of them make one step.
+        batches: the parts of the steps; `num_parts` of them make one step.
         on_step: called after each step, also one that is left out, with the total `loss`, the
-            single losses and the learning rate `lr`. Losses are means over the ranks and parts of
-            the step.
+            single losses and the learning rate `lr` of the first parameter group. Losses are means
+            over the ranks and parts of the step.
         on_not_finite: called if a loss or gradient is not finite. The step is then left out: the
             weights and running statistics stay as they were before it. None raises the error
             instead. All ranks come to the same decision.
@@ -203,7 +205,7 @@ def _step(model: nn.Module, optimization: Optimization, *, is_finite: bool) -> N
         if optimization.ema is not None:
             optimization.ema.update_parameters(model)
     scaler = optimization.scaler
-    if scaler.is_enabled():  # it checks single gradients, but their norm alone may overflow too
+    if scaler.is_enabled():  # GradScaler checks single gradients, but their norm may overflow too
         scaler.update(None if is_finite else scaler.get_scale() * scaler.get_backoff_factor())
     with warnings.catch_warnings():  # the schedule may be stepped before the first optimizer step
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")

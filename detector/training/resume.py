@@ -7,7 +7,8 @@ from typing import Any
 
 from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_newest
 
-# Keys that may change when a run is resumed: its length, its devices, what it logs and keeps.
+# Keys that may change when a run is resumed: its length, its devices and restarts, the steps that
+# it may leave out, and what it logs and keeps.
 # `schedule.num_parts` is one: a step trains on the same images however many parts it has.
 MAY_CHANGE = frozenset(
     "device devices max_restarts rank_timeout data.num_workers schedule.num_parts schedule.epochs "

@@ -9,14 +9,15 @@ n runs of an arm therefore varies around its true value with the variance
 
 and the difference of two arms varies with the sum of both variances. Two estimates are available:
 
-- The paired bootstrap over images, applied to the difference of the two means, gives B, which
+- The paired bootstrap over images, applied to the difference of the two means, gives V, which
   estimates b² + w² / n, summed over both arms.
 - The sample variance S² between the runs of an arm, on the same images, estimates s² + w².
 
-B and S² / n together count w² twice. The bootstrap variance of a run's distance from its arm's
-mean, W, estimates w² alone, so that it can be subtracted. The variance of the difference is
+V and S² / n together count w² twice. The bootstrap variance of a run's distance from its arm's
+mean, W, estimates w² alone, so that it can be subtracted. The variance of the difference of arms 1
+and 2 is
 
-    v = max(S1² / n1 + S2² / n2 - W1 / n1 - W2 / n2, 0) + B
+    v = max(S1² / n1 + S2² / n2 - W1 / n1 - W2 / n2, 0) + V
 
 Its interval uses the quantile of Student's t at Satterthwaite's degrees of freedom ("An Approximate
 Distribution of Estimates of Variance Components", Biometrics Bulletin 1946), as Welch's test does,
@@ -26,7 +27,8 @@ Arms with the same seeds share the order of the data and much of the initial wei
 be lucky for all arms alike. If an F test on the table of arms and seeds shows this (at 5 %), runs
 of the same seed are paired: S² and W are then computed from the differences of the paired runs.
 
-In shapes, A: arms, S: runs (seeds) of an arm, B: resamples of the images.
+In shapes, A is the number of arms, S that of the runs (seeds) of an arm, and B that of the
+resamples of the images.
 """
 
 from collections.abc import Iterable
@@ -62,7 +64,7 @@ class VarianceParts:
             two runs to estimate it from.
         runs_with_images: the part of `runs` that is due to the images, W1 / n1 + W2 / n2.
         degrees: the degrees of freedom of `runs`.
-        images: the variance due to the choice of images, B.
+        images: the variance due to the choice of images, V.
         num_images: the number of validation images.
         is_paired: whether runs of the same seed are paired.
     """
@@ -192,6 +194,7 @@ def standard_error(parts: VarianceParts) -> tuple[float, float]:
     if parts.runs:
         uncertainty += parts.runs**2 / parts.degrees
     degrees = variance**2 / uncertainty if uncertainty else most
+    # The subtraction of W must not leave fewer degrees of freedom than the runs have.
     return float(np.sqrt(variance)), max(degrees, parts.degrees or degrees)
 
 
