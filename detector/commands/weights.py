@@ -27,8 +27,9 @@ def run(file: str, out: str | None, words: list[str]) -> None:
         words: additional arguments of train.py, which change the checkpoint's configuration.
 
     Raises:
-        ConfigError, WeightsError, CheckpointError: the file cannot be read, its network cannot be
-            built, or the checkpoint cannot be written.
+        ConfigError, WeightsError, EvaluationError, CheckpointError: the file cannot be read, its
+            network cannot be built, the annotations do not fit, or the checkpoint cannot be
+            written.
     """
     weights = read_weights(Path(file))
     network = architecture(weights.state, file)
