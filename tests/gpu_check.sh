@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks and times the project on a GPU that it has not run on before, in about six minutes:
+# Checks and times the project on a GPU that it has not run on before, within six minutes:
 #
 #   bash tests/gpu_check.sh [FOLDER]
 #
