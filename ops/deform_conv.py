@@ -92,7 +92,9 @@ def deform_conv2d(
     refuse_forward_mode("deform_conv2d", input, offset, weight, bias, mask)
     if torch.onnx.is_in_onnx_export():
         return onnx.deform_conv(*arguments)
-    output: Tensor = torch.ops.deform_conv.forward(*arguments, _may_split_float32())
+    output: Tensor = torch.ops.deform_conv.forward(
+        *arguments, _allows_fast_float32(input.device.type)
+    )
     return output
 
 
@@ -166,10 +168,15 @@ class DeformConv2d(nn.Module):
 
 
 @torch.compiler.assume_constant_result
-def _may_split_float32() -> bool:
-    """Return whether a float32 product may be computed as two bfloat16 ones, which AMX multiplies:
-    torch's own setting for products decides.
+def _allows_fast_float32(device_type: str) -> bool:
+    """Return whether torch's settings allow a float32 convolution to be computed with fewer bits.
+
+    On a GPU it is computed in TF32, if cuDNN's convolutions are. On a CPU, AMX multiplies pairs of
+    bfloat16 numbers instead, if torch's setting for products of matrices allows that.
     """
+    if device_type == "cuda":
+        conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        return bool(conv.fp32_precision == "tf32")
     return torch.get_float32_matmul_precision() != "highest"
 
 
@@ -263,7 +270,7 @@ def _forward_fake(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
-    split_float32: bool = False,
+    fast_float32: bool = False,
 ) -> Tensor:
     shape = (input.shape[0], weight.shape[0], *offset.shape[2:])
     return torch.empty(
@@ -283,6 +290,7 @@ def _backward_fake(
     dilation: list[int],
     needs_input: bool = True,
     needs_weight: bool = True,
+    fast_float32: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def gradient(tensor: Tensor | None) -> Tensor:
         if tensor is None:
@@ -301,7 +309,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, offset, weight, _, mask, ctx.stride, ctx.padding, ctx.dilation, _ = inputs
+    input, offset, weight, _, mask, *ctx.settings = inputs
     ctx.save_for_backward(input, offset, weight, mask)
 
 
@@ -310,9 +318,10 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     needs_input, needs_offset, needs_weight, needs_bias, needs_mask, *_ = ctx.needs_input_grad
     grads: tuple[Tensor | None, ...] = (None,) * 4
     if needs_input or needs_offset or needs_weight or needs_mask:
+        stride, padding, dilation, fast_float32 = ctx.settings
         grads = torch.ops.deform_conv.backward(
-            grad_output, input, offset, weight, mask, ctx.stride, ctx.padding, ctx.dilation,
-            needs_input, needs_weight,
+            grad_output, input, offset, weight, mask, stride, padding, dilation,
+            needs_input, needs_weight, fast_float32,
         )  # fmt: skip
     grad_input, grad_offset, grad_weight, grad_mask = grads
     return (
@@ -376,7 +385,7 @@ def _autocast(
     stride: list[int],
     padding: list[int],
     dilation: list[int],
-    split_float32: bool = False,
+    fast_float32: bool = False,
 ) -> Tensor:
     device_type = input.device.type
     # float64 stays float64, as in all operators under autocast.
@@ -391,7 +400,7 @@ def _autocast(
             stride,
             padding,
             dilation,
-            split_float32,
+            fast_float32,
         )
 
 

@@ -28,7 +28,7 @@ def deform_conv(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-    split_float32: bool = False,
+    fast_float32: bool = False,
 ) -> Tensor:
     """Return a `DeformConv` node of an ONNX graph.
 

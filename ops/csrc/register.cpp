@@ -4,11 +4,12 @@
 STABLE_TORCH_LIBRARY(deform_conv, m) {
   m.def(
       "forward(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, "
-      "int[] stride, int[] padding, int[] dilation, bool split_float32=False) -> Tensor");
+      "int[] stride, int[] padding, int[] dilation, bool fast_float32=False) -> Tensor");
   m.def(
       "backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
-      "int[] stride, int[] padding, int[] dilation, bool needs_input=True, bool needs_weight=True) "
-      "-> (Tensor grad_input, Tensor grad_offset, Tensor grad_weight, Tensor grad_mask)");
+      "int[] stride, int[] padding, int[] dilation, bool needs_input=True, bool needs_weight=True, "
+      "bool fast_float32=False) -> (Tensor grad_input, Tensor grad_offset, Tensor grad_weight, "
+      "Tensor grad_mask)");
   m.def("cpu_capabilities() -> str");
   m.def("use_cpu_capability(str name) -> str");
   m.def("use_fused_cuda_forward(bool fused) -> bool");

@@ -18,7 +18,16 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-FUSED = pytest.param("cuda fused", marks=pytest.mark.cuda)
+CHUNKED = pytest.param("cuda chunked", marks=pytest.mark.cuda)  # without the fused forward
+
+
+@pytest.fixture(autouse=True)
+def exact_float32() -> Iterator[None]:
+    """Do not let GPUs compute convolutions of float32 in TF32, which is torch's default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 # Tests of kernels that this processor lacks are left out below, and counted in the summary.
@@ -28,10 +37,17 @@ PORTABLE, AVX2, AVX512, AVX512_BF16, AMX = (
 )
 
 
-@pytest.fixture(params=[PORTABLE, AVX2, AVX512, AVX512_BF16, AMX, CUDA, FUSED])
+@pytest.fixture(params=[PORTABLE, AVX2, AVX512, AVX512_BF16, AMX, CUDA, CHUNKED])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Put each set of kernels that this machine can run into use, and return its device."""
     yield from _put_to_use(request)
+
+
+@pytest.fixture(params=[PORTABLE, AVX2, AVX512, AVX512_BF16, AMX])
+def cpu_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Put each set of kernels of the CPU into use, and return its name."""
+    for _ in _put_to_use(request):
+        yield request.param
 
 
 @pytest.fixture(params=[PORTABLE, AVX2, AVX512, CUDA])
@@ -42,7 +58,7 @@ def double_kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def _put_to_use(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param.startswith("cuda"):
-        before = torch.ops.deform_conv.use_fused_cuda_forward("fused" in request.param)
+        before = torch.ops.deform_conv.use_fused_cuda_forward("chunked" not in request.param)
         yield "cuda"
         torch.ops.deform_conv.use_fused_cuda_forward(before)
     else:

@@ -6,11 +6,12 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <array>
 #include <fstream>
 #include <iterator>
 #include <string>
 
-#include "../../ops/csrc/cuda/matrix.h"
+#include "../../ops/csrc/cuda/matrices.h"
 #include "../../ops/csrc/cuda/threads.cuh"
 
 using namespace deform_conv;
@@ -28,7 +29,8 @@ std::shared_ptr<T[]> allocate(int64_t count) {
 // passes.h lists what a device has.
 class Device : public emulation::Gpu {
  public:
-  int64_t chunk_bytes;
+  int64_t most_bytes;
+  int64_t launches = 0;  // of kernels, products and fills
 
   template <typename T>
   T* buffer(int64_t count) {
@@ -40,6 +42,7 @@ class Device : public emulation::Gpu {
   template <typename T>
   void zero(T* data, int64_t count) {
     std::memset(data, 0, count * sizeof(T));
+    ++launches;
   }
 
   template <typename... Parameters, typename... Arguments>
@@ -51,24 +54,39 @@ class Device : public emulation::Gpu {
   void launch_blocks(
       int64_t blocks, int shared_bytes, void (*kernel)(Parameters...), const Arguments&... given) {
     run(blocks, kThreads, shared_bytes, [&] { kernel(given...); });
+    launches += blocks > 0;
   }
 
   bool may_fuse() const { return true; }
   int num_multiprocessors() const { return 1; }
 
-  template <typename A, typename B, typename Out>
+  // Does what cuBLAS does with the same sizes, all of whose matrices are stored by columns.
+  template <typename T, typename Out>
   void multiply(
-      const Matrix<A>& a, const Matrix<B>& b, const Matrix<Out>& out, const Out* bias = nullptr) {
+      int64_t count, const Matrices<const T>& a, const Matrices<const T>& b,
+      const Matrices<Out>& out, bool adds) {
     require(a.columns == b.rows && a.rows == out.rows && b.columns == out.columns, "wrong product");
-    for (int64_t i = 0; i < out.rows; ++i) {
-      for (int64_t j = 0; j < out.columns; ++j) {
-        Real<Out> sum = bias ? Real<Out>(bias[j]) : Real<Out>(0);
-        for (int64_t k = 0; k < a.columns; ++k)
-          sum += Real<Out>(a.data[i * a.row_stride + k * a.column_stride]) *
-                 Real<Out>(b.data[k * b.row_stride + j * b.column_stride]);
-        out.data[i * out.row_stride + j * out.column_stride] = static_cast<Out>(sum);
+    const Blas blas = blas_of(a, b, out);
+    const auto [m, n, k] = std::array{blas.m, blas.n, blas.k};
+    require(blas.first.leading >= (blas.first.transposed ? k : m), "cuBLAS refuses the first");
+    require(blas.second.leading >= (blas.second.transposed ? n : k), "cuBLAS refuses the second");
+    require(blas.leading >= m, "cuBLAS refuses the result");
+    const auto at = [](const Blas::Operand& operand, int64_t row, int64_t column) {
+      return operand.transposed ? column + row * operand.leading : row + column * operand.leading;
+    };
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t row = 0; row < m; ++row) {
+        for (int64_t column = 0; column < n; ++column) {
+          Out& result = out.data[i * out.stride + row + column * blas.leading];
+          Real<Out> sum = adds ? Real<Out>(result) : Real<Out>(0);
+          for (int64_t l = 0; l < k; ++l)
+            sum += Real<Out>(b.data[i * b.stride + at(blas.first, row, l)]) *
+                   Real<Out>(a.data[i * a.stride + at(blas.second, l, column)]);
+          result = static_cast<Out>(sum);
+        }
       }
     }
+    ++launches;
   }
 
  private:

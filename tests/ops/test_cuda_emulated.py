@@ -3,9 +3,11 @@
 Not covered: whether nvcc's code does the same, matrix products by cuBLAS, and speed.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torchvision
@@ -22,6 +24,7 @@ from emulated import (
     run,
 )
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Channels that allow 16-byte accesses: 16 to a weight group, 32 to an offset group.
 WIDE = Geometry(2, 64, (7, 9), 12, (3, 2), (2, 1), (1, 2), (1, 2), 4, 2)
@@ -62,40 +65,62 @@ def operands(geometry: Geometry, dtype: torch.dtype, **how) -> dict[str, Tensor]
     }
 
 
+def numbers(geometry: Geometry, dtype: torch.dtype, most_bytes: int, spare: int) -> Tensor:
+    """Return the numbers of the driver's file `geometry`."""
+    return torch.tensor([
+        geometry.batch, geometry.channels, *geometry.size,
+        geometry.out_channels, *geometry.out_size, *geometry.kernel,
+        *geometry.stride, *geometry.padding, *geometry.dilation,
+        geometry.groups, geometry.offset_groups, spare, most_bytes, DTYPES.index(dtype),
+    ])  # fmt: skip
+
+
 def emulated(
     driver: Path,
     folder: Path,
     geometry: Geometry,
     tensors: dict[str, Tensor],
     order: int = FORWARD,
-    chunk_bytes: int = 16384,
+    most_bytes: int = 16384,
+    spare: int = 0,
 ) -> dict[str, Tensor]:
     """Return the output and, if `upstream` is among the tensors, the gradients.
 
     Args:
-        chunk_bytes: size of a chunk of columns; the default is small and makes many chunks.
+        most_bytes: limit for a chunk of columns; the default is small and makes many chunks.
+        spare: elements between the samples of two positions in offset and mask; they hold NaN.
     """
     dtype = tensors["input"].dtype
     location = tensors["offset"].dtype
-    numbers = [
-        geometry.batch, geometry.channels, *geometry.size,
-        geometry.out_channels, *geometry.out_size, *geometry.kernel,
-        *geometry.stride, *geometry.padding, *geometry.dilation,
-        geometry.groups, geometry.offset_groups, chunk_bytes, DTYPES.index(dtype),
-    ]  # fmt: skip
     last = {name: t.permute(0, 2, 3, 1) if t.dim() == 4 else t for name, t in tensors.items()}
-    run(driver, folder, order, {"geometry": torch.tensor(numbers), **last})
+    for name in {"offset", "mask"} & set(last):
+        last[name] = pad(last[name], (0, spare), value=float("nan"))
+    run(driver, folder, order, {"geometry": numbers(geometry, dtype, most_bytes, spare), **last})
 
-    def read(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def read(name: str, shape: tuple[int, ...]) -> Tensor:
         n, c, h, w = shape
-        return result(folder, name, (n, h, w, c), dtype).permute(0, 3, 1, 2)
+        either = dtype if name in ("output", "grad_input", "grad_weight") else location
+        stored = (folder / name).stat().st_size
+        if stored and stored != either.itemsize * math.prod(shape):
+            either = location  # several chunks are added in it
+        return result(folder, name, (n, h, w, c), either).permute(0, 3, 1, 2)
 
     shape = geometry.batch, geometry.out_channels, *geometry.out_size
-    results = {"output": read("output", shape, dtype)}
+    results = {"output": read("output", shape)}
     for name in ("input", "offset", "weight", "mask"):
         if name in tensors and "upstream" in tensors:
-            results[name] = read("grad_" + name, tuple(tensors[name].shape), location)
+            results[name] = read("grad_" + name, tuple(tensors[name].shape))
     return results
+
+
+def rows_of_chunks(folder: Path) -> list[int]:
+    """Return the number of positions in each chunk of the backward."""
+    return numpy.fromfile(folder / "chunks", dtype="i8").tolist()
+
+
+def launches(folder: Path) -> list[int]:
+    """Return the launches of the forward and of the backward that `emulated` has run."""
+    return result(folder, "launches", (2,), torch.int64).tolist()
 
 
 def expected(geometry: Geometry, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,13 +146,56 @@ def test_agrees_with_torchvision(driver: Path, tmp_path: Path, seed: int) -> Non
 
 @pytest.mark.parametrize("geometry", [UGLY, WIDE], ids=["narrow", "wide"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("most_bytes", "spare"), [(4096, 0), (1 << 24, 5)], ids=["chunks", "one"])
 def test_every_dtype(
-    sanitized: Path, tmp_path: Path, geometry: Geometry, dtype: torch.dtype
+    sanitized: Path,
+    tmp_path: Path,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    most_bytes: int,
+    spare: int,
 ) -> None:
     tensors = operands(geometry, dtype)
-    actual = emulated(sanitized, tmp_path, geometry, tensors)
+    actual = emulated(sanitized, tmp_path, geometry, tensors, most_bytes=most_bytes, spare=spare)
+    assert (len(rows_of_chunks(tmp_path)) == 1) == (most_bytes > 4096)
     for name, tensor in expected(geometry, tensors).items():
         assert relative(actual[name], tensor) < TOLERANCE[dtype], name
+
+
+LAUNCHES = [  # of a forward and of a backward in one chunk
+    (UGLY, torch.float32, False, [2, 9]),  # sample, multiply
+    (UGLY, torch.float32, True, [3, 9]),  # the output begins with the bias
+    (replace(UGLY, channels=12, out_channels=8), torch.bfloat16, False, [2, 9]),
+    (FUSED["two offset groups in a weight group"], torch.bfloat16, True, [1, 9]),
+]
+
+
+@pytest.mark.parametrize(("geometry", "dtype", "bias", "expected"), LAUNCHES)
+def test_launches(
+    driver: Path,
+    tmp_path: Path,
+    geometry: Geometry,
+    dtype: torch.dtype,
+    bias: bool,
+    expected: list[int],
+) -> None:
+    # Backward: a product, five for the index, gather, differentiate, a product.
+    tensors = operands(geometry, dtype, bias=bias)
+    emulated(driver, tmp_path, geometry, tensors, most_bytes=1 << 24)
+    assert launches(tmp_path) == expected
+
+
+def test_chunks_of_large_problems(driver: Path, tmp_path: Path) -> None:
+    # 2^31 corners would overflow an int: 2^20 positions of 4 * 9 * 64 corners are more.
+    crowded = Geometry(1, 64, (1024, 1024), 1, (3, 3), (1, 1), (1, 1), (1, 1), 1, 64)
+    run(driver, tmp_path, FORWARD, {"geometry": numbers(crowded, torch.float32, 1 << 60, 0)})
+    rows = rows_of_chunks(tmp_path)
+    assert sum(rows) == 2**20
+    assert len(rows) == 2
+    # 1 MiB holds 383 positions of 9 * (64 channels of 4 bytes and 4 corners of 12 bytes).
+    plain = replace(crowded, offset_groups=1, size=(10, 100))
+    run(driver, tmp_path, FORWARD, {"geometry": numbers(plain, torch.float32, 1 << 20, 0)})
+    assert rows_of_chunks(tmp_path) == [334, 334, 332]
 
 
 @pytest.mark.parametrize("geometry", FUSED.values(), ids=FUSED)
@@ -139,7 +207,7 @@ def test_fused_forward(
     tensors["offset"][0, 1, 1] = float("nan")
     inputs = {name: t for name, t in tensors.items() if name != "upstream"}
     outputs = [
-        emulated(driver, tmp_path, geometry, inputs, order)["output"]
+        emulated(driver, tmp_path, geometry, inputs, order, spare=3)["output"]
         for order in (FORWARD, REVERSE, SHUFFLED)
     ]
     tensors["offset"][0, 1, 1] = 1e6
@@ -180,8 +248,8 @@ def test_absurd_offsets_sample_nothing(sanitized: Path, tmp_path: Path, value: f
         assert relative(actual[name], tensor) < 1e-6, name
 
 
-@pytest.mark.parametrize("chunk_bytes", [16384, 1 << 24])
-def test_every_sample_on_one_pixel(driver: Path, tmp_path: Path, chunk_bytes: int) -> None:
+@pytest.mark.parametrize("most_bytes", [16384, 1 << 24])
+def test_every_sample_on_one_pixel(driver: Path, tmp_path: Path, most_bytes: int) -> None:
     geometry = Geometry(2, 8, (8, 9), 4, (3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
     tensors = operands(geometry, torch.float32)
     rows = torch.arange(8.0)[:, None], torch.arange(9.0)[None, :]
@@ -189,7 +257,7 @@ def test_every_sample_on_one_pixel(driver: Path, tmp_path: Path, chunk_bytes: in
         for axis, to in enumerate((3.25, 5.5)):
             base = rows[axis] - 1 + (tap % 3 if axis else tap // 3)
             tensors["offset"][:, 2 * tap + axis] = to - base
-    actual = emulated(driver, tmp_path, geometry, tensors, chunk_bytes=chunk_bytes)
+    actual = emulated(driver, tmp_path, geometry, tensors, most_bytes=most_bytes)
     assert (actual["input"] != 0).any(1).sum() == 2 * 4  # the four pixels around it, in each image
     for name, tensor in expected(geometry, tensors).items():
         assert relative(actual[name], tensor) < 3e-6, name
@@ -209,7 +277,7 @@ def test_same_bits_in_any_order_of_threads(
 ) -> None:
     tensors = operands(geometry, dtype, scale=0.5)
     forward, *others = (
-        emulated(driver, tmp_path, geometry, tensors, order, chunk_bytes=1 << 16)
+        emulated(driver, tmp_path, geometry, tensors, order, most_bytes=1 << 16)
         for order in (FORWARD, REVERSE, SHUFFLED)
     )
     for other in others:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 
 import hypothesis.strategies as st
@@ -14,8 +15,10 @@ from reference import reference
 from torch import Tensor
 from torch.autograd import grad
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops import DeformConv2d, deform_conv2d
+from ops.deform_conv import _allows_fast_float32 as allows_fast_float32
 
 
 def call(function, tensors: dict[str, Tensor], geometry: Geometry) -> Tensor:
@@ -178,24 +181,80 @@ def test_precision_at_the_sizes_of_a_detector(
         assert relative(actual[name], expected[name]) < PRECISIONS[dtype], name
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_float32_in_two_parts(kernels: str, seed: int) -> None:
-    geometry = random_geometry(seed)
-    tensors = converted(make(geometry, dtype=torch.float32), device=kernels)
-    exact = call(deform_conv2d, converted(tensors, dtype=torch.float64), geometry)
-    plain = call(deform_conv2d, tensors, geometry)
+@pytest.fixture
+def high_precision() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        high = call(deform_conv2d, tensors, geometry)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_in_two_parts(cpu_kernels: str, high_precision: None, seed: int) -> None:
+    geometry = random_geometry(seed)
+    tensors = make(geometry, dtype=torch.float32)
+    exact = call(deform_conv2d, converted(tensors, dtype=torch.float64), geometry)
+    high = call(deform_conv2d, tensors, geometry)
+    torch.set_float32_matmul_precision("highest")
+    plain = call(deform_conv2d, tensors, geometry)
     assert relative(plain, exact) < 1e-6
-    assert relative(high, exact) < (1e-3 if kernels == "cuda" else 3e-5)
-    if kernels == "cpu":  # only the matrix unit multiplies parts
-        in_use = torch.ops.deform_conv.use_cpu_capability("portable")
-        torch.ops.deform_conv.use_cpu_capability(in_use)
-        assert torch.equal(high, plain) == (in_use != "amx")
+    assert relative(high, exact) < 3e-5
+    assert torch.equal(high, plain) == (cpu_kernels != "amx")  # only it multiplies parts
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_in_tf32(exact_float32: None, seed: int) -> None:
+    # TF32 keeps 11 bits of each factor. The offset's gradient is not a product but follows one.
+    geometry = random_geometry(seed)
+    tensors = converted(make(geometry, dtype=torch.float32), device="cuda")
+    doubles = converted(tensors, dtype=torch.float64)
+    exact = with_gradients(deform_conv2d, doubles, geometry)
+    torch.backends.cudnn.allow_tf32 = True
+    actual = with_gradients(deform_conv2d, tensors, geometry)
+    for name in ("output", "input", "offset", "weight", "mask"):
+        assert 1e-6 < relative(actual[name], exact[name]) < 2**-10, name
+
+
+def test_the_precision_of_float32_is_torchs_setting(
+    exact_float32: None, high_precision: None
+) -> None:
+    assert allows_fast_float32("cpu")
+    assert not allows_fast_float32("cuda")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    assert not allows_fast_float32("cpu")
+    assert allows_fast_float32("cuda")
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # the newer setting, of convolutions alone
+    assert not allows_fast_float32("cuda")
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the arguments of the operators of this project."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arguments: dict[str, tuple] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "deform_conv":
+            self.arguments[function._schema.name] = args
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_forward_and_backward_take_the_same_precision(high_precision: None, precision: str) -> None:
+    tensors = make(UGLY, dtype=torch.float32)
+    torch.set_float32_matmul_precision(precision)
+    with Calls() as calls:
+        output = call(deform_conv2d, tensors, UGLY)
+        torch.set_float32_matmul_precision("highest")  # a change between them comes too late
+        grad(output.sum(), tensors["input"])
+    # torch leaves out a last argument that has its default, False.
+    forward, backward = (calls.arguments["deform_conv::" + n] for n in ("forward", "backward"))
+    expected = (True,) if precision == "high" else ()
+    assert forward[8:] == expected
+    assert backward[10:] == expected
 
 
 def test_zero_offsets_are_a_convolution(double_kernels: str) -> None:
@@ -484,6 +543,17 @@ def test_strided_inputs(device: str) -> None:
     }
     expected = with_gradients(deform_conv2d, tensors, UGLY)
     actual = with_gradients(deform_conv2d, strided, UGLY)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_slices_of_one_tensor(kernels: str) -> None:
+    # A layer that predicts offsets and mask with one convolution passes slices of its output.
+    tensors = converted(make(UGLY, dtype=torch.float32), device=kernels)
+    both = torch.cat([tensors["offset"], tensors["mask"]], dim=1).detach()
+    both = both.contiguous(memory_format=torch.channels_last).requires_grad_()
+    offset, mask = both.split([tensors[name].shape[1] for name in ("offset", "mask")], dim=1)
+    expected = with_gradients(deform_conv2d, tensors, UGLY)
+    actual = with_gradients(deform_conv2d, tensors | {"offset": offset, "mask": mask}, UGLY)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 

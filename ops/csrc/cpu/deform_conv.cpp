@@ -177,7 +177,7 @@ Tensor zeros_channels_last(const Tensor& like, ScalarType dtype) {
 Tensor forward(
     const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, const IntPair& stride,
-    const IntPair& padding, const IntPair& dilation, bool split_float32) {
+    const IntPair& padding, const IntPair& dilation, bool fast_float32) {
   const Geometry g = checked_geometry(input, offset, weight, mask, stride, padding, dilation);
   check_bias(bias, input, g);
   const ScalarType location = location_dtype(input);
@@ -194,7 +194,7 @@ Tensor forward(
         channels_last_or_none(mask, location), output);
   };
   const auto* split = kernels_in_use().float32_split;
-  if (split_float32 && split && input.scalar_type() == ScalarType::Float)
+  if (fast_float32 && split && input.scalar_type() == ScalarType::Float)
     compute(*split, ScalarType::Float);
   else
     with_kernels(input.scalar_type(), [&](const auto& kernels, ScalarType dtype) {
@@ -206,7 +206,7 @@ Tensor forward(
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& mask, const IntPair& stride, const IntPair& padding,
-    const IntPair& dilation, bool needs_input, bool needs_weight) {
+    const IntPair& dilation, bool needs_input, bool needs_weight, bool /* always exact */) {
   const Geometry g = checked_geometry(input, offset, weight, mask, stride, padding, dilation);
   check_grad_output(grad_output, input, g);
   const ScalarType location = location_dtype(input);

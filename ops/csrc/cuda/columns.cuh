@@ -4,6 +4,8 @@
 //     input    (N, H, W, C)             features, 16, 32 or 64 bit
 //     offset   (N, P, G, K, 2)          (dy, dx), float32 (float64 beside float64)
 //     mask     (N, P, G, K)             likewise; null for v1
+//                                       Positions of both may lie further apart than their G K
+//                                       samples need, as in slices of one tensor.
 //     columns  (groups, rows, K, Cg)    samples of a chunk of positions, in the features' dtype
 //
 // A sample is one tap of one position for one offset group. A few lanes of one warp share a sample:
@@ -25,6 +27,7 @@ struct Source {
   const T* input;
   const Real<T>* offset;
   const Real<T>* mask;
+  int64_t offset_stride, mask_stride;  // elements between two positions
 };
 
 // The positions [first, first + rows), counted through the whole batch.
@@ -39,7 +42,7 @@ DEFORM_CONV_HOST_DEVICE int samples_of(const Geometry& g, const Chunk& chunk) {
 
 template <typename R>
 struct Sample {
-  int64_t index;  // in mask, and of the (dy, dx) pair in offset
+  int64_t index;  // in grad_mask, and of the (dy, dx) pair in grad_offset
   int line;       // its line of columns, row * K + tap
   int offset_group;
   int64_t image;
@@ -60,9 +63,10 @@ __device__ __forceinline__ Sample<Real<T>> sample_of(
   sample.line = row * taps + tap;
   sample.offset_group = pair - row * offset_groups;
   sample.image = position / g.positions();
-  const Real<T>* dydx = from.offset + 2 * sample.index;
+  const int of_position = sample.offset_group * taps + tap;
+  const Real<T>* dydx = from.offset + position * from.offset_stride + 2 * of_position;
   sample.at = locate_tap(g, position - sample.image * g.positions(), tap, dydx[0], dydx[1]);
-  sample.modulation = from.mask ? from.mask[sample.index] : Real<T>(1);
+  sample.modulation = from.mask ? from.mask[position * from.mask_stride + of_position] : Real<T>(1);
   return sample;
 }
 
@@ -197,11 +201,12 @@ __global__ void __launch_bounds__(kThreads) differentiate_columns(
   if (grad_mask) grad_mask[sample.index] = inside ? value(sample.at, dots) : 0;
 }
 
-// sum[i] += part[i]
-template <typename R>
-__global__ void __launch_bounds__(kThreads) add(int64_t count, const R* part, R* sum) {
+// row[c] = bias[c] for each of `rows` rows
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    repeat_bias(int64_t rows, int channels, const T* bias, T* row) {
   const int64_t i = thread_number();
-  if (i < count) sum[i] += part[i];
+  if (i < rows * channels) row[i] = bias[i % channels];
 }
 
 }  // namespace deform_conv

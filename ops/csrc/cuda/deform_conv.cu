@@ -13,10 +13,10 @@ namespace {
 
 // ---- the device -----------------------------------------------------------------------------
 
-std::atomic<bool> fuses = false;
+std::atomic<bool> fuses = true;
 
 // Chooses the forward in one kernel (fused_forward.cuh), where it applies, or the forward in
-// chunks. Returns the previous choice. The forward in one kernel has not been timed yet.
+// chunks. Returns the previous choice.
 bool use_fused_cuda_forward(bool fused) { return fuses.exchange(fused); }
 
 class ConvolutionGpu : public Gpu {
@@ -28,6 +28,47 @@ class ConvolutionGpu : public Gpu {
 
 // ---- operators ------------------------------------------------------------------------------
 
+// A tensor (N, C, H, W) whose channels are contiguous, and the elements between two positions.
+struct Rows {
+  Tensor tensor;
+  int64_t stride;
+};
+
+// Returns the tensor itself if its positions are evenly spaced, as in channels-last memory or in a
+// slice of its channels, and a copy otherwise.
+Rows rows_of(const Tensor& tensor) {
+  const int64_t channels = tensor.size(1), height = tensor.size(2), width = tensor.size(3);
+  int64_t stride = channels;  // if there is a single position
+  if (tensor.size(0) > 1) stride = tensor.stride(0) / (height * width);
+  if (height > 1) stride = tensor.stride(2) / width;
+  if (width > 1) stride = tensor.stride(3);
+  const auto is_at = [&](int64_t axis, int64_t expected) {
+    return tensor.size(axis) == 1 || tensor.stride(axis) == expected;
+  };
+  if (is_at(0, height * width * stride) && is_at(1, 1) && is_at(2, width * stride) &&
+      is_at(3, stride))
+    return {tensor, stride};
+  return {torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast), channels};
+}
+
+std::optional<Rows> rows_of(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(rows_of(*tensor)) : std::nullopt;
+}
+
+template <typename T>
+Source<T> source_of(
+    const Geometry& g, const Tensor& features, const Rows& offset,
+    const std::optional<Rows>& mask) {
+  using R = Real<T>;
+  return {
+      g,
+      data_of<T>(features),
+      data_of<R>(offset.tensor),
+      mask ? data_of<R>(mask->tensor) : nullptr,
+      offset.stride,
+      mask ? mask->stride : 0};
+}
+
 // Elements of a row of columns, with up to four corners each, are counted by int.
 void check_row(const Geometry& g) {
   STD_TORCH_CHECK(
@@ -38,26 +79,25 @@ void check_row(const Geometry& g) {
 Tensor forward(
     const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& bias, const std::optional<Tensor>& mask, const IntPair& stride,
-    const IntPair& padding, const IntPair& dilation, bool /* cuBLAS has its own setting */) {
+    const IntPair& padding, const IntPair& dilation, bool allow_tf32) {
   const Geometry g = checked_geometry(input, offset, weight, mask, stride, padding, dilation);
   check_bias(bias, input, g);
   check_row(g);
   const DeviceGuard guard(input.get_device_index());
-  const ScalarType dtype = input.scalar_type(), location = location_dtype(input);
+  const ScalarType dtype = input.scalar_type();
   const Tensor output = torch::stable::empty(
       {g.batch, g.out_channels, g.out_height, g.out_width}, dtype, std::nullopt, input.device(),
       std::nullopt, MemoryFormat::ChannelsLast);
-  const Tensor features = channels_last(input, dtype), offsets = channels_last(offset, location),
-               weights = channels_last(weight, dtype);
-  const auto masks = channels_last_or_none(mask, location);
+  const Tensor features = channels_last(input, dtype), weights = channels_last(weight, dtype);
+  const Rows offsets = rows_of(offset);
+  const auto masks = rows_of(mask);
   const auto biases = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
-  ConvolutionGpu gpu(input);
+  ConvolutionGpu gpu(input, allow_tf32);
   with_type(input, [&](auto zero) {
     using T = decltype(zero);
-    using R = Real<T>;
-    const Source<T> source{g, data_of<T>(features), data_of<R>(offsets), data_of<R>(masks)};
     forward_pass(
-        gpu, source, data_of<const T>(weights), data_of<const T>(biases), data_of<T>(output));
+        gpu, source_of<T>(g, features, offsets, masks), data_of<const T>(weights),
+        data_of<const T>(biases), data_of<T>(output));
   });
   return formatted_as(input, output);
 }
@@ -65,33 +105,41 @@ Tensor forward(
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& weight,
     const std::optional<Tensor>& mask, const IntPair& stride, const IntPair& padding,
-    const IntPair& dilation, bool needs_input, bool needs_weight) {
+    const IntPair& dilation, bool needs_input, bool needs_weight, bool allow_tf32) {
   const Geometry g = checked_geometry(input, offset, weight, mask, stride, padding, dilation);
   check_grad_output(grad_output, input, g);
   check_row(g);
   const DeviceGuard guard(input.get_device_index());
   const ScalarType dtype = input.scalar_type(), location = location_dtype(input);
   const Tensor nothing = torch::stable::empty({0}, location, std::nullopt, input.device());
-  Tensor grad_input = needs_input ? empty_channels_last(input, location) : nothing;
-  Tensor grad_weight = needs_weight ? empty_channels_last(weight, location) : nothing;
   const Tensor grad_offset = empty_channels_last(offset, location);
   const Tensor grad_mask = mask ? empty_channels_last(*mask, location) : nothing;
-  torch::stable::zero_(grad_input);
-  torch::stable::zero_(grad_weight);
+  Tensor grad_input = nothing, grad_weight = nothing;
   const Tensor grad_outputs = channels_last(grad_output, dtype),
-               features = channels_last(input, dtype), offsets = channels_last(offset, location),
-               weights = channels_last(weight, dtype);
-  const auto masks = channels_last_or_none(mask, location);
-  ConvolutionGpu gpu(input);
+               features = channels_last(input, dtype), weights = channels_last(weight, dtype);
+  const Rows offsets = rows_of(offset);
+  const auto masks = rows_of(mask);
+  ConvolutionGpu gpu(input, allow_tf32);
   with_type(input, [&](auto zero) {
     using T = decltype(zero);
     using R = Real<T>;
-    const Source<T> source{g, data_of<T>(features), data_of<R>(offsets), data_of<R>(masks)};
-    const Gradients<R> gradients{
-        needs_input ? data_of<R>(grad_input) : nullptr, data_of<R>(grad_offset),
-        needs_weight ? data_of<R>(grad_weight) : nullptr, mask ? data_of<R>(grad_mask) : nullptr};
-    backward_pass(
-        gpu, data_of<const T>(grad_outputs), source, data_of<const T>(weights), gradients);
+    const auto run = [&](auto sum) {
+      using Grad = decltype(sum);
+      const ScalarType sums = std::is_same_v<Grad, T> ? dtype : location;
+      if (needs_input) grad_input = empty_channels_last(input, sums);
+      if (needs_weight) grad_weight = empty_channels_last(weight, sums);
+      const Gradients<R, Grad> gradients{
+          needs_input ? data_of<Grad>(grad_input) : nullptr, data_of<R>(grad_offset),
+          needs_weight ? data_of<Grad>(grad_weight) : nullptr,
+          mask ? data_of<R>(grad_mask) : nullptr};
+      backward_pass(
+          gpu, data_of<const T>(grad_outputs), source_of<T>(g, features, offsets, masks),
+          data_of<const T>(weights), gradients);
+    };
+    if (backward_chunks<T>(g, gpu.most_bytes).size() > 1)
+      run(R());
+    else
+      run(T());
   });
   return {
       needs_input ? formatted_as(input, grad_input) : nothing, formatted_as(offset, grad_offset),

@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first_row = int64_t(blockIdx.x / slices) * kTileRows;
   const int64_t rows = g.batch * g.positions();
 
-  const int taps = g.taps(), offset_groups = g.offset_groups;
-  const int per_group = g.group_channels(), per_offset_group = g.channels / offset_groups;
+  const int taps = g.taps();
+  const int per_group = g.group_channels(), per_offset_group = g.channels / g.offset_groups;
   const int first_channel = group * per_group, end_channel = first_channel + per_group;
   const int depth = taps * per_group, num_steps = depth / kTileDepth;
 
@@ -90,13 +90,11 @@ __global__ void __launch_bounds__(kThreads)
     Point point{{}, {-1, -1, -1, -1}};
     if (row < rows) {
       Sample<float> sample;
-      const int64_t index =
-          (row * offset_groups + step.channel / per_offset_group) * taps + step.tap;
+      const int of_position = step.channel / per_offset_group * taps + step.tap;
+      const float* dydx = from.offset + row * from.offset_stride + 2 * of_position;
       sample.image = row / g.positions();
-      sample.at = locate_tap(
-          g, row - sample.image * g.positions(), step.tap, from.offset[2 * index],
-          from.offset[2 * index + 1]);
-      sample.modulation = from.mask ? from.mask[index] : 1.0f;
+      sample.at = locate_tap(g, row - sample.image * g.positions(), step.tap, dydx[0], dydx[1]);
+      sample.modulation = from.mask ? from.mask[row * from.mask_stride + of_position] : 1.0f;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const Corner<float> corner = corner_of(g, sample, k);

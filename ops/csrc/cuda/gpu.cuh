@@ -1,20 +1,19 @@
-// The device of the passes (passes.h): PyTorch's memory, streams and matrix products.
+// The device of the passes (passes.h): PyTorch's memory and stream, and cuBLAS.
 #pragma once
 
 #include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <array>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
 #include "../checks.h"
-#include "matrix.h"
+#include "cublas.cuh"
+#include "matrices.h"
 #include "threads.cuh"
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10 has another macro, whose message says less
@@ -27,32 +26,15 @@ namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-// out = a b
-void multiply(const Tensor& a, const Tensor& b, const Tensor& out) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
-}
-
-// out = bias + a b
-void multiply(const Tensor& bias, const Tensor& a, const Tensor& b, const Tensor& out) {
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_cuda_addmm_out(out.get(), bias.get(), a.get(), b.get(), 1.0, 1.0));
-}
-
-// out = a b, without rounding of the sums: they are float32 for 16-bit factors
-void multiply_unrounded(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 4> stack{from(a), from(b), from(out.scalar_type()), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes ownership of the result, which is `out`
-}
-
 // The GPU of a tensor, with PyTorch's current stream.
 class Gpu {
  public:
-  static constexpr int64_t chunk_bytes = 16 << 20;  // of the L2 cache, which has 40 MB or more
+  // A chunk of this size occupies a whole GPU for so long that a larger one would gain nothing.
+  static constexpr int64_t most_bytes = 256 << 20;
 
-  explicit Gpu(const Tensor& tensor) : device_(tensor.device()) {
+  // Products of float32 may be computed in TF32 if `allow_tf32`.
+  explicit Gpu(const Tensor& tensor, bool allow_tf32 = false)
+      : device_(tensor.device()), allow_tf32_(allow_tf32) {
     void* stream = nullptr;
     STABLE_TORCH_ERROR_CODE_CHECK(
         aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
@@ -93,34 +75,19 @@ class Gpu {
     return count;
   }
 
-  template <typename A, typename B, typename Out>
+  template <typename T, typename Out>
   void multiply(
-      const Matrix<A>& a, const Matrix<B>& b, const Matrix<Out>& out, const Out* bias = nullptr) {
-    if constexpr (!std::is_same_v<std::remove_const_t<A>, Out>)
-      multiply_unrounded(tensor(a), tensor(b), tensor(out));
-    else if (bias)
-      deform_conv::multiply(tensor(bias, {b.columns}, {1}), tensor(a), tensor(b), tensor(out));
-    else
-      deform_conv::multiply(tensor(a), tensor(b), tensor(out));
+      int64_t count, const Matrices<const T>& a, const Matrices<const T>& b,
+      const Matrices<Out>& out, bool adds) {
+    if (!blas_) STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&blas_));
+    multiply_matrices(blas_, count, a, b, out, adds, allow_tf32_);
   }
 
  private:
-  template <typename T>
-  Tensor tensor(
-      T* data, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) const {
-    using Value = std::remove_const_t<T>;
-    return torch::stable::from_blob(
-        const_cast<Value*>(data), sizes, strides, device_,
-        torch::headeronly::CppTypeToScalarType<Value>::value);
-  }
-
-  template <typename T>
-  Tensor tensor(const Matrix<T>& m) const {
-    return tensor(m.data, {m.rows, m.columns}, {m.row_stride, m.column_stride});
-  }
-
   torch::stable::Device device_;
+  bool allow_tf32_;
   cudaStream_t stream_;
+  void* blas_ = nullptr;  // PyTorch's handle for its current stream
   std::vector<Tensor> buffers_;
 };
 

@@ -1,11 +1,14 @@
-// The forward and backward as sequences of kernels and matrix products. Positions are processed in
-// chunks: the columns of a chunk are sampled and multiplied, and the next chunk reuses their
-// memory. A chunk is small enough to stay in the L2 cache. The forward saves nothing for the
-// backward, which samples again.
+// The forward and backward as sequences of kernels and matrix products. All positions of the batch
+// are processed at once if the memory for it is at most `most_bytes`, otherwise in chunks: the
+// columns of a chunk are sampled and multiplied, and the next chunk reuses their memory.
 //
 //     columns  (groups, rows, K, Cg)   the samples of a chunk of positions
 //     weight   (O, K, Cg)              channels-last memory of (O, Cg, kernel_h, kernel_w)
 //     output   (N P, O)                channels-last memory of (N, O, Ho, Wo)
+//
+// The forward saves nothing for the backward, which samples again: for grad_offset it must read all
+// pixels of the samples anyway, so that columns kept from the forward would only save writing them,
+// and would occupy N P K C elements for each layer until its backward.
 //
 // Columns and weights have the dtype of the features. Sums are in float32 (float64 for float64
 // features), both within a product and for grad_input and grad_weight over the chunks. Every sum
@@ -13,37 +16,44 @@
 // convolution does; loss scaling serves both.
 //
 // The device is a parameter, so that the tests can run these passes without a GPU. It has
-//     chunk_bytes                bytes of columns and index that stay in its cache
+//     most_bytes                 limit for the columns and index of a chunk
 //     buffer<T>(count)           memory for the duration of the call
 //     zero(data, count)
 //     launch(threads, kernel, arguments...)
 //     launch_blocks(blocks, bytes of shared memory, kernel, arguments...)
 //     may_fuse()                 whether the forward in one kernel is wanted
 //     num_multiprocessors()
-//     multiply(a, b, out, bias)  out = a b + bias, the bias (one row) being optional
+//     multiply(count, a, b, out, adds)   out = a b, or out += a b, for `count` matrices of each
 #pragma once
 
 #include <algorithm>
+#include <climits>
 #include <cstdint>
 #include <vector>
 
 #include "columns.cuh"
 #include "fused_forward.cuh"
-#include "matrix.h"
+#include "matrices.h"
 #include "pixels.cuh"
 
 namespace deform_conv {
 
-template <typename R>
+// The gradients to compute. Those of input and weight are sums: float32 or float64 (Real) if they
+// are added over several chunks, otherwise in the dtype of the features, rounded once.
+template <typename R, typename Grad>
 struct Gradients {
-  R *input, *offset, *weight, *mask;  // null if not wanted, except offset, which is never null
+  Grad* input;  // null if not wanted
+  R* offset;
+  Grad* weight;  // null if not wanted
+  R* mask;       // null without a mask
 };
 
-// Divides all positions of the batch into chunks of about equal size.
-inline std::vector<Chunk> chunks_of(
-    const Geometry& g, int64_t bytes_of_row, int64_t bytes_of_chunk) {
+// Divides all positions of the batch into as few chunks as possible, of about equal size. The
+// corners of a chunk, four to a sample, are counted by int.
+inline std::vector<Chunk> chunks_of(const Geometry& g, int64_t bytes_of_row, int64_t most_bytes) {
   const int64_t total = g.batch * g.positions();
-  const int64_t most = std::max<int64_t>(1, bytes_of_chunk / bytes_of_row);
+  const int64_t most = std::max<int64_t>(
+      1, std::min(most_bytes / bytes_of_row, INT_MAX / (4 * g.offset_groups * g.taps())));
   const int64_t count = std::max<int64_t>(1, (total + most - 1) / most);
   const int64_t rows = (total + count - 1) / count;
   std::vector<Chunk> chunks;
@@ -89,27 +99,27 @@ void launch_samples(
       chunk, lanes.count, given...);
 }
 
-// ---- one group of the operands ---------------------------------------------------------------
+// ---- the operands of the products, a matrix for each weight group ---------------------------
 
-// Returns the matrix (rows, K Cg) of columns.
+// Returns the matrices (rows, K Cg) of columns.
 template <typename T>
-Matrix<T> columns_of(const Geometry& g, const Chunk& chunk, int64_t group, T* columns) {
+Matrices<T> columns_of(const Geometry& g, const Chunk& chunk, T* columns) {
   const int64_t depth = g.taps() * g.group_channels();
-  return {columns + group * chunk.rows * depth, chunk.rows, depth, depth, 1};
+  return {columns, chunk.rows, depth, depth, 1, chunk.rows * depth};
 }
 
-// Returns the matrix (rows, O / groups) of output or grad_output.
+// Returns the matrices (rows, O / groups) of output or grad_output.
 template <typename T>
-Matrix<T> outputs_of(const Geometry& g, const Chunk& chunk, int64_t group, T* output) {
+Matrices<T> outputs_of(const Geometry& g, const Chunk& chunk, T* output) {
   const int64_t outs = g.group_out_channels(), row = g.out_channels;
-  return {output + chunk.first * row + group * outs, chunk.rows, outs, row, 1};
+  return {output + chunk.first * row, chunk.rows, outs, row, 1, outs};
 }
 
-// Returns the matrix (O / groups, K Cg) of weight or grad_weight.
+// Returns the matrices (O / groups, K Cg) of weight or grad_weight.
 template <typename T>
-Matrix<T> weights_of(const Geometry& g, int64_t group, T* weight) {
+Matrices<T> weights_of(const Geometry& g, T* weight) {
   const int64_t outs = g.group_out_channels(), depth = g.taps() * g.group_channels();
-  return {weight + group * outs * depth, outs, depth, depth, 1};
+  return {weight, outs, depth, depth, 1, outs * depth};
 }
 
 // ---- the index of pixels ---------------------------------------------------------------------
@@ -144,6 +154,7 @@ void build_index(
   const Geometry& g = source.g;
   const int64_t pixels = g.height * g.width, samples = samples_of(g, chunk);
   index.first_pixel = chunk.first / g.positions() * pixels;
+  index.num_begun = chunk.first % g.positions() ? pixels : 0;
   index.num_lists = images_of(g, chunk) * pixels * g.offset_groups;
   index.num_corners = index.length + index.num_lists;
   device.zero(index.length, index.num_lists + 1);
@@ -164,41 +175,51 @@ void forward_pass(
   const Geometry& g = source.g;
   const Lanes<T> lanes(source);
   const auto sample = lanes.wide ? sample_columns<T, lanes.kWide> : sample_columns<T, 1>;
-  const int64_t row = g.taps() * g.channels, outs = g.group_out_channels();
-  const std::vector<Chunk> chunks = chunks_of(g, row * sizeof(T), device.chunk_bytes);
+  const int64_t row = g.taps() * g.channels, positions = g.batch * g.positions();
+  const std::vector<Chunk> chunks = chunks_of(g, row * sizeof(T), device.most_bytes);
   T* columns = device.template buffer<T>(most_rows(chunks) * row);
+  if (bias)
+    device.launch(
+        positions * g.out_channels, repeat_bias<T>, positions, static_cast<int>(g.out_channels),
+        bias, output);
   for (const Chunk& chunk : chunks) {
     launch_samples(device, source, chunk, lanes, sample, columns);
-    for (int64_t group = 0; group < g.groups; ++group)
-      device.multiply(
-          columns_of(g, chunk, group, columns), transposed(weights_of(g, group, weight)),
-          outputs_of(g, chunk, group, output), bias ? bias + group * outs : nullptr);
+    device.multiply(
+        g.groups, columns_of<const T>(g, chunk, columns), transposed(weights_of(g, weight)),
+        outputs_of(g, chunk, output), /*adds=*/bias != nullptr);
   }
 }
 
-// Adds to grad_input and grad_weight, which the caller has set to zero.
-template <typename T, typename Device>
+// Returns the chunks of a backward. If there are several, Grad of its gradients must be Real.
+template <typename T>
+std::vector<Chunk> backward_chunks(const Geometry& g, int64_t most_bytes) {
+  const int64_t samples = g.taps() * g.offset_groups;  // of a row
+  return chunks_of(
+      g, g.taps() * g.channels * sizeof(T) + samples * kIndexBytesOfSample<Real<T>>, most_bytes);
+}
+
+template <typename T, typename Grad, typename Device>
 void backward_pass(
     Device& device, const T* grad_output, const Source<T>& source, const T* weight,
-    const Gradients<Real<T>>& grads) {
-  using R = Real<T>;
+    const Gradients<Real<T>, Grad>& grads) {
   const Geometry& g = source.g;
   const Lanes<T> lanes(source);
   const int wide = lanes.wide ? lanes.kWide : 1;
   const auto differentiate =
       lanes.wide ? differentiate_columns<T, lanes.kWide> : differentiate_columns<T, 1>;
-  const auto gather = lanes.wide ? gather_columns<T, lanes.kWide> : gather_columns<T, 1>;
-  const int64_t row = g.taps() * g.channels, num_weights = row / g.groups * g.out_channels;
-  const std::vector<Chunk> chunks = chunks_of(
-      g, row * sizeof(T) + g.taps() * g.offset_groups * kIndexBytesOfSample<R>, device.chunk_bytes);
+  const auto gather =
+      lanes.wide ? gather_columns<T, Grad, lanes.kWide> : gather_columns<T, Grad, 1>;
+  const int64_t row = g.taps() * g.channels;
+  const std::vector<Chunk> chunks = backward_chunks<T>(g, device.most_bytes);
   T* columns = device.template buffer<T>(most_rows(chunks) * row);
-  R* part = device.template buffer<R>(num_weights);
-  Index<R> index = make_index<R>(device, g, chunks);
+  Index<Real<T>> index{};
+  if (grads.input) index = make_index<Real<T>>(device, g, chunks);
+  if (chunks.empty() && grads.weight) device.zero(grads.weight, row / g.groups * g.out_channels);
   for (const Chunk& chunk : chunks) {
-    for (int64_t group = 0; group < g.groups; ++group)
-      device.multiply(
-          outputs_of(g, chunk, group, grad_output), weights_of(g, group, weight),
-          columns_of(g, chunk, group, columns));
+    const auto grad_outputs = outputs_of(g, chunk, grad_output);
+    device.multiply(
+        g.groups, grad_outputs, weights_of(g, weight), columns_of(g, chunk, columns),
+        /*adds=*/false);
     if (grads.input) {
       build_index(device, source, chunk, index);
       device.launch(
@@ -207,12 +228,10 @@ void backward_pass(
     }
     // From here on, columns hold samples instead of gradients.
     launch_samples(device, source, chunk, lanes, differentiate, columns, grads.offset, grads.mask);
-    if (!grads.weight) continue;
-    for (int64_t group = 0; group < g.groups; ++group)
+    if (grads.weight)
       device.multiply(
-          transposed(outputs_of(g, chunk, group, grad_output)),
-          columns_of(g, chunk, group, columns), weights_of(g, group, part));
-    device.launch(num_weights, add<R>, num_weights, part, grads.weight);
+          g.groups, transposed(grad_outputs), columns_of<const T>(g, chunk, columns),
+          weights_of(g, grads.weight), /*adds=*/chunk.first > 0);
   }
 }
 

@@ -32,6 +32,7 @@ struct Entry {
 template <typename R>
 struct Index {
   int64_t first_pixel;  // of the chunk's first image
+  int64_t num_begun;    // pixels of the first image, if an earlier chunk has begun it; else 0
   int64_t num_lists;
   int* length;        // of each list
   int* end;           // of each list, in the arrays below; its start until the list is filled
@@ -107,16 +108,15 @@ __global__ void __launch_bounds__(kThreads)
   index.entries[start + rank] = {sample.line, corner.weight};
 }
 
-// grad_pixel[c] += sum over the pixel's list of weight * grad_column[c]
-// A thread owns V channels of a pixel.
-template <typename T, int V>
+// grad_pixel[c] = sum over the pixel's list of weight * grad_column[c], to which the sum of earlier
+// chunks is added. A thread owns V channels of a pixel.
+template <typename T, typename Grad, int V>
 __global__ void __launch_bounds__(kThreads) gather_columns(
-    Geometry g, Chunk chunk, Index<Real<T>> index, const T* columns, Real<T>* grad_input) {
+    Geometry g, Chunk chunk, Index<Real<T>> index, const T* columns, Grad* grad_input) {
   const int count = g.channels / g.offset_groups, threads = count / V;  // per list
   const int64_t thread = thread_number(), list = thread / threads;
   if (list >= index.num_lists) return;
   const int end = index.end[list], start = end - index.length[list];
-  if (start == end) return;
   const int64_t pixel = list / g.offset_groups;
   const int channel =
       (list - pixel * g.offset_groups) * count + static_cast<int>(thread - list * threads) * V;
@@ -130,10 +130,12 @@ __global__ void __launch_bounds__(kThreads) gather_columns(
 #pragma unroll
     for (int j = 0; j < V; ++j) sum.at[j] += entry.weight * grads.at[j];
   }
-  Real<T>* grad_pixel = grad_input + (index.first_pixel + pixel) * g.channels + channel;
-  const Pack<Real<T>, V> before = load<V>(grad_pixel);
+  Grad* grad_pixel = grad_input + (index.first_pixel + pixel) * g.channels + channel;
+  if (pixel < index.num_begun) {
+    const Pack<Real<T>, V> before = load<V>(grad_pixel);
 #pragma unroll
-  for (int j = 0; j < V; ++j) sum.at[j] += before.at[j];
+    for (int j = 0; j < V; ++j) sum.at[j] += before.at[j];
+  }
   store<V>(grad_pixel, sum);
 }
 
