@@ -34,7 +34,15 @@ from typing import Any
 import torch
 
 from ops import memory
-from ops.candidates import Candidate, Problem, build, compulsory_bytes, names
+from ops.candidates import (
+    DTYPES,
+    Candidate,
+    Problem,
+    build,
+    compulsory_bytes,
+    float32_products,
+    names,
+)
 
 SHAPES = [(128, 100, 152), (256, 50, 76), (512, 25, 38)]  # channels, height, width
 PASSES = ("forward", "forward+backward")
@@ -85,7 +93,7 @@ def passes(candidate: Candidate) -> dict[str, Callable[[], object]]:
     """Return the passes of a candidate; it has no backward if it has no leaves."""
 
     def forward() -> object:
-        with torch.no_grad():
+        with torch.no_grad(), float32_products(candidate.tf32):
             return candidate.forward()
 
     if not candidate.leaves:
@@ -94,7 +102,8 @@ def passes(candidate: Candidate) -> dict[str, Callable[[], object]]:
         upstream = torch.ones_like(candidate.forward())
 
     def both() -> object:
-        return torch.autograd.grad(candidate.forward(), candidate.leaves, upstream)
+        with float32_products(candidate.tf32):
+            return torch.autograd.grad(candidate.forward(), candidate.leaves, upstream)
 
     return {"forward": forward, "forward+backward": both}
 
@@ -145,7 +154,7 @@ def rows_of(samples: Samples, problem: Problem, threads: int) -> list[Row]:
     rows = []
     for name in [name for name in samples if name != "copy"]:
         dtype = name.split()[1]
-        moved = compulsory_bytes(problem, getattr(torch, dtype))
+        moved = compulsory_bytes(problem, DTYPES[dtype])
         for pass_, times in samples[name].items():
             median = medians[name][pass_]
             limit = max(medians[f"mm {dtype}"][pass_], moved[pass_] / bandwidth)

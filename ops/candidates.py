@@ -6,8 +6,9 @@ ours and `conv2d`, NCHW for the others.
 """
 
 import importlib
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 
 import torch
 import torchvision
@@ -17,6 +18,11 @@ from torch.nn.functional import conv2d
 from ops import DeformConv2d, deform_conv2d
 
 TAPS = 9
+DTYPES = {  # by the second word of a candidate's name
+    "float32": torch.float32,  # computed exactly
+    "tf32": torch.float32,  # multiplied in TF32, as torch lets GPUs compute convolutions by default
+    "bfloat16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
@@ -36,22 +42,28 @@ class Problem:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A forward, and the tensors to compute gradients of; none if it has no backward."""
+    """A forward, and the tensors to compute gradients of; none if it has no backward.
+
+    It must be called within `float32_products(tf32)`, and so must the backward.
+    """
 
     forward: Callable[[], Tensor]
     leaves: list[Tensor]
+    tf32: bool = False
 
 
 def build(name: str, problem: Problem, device: str) -> Candidate:
     """Build a candidate and its inputs from a name that `names` returns: "who dtype [how]"."""
     who, dtype_name, *how = name.split()
-    dtype = getattr(torch, dtype_name)
+    if dtype_name == "tf32":
+        return replace(build(name.replace("tf32", "float32"), problem, device), tf32=True)
+    dtype = DTYPES[dtype_name]
     last = who in ("ours", "conv2d") and how != ["NCHW"]
     t = inputs(problem, device, dtype, torch.channels_last if last else torch.contiguous_format)
     if who == "ours" and how == ["high"]:
         return Candidate(lambda: _high(t), [])
-    if who == "ours" and how == ["fused"]:
-        return Candidate(lambda: _fused(t), list(t.values()))
+    if who == "ours" and how == ["chunked"]:
+        return Candidate(lambda: _chunked(t), list(t.values()))
     if who == "ours":
         return Candidate(lambda: _deformable(deform_conv2d, t), list(t.values()))
     if who == "torchvision" and how == ["autocast"]:
@@ -76,12 +88,25 @@ def names(device: str) -> list[str]:
     if device == "cpu" and "amx" in torch.ops.deform_conv.cpu_capabilities().split():
         found.append("ours float32 high")
     if device == "cuda":
-        found += ["ours bfloat16 fused", "torchvision bfloat16 autocast"]
+        found += ["ours tf32", "ours bfloat16 chunked", "torchvision bfloat16 autocast"]
     if _importable("mmcv.ops"):
         found.append("mmcv float32")
     if device == "cpu" and _importable("onnxscript", "onnxruntime"):
         found.append("onnxruntime float32")
-    return [*found, "conv2d float32", "conv2d bfloat16", "mm float32", "mm bfloat16"]
+    dtypes = [dtype for dtype in DTYPES if device == "cuda" or dtype != "tf32"]
+    return [*found, *(f"{who} {dtype}" for who in ("conv2d", "mm") for dtype in dtypes)]
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Let a GPU compute products and convolutions of float32 in TF32, or exactly."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32
+    convolutions.allow_tf32 = products.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32 = before
 
 
 def inputs(
@@ -128,8 +153,8 @@ def _high(t: dict[str, Tensor]) -> Tensor:
         torch.set_float32_matmul_precision(before)
 
 
-def _fused(t: dict[str, Tensor]) -> Tensor:
-    before = torch.ops.deform_conv.use_fused_cuda_forward(True)
+def _chunked(t: dict[str, Tensor]) -> Tensor:
+    before = torch.ops.deform_conv.use_fused_cuda_forward(False)
     try:
         return _deformable(deform_conv2d, t)
     finally:
