@@ -114,16 +114,17 @@ def inputs(
 ) -> dict[str, Tensor]:
     """Draw features and weight in `dtype`, offset and mask in float32, in one memory format."""
     channels, height, width, batch, groups = astuple(problem)
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=rng).contiguous(memory_format=memory_format)
+        drawn = torch.randn(size, generator=rng, device=device)
+        return drawn.contiguous(memory_format=memory_format)
 
     tensors = {
-        "input": normal(batch, channels, height, width).to(device, dtype),
-        "offset": 2 * normal(batch, 2 * TAPS, height, width).to(device),
-        "weight": normal(channels, channels // groups, 3, 3).to(device, dtype),
-        "mask": normal(batch, TAPS, height, width).sigmoid().to(device),
+        "input": normal(batch, channels, height, width).to(dtype),
+        "offset": 2 * normal(batch, 2 * TAPS, height, width),
+        "weight": normal(channels, channels // groups, 3, 3).to(dtype),
+        "mask": normal(batch, TAPS, height, width).sigmoid(),
     }
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
@@ -179,8 +180,11 @@ def _product(problem: Problem, device: str, dtype: torch.dtype) -> tuple[Tensor,
     positions, channels = problem.batch * problem.height * problem.width, problem.channels
     groups = (problem.groups,) if problem.groups > 1 else ()
     outs = channels // problem.groups
-    columns = torch.randn(*groups, positions, TAPS * outs).to(device, dtype).requires_grad_()
-    return columns, torch.randn(*groups, TAPS * outs, outs).to(device, dtype).requires_grad_()
+    columns, weight = (
+        torch.randn(size, device=device).to(dtype).requires_grad_()
+        for size in ((*groups, positions, TAPS * outs), (*groups, TAPS * outs, outs))
+    )
+    return columns, weight
 
 
 def _importable(*modules: str) -> bool:
