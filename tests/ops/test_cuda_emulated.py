@@ -224,6 +224,18 @@ def test_fused_forward_stays_inside_its_arrays(sanitized: Path, tmp_path: Path) 
     assert emulated(sanitized, tmp_path, geometry, tensors)["output"].isfinite().all()
 
 
+@pytest.mark.parametrize("out_channels", [6, 3])
+def test_products_of_single_rows_and_columns(
+    driver: Path, tmp_path: Path, out_channels: int
+) -> None:
+    # cuBLAS refuses a matrix of one row or column if it is told the other way of storing it.
+    geometry = Geometry(1, 3, (4, 5), out_channels, (1, 1), (1, 1), (0, 0), (1, 1), 3, 1)
+    tensors = operands(geometry, torch.float64)
+    actual = emulated(driver, tmp_path, geometry, tensors)
+    for name, tensor in expected(geometry, tensors).items():
+        assert relative(actual[name], tensor) < 1e-13, name
+
+
 @pytest.mark.parametrize("channels", [35, 136])
 def test_more_channels_than_lanes_move_at_once(driver: Path, tmp_path: Path, channels: int) -> None:
     # 32 lanes take 35 channels one by one; 8 lanes take 136 in packs of 8: 64, 64 and 8.
