@@ -9,7 +9,8 @@ The shapes are those of a detector's c3, c4 and c5. `--groups 32` gives the conv
 channels per group, as in ResNeXt. `candidates.py` defines the implementations, called candidates.
 Rounds are interleaved: each round runs every candidate once, in a random order, after garbage
 collection. The first round is a warm-up and does not count. On CUDA, each pass is captured as a
-CUDA graph and replayed, so that the caches are warm and the time of Python is not measured.
+CUDA graph and replayed, so that the caches are warm and the time of Python is not measured. What a
+pass costs the host is measured for the second shape with two images (`launches.py`).
 
 The limit of a pass is the larger of two times that are measured in the same rounds: the time of its
 matrix products (one forward, two backward) by `torch.mm` in the same dtype, and the time to move
@@ -33,7 +34,7 @@ from typing import Any
 
 import torch
 
-from ops import memory
+from ops import launches, memory
 from ops.candidates import (
     DTYPES,
     Candidate,
@@ -223,6 +224,26 @@ def memory_of(device: str, groups: int) -> list[Row]:
     ]
 
 
+def launches_of(groups: int) -> list[Row]:
+    """Measure what each convolution's passes cost the host, for the second shape with 2 images."""
+    problem = Problem(*SHAPES[1], batch=2, groups=groups)
+    rows = []
+    for name in [name for name in names("cuda") if not name.startswith("mm ")]:
+        for pass_, call in passes(build(name, problem, "cuda")).items():
+            cost = launches.measure(call)
+            rows.append(
+                {
+                    "problem": str(problem),
+                    "candidate": name,
+                    "pass": pass_,
+                    "launches": cost.number,
+                    "GPU us": 1e6 * cost.busy,
+                    "host us": 1e6 * cost.host,
+                }
+            )
+    return rows
+
+
 # ---- report ----------------------------------------------------------------------------------
 
 
@@ -320,6 +341,10 @@ def main() -> None:
     summary = summary_of(rows)
     print("\n**Geometric means over the shapes**\n")
     print(table(summary[0], (row.values() for row in summary)))
+    costs = launches_of(arguments.groups) if device == "cuda" else []
+    if costs:
+        print("\n**Launches of a pass, the GPU's time in them, and the host's until it goes on**\n")
+        print(table(costs[0], (row.values() for row in costs)))
     print("\n**Peak memory above the inputs, MiB** (outputs and gradients included)\n")
     peaks = memory_of(device, arguments.groups) if memory.measurable(device) else []
     print(
@@ -333,6 +358,7 @@ def main() -> None:
             "rounds": arguments.rounds,
             "times": rows,
             "summary": summary,
+            "launches": costs,
             "memory MiB": peaks,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from detector.benchmark.candidates import BATCH, CANDIDATES, NUM_BOXES, NUM_CLASSES, SIZE, build
-from detector.benchmark.measurement import measure, peak_memory, progress
+from detector.benchmark.measurement import launches_of, measure, peak_memory, progress
 from detector.benchmark.report import ratios_of, rows_of, table_of, time_table
 from detector.benchmark.work import check_equal_work, work_of
 from ops import memory
@@ -68,6 +68,7 @@ def main() -> None:
     print(f"\n**Work of a step, float32**\n\n{table_of(work)}", flush=True)
 
     samples = measure(candidates, device, rounds, dtypes)
+    costs = launches_of(candidates, dtypes) if device == "cuda" else []
     del candidates
     peaks = {}
     if memory.measurable(device):
@@ -81,6 +82,9 @@ def main() -> None:
     print("\n**Time of a step, and its peak memory above weights and images**")
     print("(s: median; ±: half the range)\n")
     print(time_table(rows))
+    if costs:
+        print("\n**Launches of a step, and the GPU's time in them**\n")
+        print(table_of(costs))
     print(f"\n**Ratios of the times**\n\n{table_of(ratios)}")
     if arguments.json:
         report = {
@@ -91,6 +95,7 @@ def main() -> None:
             "work": work,
             "samples": samples,
             "steps": rows,
+            "launches": costs,
             "ratios": ratios,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -5,11 +5,13 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 
 import torch
 
 from detector.benchmark.candidates import SIZE, Candidate, batch, build
-from ops import memory
+from detector.benchmark.work import Row
+from ops import launches, memory
 from ops.benchmark import seconds
 
 Samples = dict[str, list[float]]  # "candidate dtype" -> seconds of each round
@@ -47,6 +49,22 @@ def step_seconds(candidate: Candidate, dtype: str, device: str) -> float:
     elapsed = seconds(lambda: candidate.step(dtype), device)
     candidate.optimizer.zero_grad(set_to_none=True)
     return elapsed
+
+
+def launches_of(candidates: dict[str, Candidate], dtypes: list[str]) -> list[Row]:
+    """Return the launches of every candidate's step in each dtype, and the GPU's seconds in them.
+
+    A step that takes longer than the GPU is busy waits for its host.
+    """
+    rows: list[Row] = []
+    for dtype in dtypes:
+        for name, candidate in candidates.items():
+            cost = launches.measure(partial(candidate.step, dtype))
+            candidate.optimizer.zero_grad(set_to_none=True)
+            rows.append(
+                {"candidate": f"{name} {dtype}", "launches": cost.number, "GPU s": cost.busy}
+            )
+    return rows
 
 
 def peak_memory(name: str, dtype: str, device: str) -> float:

@@ -49,6 +49,29 @@ def test_the_product_is_the_convolutions() -> None:
     assert plain.leaves[1].shape == (8, 2, 3, 3) and plain.forward().shape == (2, 8, 5, 6)
 
 
+def test_tf32_is_allowed_in_its_passes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = allowed()
+    seen = []
+    for name in ("ours tf32", "ours float32"):
+        candidate = build(name, PROBLEM, "cpu")
+        assert candidate.leaves[0].dtype == torch.float32
+        forward = candidate.forward
+
+        def watched(forward=forward) -> torch.Tensor:
+            seen.append(allowed())
+            return forward()
+
+        for call in benchmark.passes(replace(candidate, forward=watched)).values():
+            call()
+    # Each once for the shape of the output, then in the forward, then in forward and backward.
+    assert seen[1:3] == [(True, True)] * 2
+    assert seen[4:] == [(False, False)] * 2
+    assert allowed() == before
+
+
 def test_bytes_that_have_to_move() -> None:
     # 60 positions: features 60 * 8 * 2, offsets and mask 60 * 27 * 4, weight 9 * 8 * 8 * 2 bytes
     given = 960 + 6480 + 1152
