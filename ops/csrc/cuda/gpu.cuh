@@ -29,7 +29,8 @@ using torch::stable::accelerator::DeviceGuard;
 // The GPU of a tensor, with PyTorch's current stream.
 class Gpu {
  public:
-  // A chunk of this size occupies a whole GPU for so long that a larger one would gain nothing.
+  // Columns of most layers fit, and larger ones are divided into products that fill any GPU. Other
+  // limits have not been timed.
   static constexpr int64_t most_bytes = 256 << 20;
 
   // Products of float32 may be computed in TF32 if `allow_tf32`.
