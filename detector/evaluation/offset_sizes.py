@@ -74,6 +74,46 @@ class _Counts:
         )
 
 
+class _Counter:
+    """Counts the lengths of one layer's offsets on its device. The host waits for the device only
+    in `counts`: a wait in every layer would let the device run idle.
+    """
+
+    def __init__(self, layer: DeformableConv2d) -> None:
+        device = layer.conv_offset.weight.device
+        self.layer = layer
+        self.edges = torch.from_numpy(EDGES).to(device)
+        # The last bin counts the lengths that are not finite.
+        self.bins = torch.zeros(len(EDGES) + 2, dtype=torch.int64, device=device)
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
+        self.largest = torch.zeros((), device=device)
+        self.sides = 0.0
+        self.num_images = 0
+
+    @torch.compiler.disable
+    def count(self, module: nn.Module, inputs: Any, predicted: Tensor) -> None:
+        """Count the offsets that `conv_offset` predicted, (N, C, Ho, Wo); a forward hook."""
+        offset, _ = self.layer.split(predicted.detach())
+        lengths = torch.linalg.vector_norm(offset.float().unflatten(1, (-1, 2)), dim=2).flatten()
+        is_finite = lengths.isfinite()
+        bins = torch.bucketize(lengths.double(), self.edges).where(is_finite, len(EDGES) + 1)
+        lengths = lengths.where(is_finite, 0)
+        self.bins.index_add_(0, bins, torch.ones_like(bins))
+        self.total += lengths.sum(dtype=torch.float64)
+        self.largest = self.largest.maximum(lengths.max())
+        self.sides += len(predicted) * min(predicted.shape[-2:])
+        self.num_images += len(predicted)
+
+    def counts(self) -> _Counts:
+        return _Counts(
+            self.bins[:-1].cpu().numpy(),
+            self.total.item(),
+            self.largest.item(),
+            self.sides,
+            self.num_images,
+        )
+
+
 class OffsetSizes:
     """Collects the lengths of the offsets of every deformable layer."""
 
@@ -83,16 +123,23 @@ class OffsetSizes:
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
         """Count the offsets of everything that runs through the model in this context."""
-        handles = [
-            layer.conv_offset.register_forward_hook(self._hook(BODY.sub("", name), layer))
+        counters = {
+            BODY.sub("", name): _Counter(layer)
             for name, layer in model.named_modules()
             if isinstance(layer, DeformableConv2d)
+        }
+        handles = [
+            counter.layer.conv_offset.register_forward_hook(counter.count)
+            for counter in counters.values()
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+        for name, counter in counters.items():
+            if counter.num_images:
+                self._layers.setdefault(name, _Counts()).add(counter.counts())
 
     def add(self, other: "OffsetSizes") -> None:
         """Add the counts of another process."""
@@ -102,22 +149,3 @@ class OffsetSizes:
     def summary(self) -> dict[str, LayerSizes]:
         """Return the lengths of each layer by its name in the backbone, from input to output."""
         return {name: counts.sizes() for name, counts in self._layers.items()}
-
-    def _hook(self, name: str, layer: DeformableConv2d) -> Any:
-        @torch.compiler.disable
-        def count(module: nn.Module, inputs: Any, predicted: Tensor) -> None:
-            offset, _ = layer.split(predicted.detach())
-            lengths = torch.linalg.vector_norm(offset.float().unflatten(1, (-1, 2)), dim=2)
-            found = lengths[lengths.isfinite()].cpu().numpy()
-            of_layer = self._layers.setdefault(name, _Counts())
-            of_layer.add(
-                _Counts(
-                    np.bincount(np.searchsorted(EDGES, found), minlength=len(EDGES) + 1),
-                    float(found.sum(dtype=np.float64)),
-                    float(found.max(initial=0)),
-                    float(len(predicted) * min(predicted.shape[-2:])),
-                    len(predicted),
-                )
-            )
-
-        return count
