@@ -180,6 +180,26 @@ def collate(samples: list[Sample]) -> list[Sample]:
     return samples
 
 
+def collate_targets(samples: list[Sample]) -> list[Sample]:
+    """Return the list of samples without their crowds, which are no targets of training.
+
+    This is done before the batch is copied into pinned memory, because a selection from a tensor
+    in pinned memory is not in pinned memory.
+    """
+    return [without_crowds(sample) for sample in samples]
+
+
+def without_crowds(sample: Sample) -> Sample:
+    """Return the sample without its crowds."""
+    keep = ~sample["iscrowd"]
+    return sample | {
+        "boxes": sample["boxes"][keep],
+        "labels": sample["labels"][keep],
+        "area": sample["area"][keep],
+        "iscrowd": sample["iscrowd"][keep],
+    }
+
+
 def init_worker(worker_id: int) -> None:
     """Limit OpenCV to one thread (PyTorch limits its own), and delay the effect of signals.
 
@@ -246,7 +266,8 @@ def train_loader(
     pin_memory: bool = False,
     time_limit: float = TIME_LIMIT,
 ) -> DataLoader[Sample]:
-    """Return the loader of training batches. Call `sampler.set_epoch` before each epoch.
+    """Return the loader of training batches, without crowds. Call `sampler.set_epoch` before each
+    epoch.
 
     Args:
         pin_memory: load into pinned memory, for asynchronous copies to a GPU.
@@ -281,7 +302,7 @@ def eval_loader(
         dataset,
         batch_size=1,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_targets,
         worker_init_fn=init_worker,
         multiprocessing_context=START if num_workers else None,
         timeout=time_limit if num_workers else 0,

@@ -215,12 +215,16 @@ def _step(model: nn.Module, optimization: Optimization, *, is_finite: bool) -> N
 def compute_losses(
     model: nn.Module, samples: list[Sample], device: torch.device, precision: torch.dtype
 ) -> dict[str, Tensor]:
-    """Return the detector's losses on a batch, in float32 or float64. Crowds are not targets."""
+    """Return the detector's losses on a batch, in float32 or float64.
+
+    All objects of the samples are targets: `train_loader` leaves out the crowds.
+    """
+    assert not any(sample["iscrowd"].any() for sample in samples)
     images = [to_float(sample["image"], device) for sample in samples]
     targets = [
         {
-            "boxes": sample["boxes"][~sample["iscrowd"]].to(device, non_blocking=True),
-            "labels": sample["labels"][~sample["iscrowd"]].to(device, non_blocking=True),
+            "boxes": sample["boxes"].to(device, non_blocking=True),
+            "labels": sample["labels"].to(device, non_blocking=True),
             **({"seed": sample["seed"]} if "seed" in sample else {}),
         }
         for sample in samples

@@ -263,7 +263,21 @@ def test_evaluation_is_in_order_and_complete(dataset: DetectionDataset, num_work
 def test_an_unreadable_image_is_named(dataset: DetectionDataset, num_workers: int) -> None:
     dataset.records[4].path.write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"4\.png: cannot be decoded"):
-        list(eval_loader(dataset, num_workers=num_workers))
+        list(eval_loader(dataset, batch_size=1, num_workers=num_workers))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_crowds_are_no_targets(dataset: DetectionDataset, num_workers: int) -> None:
+    sampler = sampler_of(dataset, batch_size=8)
+    loader = train_loader(augmented(dataset), sampler=sampler, num_workers=num_workers)
+    (batch,) = loader
+    assert len(batch) == 8
+    for sample in batch:
+        crowds = CROWDS[sample["image_id"] - 900_100_581_187]
+        labels = [label for label, is_crowd in enumerate(crowds, start=1) if not is_crowd]
+        assert sample["labels"].tolist() == labels
+        assert len(sample["boxes"]) == len(sample["area"]) == len(labels)
+        assert sample["iscrowd"].tolist() == [False] * len(labels) and "seed" in sample
 
 
 def test_collate_and_worker_init(dataset: DetectionDataset) -> None:

@@ -25,13 +25,13 @@ CPU = torch.device("cpu")
 
 
 def sample(image_id: int, red: int = 51) -> Sample:
-    """Return a 2x2 image of one colour with two boxes, the second of which is a crowd."""
+    """Return a 2x2 image of one colour with two boxes."""
     return Sample(
         image=torch.full((3, 2, 2), red, dtype=torch.uint8),
         boxes=torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.0, 0.0, 2.0, 2.0]]),
         labels=torch.tensor([3, 4]),
         area=torch.tensor([2.0, 4.0]),
-        iscrowd=torch.tensor([False, True]),
+        iscrowd=torch.tensor([False, False]),
         image_id=image_id,
     )
 
@@ -104,11 +104,15 @@ def test_the_parts_of_a_step_are_one_batch() -> None:
     assert in_parts.weight.item() == pytest.approx(at_once.weight.item(), rel=1e-6)
 
 
-def test_crowds_are_no_targets() -> None:
+def test_all_objects_are_targets_but_no_crowds() -> None:
     model = Linear()
     compute_losses(model, [sample(1)], CPU, torch.float32)
     (target,) = model.targets
-    assert target["boxes"].tolist() == [[0, 0, 1, 2]] and target["labels"].tolist() == [3]
+    assert target["boxes"].tolist() == [[0, 0, 1, 2], [0, 0, 2, 2]]
+    assert target["labels"].tolist() == [3, 4]
+    with pytest.raises(AssertionError):  # the loader has left them out
+        crowd = torch.tensor([False, True])
+        compute_losses(model, [sample(1) | {"iscrowd": crowd}], CPU, torch.float32)
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
