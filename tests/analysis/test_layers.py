@@ -11,6 +11,13 @@ from detector.evaluation.offset_sizes import OffsetSizes
 from detector.model.deformable_conv import DeformableConv2d
 
 
+def deformable() -> DeformableConv2d:
+    return DeformableConv2d(
+        1, 1, (3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1, bias=False,
+        modulated=False, offset_groups=1, mask_start=1.0,
+    )  # fmt: skip
+
+
 def test_places_are_those_that_the_operator_reads() -> None:
     """If the input holds its own coordinates and only one tap has weight 1, the output is the
     location of that tap.
@@ -80,3 +87,26 @@ def test_sizes_while_a_detector_runs() -> None:
         assert sizes.largest == pytest.approx(expected.max(), rel=1e-6)
         assert sizes.p99 == pytest.approx(np.percentile(expected, 99), rel=0.03)
     assert whole.summary()["layer4.0.conv1"].side == 3  # 96 / 32
+
+
+def test_lengths_that_are_not_finite_are_left_out() -> None:
+    layer = deformable()
+    nn.init.constant_(layer.conv_offset.bias, 3.0)
+    assert layer.conv_offset.bias is not None
+    with torch.no_grad():
+        layer.conv_offset.bias[2:5] = torch.tensor([torch.inf, 4.0, torch.nan])  # two of nine taps
+    sizes = OffsetSizes()
+    with sizes.watching(nn.Sequential(layer)):
+        layer(torch.zeros(2, 1, 4, 5))
+    (found,) = sizes.summary().values()
+    assert found.mean == found.largest == pytest.approx(18**0.5)  # of (3, 3)
+    assert found.p99 == pytest.approx(18**0.5, rel=0.02) and found.side == 4
+
+
+def test_counting_offsets_does_not_wait_for_the_device() -> None:
+    """Tensors on the device "meta" have no values, so whatever needs one fails."""
+    layer = deformable().to("meta")
+    with pytest.raises(NotImplementedError, match="meta"), OffsetSizes().watching(layer):
+        layer.conv_offset(torch.zeros(1, 1, 4, 5, device="meta"))
+        counted = True
+    assert counted  # only the end of the context needs values
