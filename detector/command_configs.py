@@ -47,6 +47,8 @@ def parse_evaluate(config: DictConfig) -> EvaluateConfig:
     check_nms(result.nms, result.nms_iou, result.nms_sigma)
     if result.min_sizes is not None and min(result.min_sizes, default=0) < 1:
         raise ConfigError(f"min_sizes={result.min_sizes} must be sizes of at least 1 pixel")
+    if result.eval_batch_size < 1:
+        raise ConfigError(f"eval_batch_size={result.eval_batch_size} must be at least 1")
     if result.timing_images < 0:
         raise ConfigError(f"timing_images={result.timing_images} must be at least 0")
     return result

@@ -181,6 +181,7 @@ def completed(config: DictConfig | dict[str, Any]) -> DictConfig:
             raise ConfigError(f"{part}: is missing: this is not a training configuration")
     result.setdefault("plan", False)
     result.setdefault("rank_timeout", 1800.0)
+    result.setdefault("eval_batch_size", 1)
     result.deform.setdefault("offset_limit", None)
     if result.get("data", {}).get("format") == "coco":
         result.data.setdefault("classes", None)
@@ -225,6 +226,7 @@ def _check_ranges(config: TrainConfig) -> None:
         "rank_timeout": (config.rank_timeout, 1),
         "max_skipped_steps": (config.max_skipped_steps, 0),
         "profile_steps": (config.profile_steps, 0),
+        "eval_batch_size": (config.eval_batch_size, 1),
         "limit_train_batches": (config.limit_train_batches, 1),
         "limit_val_batches": (config.limit_val_batches, 1),
         "overfit": (config.overfit, 1),

@@ -187,6 +187,7 @@ class TrainConfig:
     checkpoint_every: int
     keep_every: int | None
     max_skipped_steps: int
+    eval_batch_size: int
     limit_train_batches: int | None
     limit_val_batches: int | None
     overfit: int | None
@@ -216,6 +217,7 @@ class EvaluateConfig:
     nms_sigma: float | None
     min_sizes: list[int] | None
     flip: bool
+    eval_batch_size: int
     timing_images: int
     device: str
     precision: str | None

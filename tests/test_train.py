@@ -144,6 +144,19 @@ def test_a_run_and_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     timing = read_json(sizes / "metrics.json")["timing"]
     assert timing["num_images"] == 2 and timing["forward_ms"] > 0 and timing["gflops"] > 0
     assert read_json(sizes / "detections.json") != read_json(scored / "detections.json")
+    batches = tmp_path / "batches"  # the same detections in the same order
+    options = [checkpoint, "eval_batch_size=4", "timing_images=3"]
+    assert command(evaluate.main, batches, *options, monkeypatch=monkeypatch) == 0
+    one_by_one = read_json(scored / "detections.json")
+    for found, one in zip(read_json(batches / "detections.json"), one_by_one, strict=True):
+        assert found == {
+            "image_id": one["image_id"],
+            "category_id": one["category_id"],
+            "bbox": pytest.approx(one["bbox"], abs=1e-3),
+            "score": pytest.approx(one["score"], rel=1e-4),
+        }
+    timing = read_json(batches / "metrics.json")["timing"]
+    assert timing["batch_size"] == 4 and timing["num_images"] == 3
     soft = tmp_path / "soft"
     options = [checkpoint, "nms=soft_gaussian", "nms_sigma=0.1"]
     assert command(evaluate.main, soft, *options, monkeypatch=monkeypatch) == 0
@@ -290,7 +303,8 @@ def test_what_a_resumed_run_may_change(
     assert command(train.main, tmp_path, *plan, "schedule.epochs=1", monkeypatch=monkeypatch) == 0
     with (tmp_path / "metrics.jsonl").open("a") as file:  # as if the run was killed in epoch 2
         file.write(json.dumps({"kind": "train", "step": 4, "loss": 7.0}) + '\n{"kind": "tr')
-    assert command(train.main, tmp_path, *plan, "schedule.epochs=2", monkeypatch=monkeypatch) == 0
+    further = [*plan, "schedule.epochs=2", "eval_batch_size=2"]
+    assert command(train.main, tmp_path, *further, monkeypatch=monkeypatch) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert steps == [1, 2, 3, 4, 5, 6] and all(line.get("loss") != 7.0 for line in lines)
@@ -960,6 +974,7 @@ def test_errors_of_an_evaluation(
     fails(1, f"{tmp_path}: cannot be read: is not a file", *folder)
     fails(2, "iou_thresholds=[0.0]", *folder, "metric=voc07", "iou_thresholds=[0]")
     fails(2, "timing_images=-1", "checkpoint=x", "timing_images=-1")
+    fails(2, "eval_batch_size=0", "checkpoint=x", "eval_batch_size=0")
     one = {"images": [{"id": 1}], "annotations": [], "categories": []}
     (tmp_path / "gt.json").write_text(json.dumps(one))
     (tmp_path / "dt.json").write_text("[]")

@@ -15,7 +15,7 @@ from detector.command_configs import with_nms
 from detector.commands.evaluation_options import metric_options, metrics_file
 from detector.config import ConfigError, parse_data, parse_train
 from detector.data.loading import eval_loader
-from detector.evaluation.inference import detect, progress, to_detections
+from detector.evaluation.inference import detect, in_order, progress, to_detections
 from detector.evaluation.metrics import score
 from detector.evaluation.results import write_detections
 from detector.evaluation.test_time_augmentation import AtSizes
@@ -47,7 +47,13 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
         log.warning(line)
     val_set = report.usable(data.on_error)["val"]
     model = trained_model(trained, checkpoint)
-    batches = eval_loader(val_set, num_workers=build_num_workers(data.num_workers, device))
+    loader = eval_loader(
+        val_set,
+        batch_size=config.eval_batch_size,
+        num_workers=build_num_workers(data.num_workers, device),
+        pin_memory=device.type == "cuda",
+    )
+    batches = progress(loader, num_images=len(val_set))
     min_sizes = config.min_sizes or [trained.data.transform.min_size]
     if trained.model.nms != "hard" and (config.flip or len(min_sizes) > 1):
         raise ConfigError(
@@ -55,7 +61,8 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
             "whose detections are merged by hard NMS: give nms=hard"
         )
     at_sizes = AtSizes(model.to(device), min_sizes=min_sizes, flip=config.flip)
-    found, seconds = detect(at_sizes, progress(batches), device=device, precision=precision)
+    found, seconds = detect(at_sizes, batches, device=device, precision=precision)
+    found = in_order(found, (record.image_id for record in val_set.records))
     detections = to_detections(found, val_set.category_ids)
     write_detections(Path(config.output) / "detections.json", detections)
     metrics = score(metric, val_set.ground_truth(), detections, **options)
@@ -67,8 +74,14 @@ def from_checkpoint(config: EvaluateConfig) -> dict[str, Any]:
         "seconds_per_image": seconds / len(val_set),
     }
     if config.timing_images:
-        count = config.timing_images
-        timing = measure(model, val_set, device=device, precision=precision, max_images=count)
+        timing = measure(
+            model,
+            val_set,
+            device=device,
+            precision=precision,
+            max_images=config.timing_images,
+            batch_size=config.eval_batch_size,
+        )
         log.info("one image at the size of the training: %s", timing.describe())
         result["timing"] = asdict(timing)
     return result

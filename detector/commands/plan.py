@@ -26,7 +26,7 @@ from detector.training.record import duration
 
 log = logging.getLogger("plan")
 
-STEPS, IMAGES = 8, 4  # numbers of training steps and of validation images that are measured
+STEPS, IMAGES = 8, 4  # numbers of training steps and validation images (at least a batch) measured
 WARM_UP = 2  # number of steps before these
 FILE = "plan.json"
 
@@ -43,8 +43,8 @@ def measure(config: TrainConfig, folder: Path) -> None:
 def _measured(config: TrainConfig) -> dict[str, Any]:
     splits = build_data(config)
     val_set, device = splits.get("val", splits["train"]), build_device(config.device)
-    schedule = config.schedule
-    log.info("measuring at most %d steps, and the detection in %d images", STEPS, IMAGES)
+    schedule, images = config.schedule, max(IMAGES, config.eval_batch_size)
+    log.info("measuring at most %d steps, and the detection in %d images", STEPS, images)
     trainer, seconds = step_seconds(
         config, splits["train"], device=device, steps=STEPS, warm_up=WARM_UP
     )
@@ -53,7 +53,8 @@ def _measured(config: TrainConfig) -> dict[str, Any]:
         val_set,
         device=device,
         precision=build_precision(config.precision),
-        max_images=IMAGES,
+        max_images=images,
+        batch_size=config.eval_batch_size,
     )
     evaluations = -(-schedule.epochs // schedule.evaluate_every)
     return {

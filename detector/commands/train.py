@@ -241,6 +241,7 @@ def evaluate(
         ranks=trainer.ranks,
         device=device,
         precision=trainer.optimization.precision,
+        batch_size=config.eval_batch_size,
         num_workers=build_num_workers(config.data.num_workers, device, trainer.ranks),
         stop=stop,
     )

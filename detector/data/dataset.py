@@ -90,6 +90,10 @@ class DetectionDataset(Dataset[Sample]):
         """Return the data set of the first `number` images."""
         return self._of(self.records[:number])
 
+    def share(self, rank: int, num_ranks: int) -> "DetectionDataset":
+        """Return the data set of every `num_ranks`-th image, beginning with image `rank`."""
+        return self._of(self.records[rank::num_ranks])
+
     def without(self, image_ids: Iterable[int | None]) -> "DetectionDataset":
         """Return the data set without the images that have these ids."""
         unwanted = set(image_ids)

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import cv2
@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detector.data.dataset import DatasetError, DetectionDataset, Sample
+from detector.data.images import Size
 from detector.data.transforms import TrainTransform, sample_seed
 
 TIME_LIMIT = 600.0  # seconds to load a batch, after which the worker counts as stuck
@@ -168,6 +169,27 @@ def _cut(order: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return order[:end].reshape(-1, size), order[end:]
 
 
+def batches_of_equal_size(sizes: Iterable[Size], batch_size: int) -> list[list[int]]:
+    """Divide images into batches of equal size; return the indices of the images of each batch.
+
+    The batches are in the order of their first images. Within a size the images keep their order,
+    and only the last batch may have fewer than `batch_size`.
+
+    Args:
+        sizes: the size (h, w) of each image.
+        batch_size: at least 1.
+    """
+    batches: list[list[int]] = []
+    newest: dict[Size, list[int]] = {}
+    for index, size in enumerate(sizes):
+        batch = newest.get(size)
+        if batch is None or len(batch) == batch_size:
+            batch = newest[size] = []
+            batches.append(batch)
+        batch.append(index)
+    return batches
+
+
 def num_cores() -> int:
     """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -277,7 +299,7 @@ def train_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_targets,
         worker_init_fn=init_worker,
         multiprocessing_context=START if num_workers else None,
         persistent_workers=num_workers > 0,
@@ -288,23 +310,33 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: Dataset[Sample], *, num_workers: int, time_limit: float = TIME_LIMIT
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    pin_memory: bool = False,
+    time_limit: float = TIME_LIMIT,
 ) -> DataLoader[Sample]:
-    """Return a loader of all samples, in order and unchanged, in batches of one.
+    """Return a loader of all samples, unchanged, in batches of images of equal size.
 
     In a batch with a larger image, an image would be padded further, which changes its detections
-    slightly.
+    slightly. With a batch size of 1 the samples are in the order of the data set; otherwise
+    `batches_of_equal_size` gives their order.
 
     Args:
-        time_limit: seconds that a worker may take for a sample before it is an error.
+        batch_size: the largest number of images in a batch.
+        pin_memory: load into pinned memory, for asynchronous copies to a GPU.
+        time_limit: seconds that a worker may take for a batch before it is an error.
     """
+    sizes = ((record.height, record.width) for record in dataset.records)
     return DataLoader(
         dataset,
-        batch_size=1,
+        batch_sampler=batches_of_equal_size(sizes, batch_size),
         num_workers=num_workers,
-        collate_fn=collate_targets,
+        collate_fn=collate,
         worker_init_fn=init_worker,
         multiprocessing_context=START if num_workers else None,
         timeout=time_limit if num_workers else 0,
+        pin_memory=pin_memory,
         generator=torch.Generator(),
     )

@@ -8,11 +8,11 @@ from typing import Any
 from detector.training.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_newest
 
 # Keys that may change when a run is resumed: its length, its devices and restarts, the steps that
-# it may leave out, and what it logs and keeps.
+# it may leave out, how many images it evaluates at once, and what it logs and keeps.
 # `schedule.num_parts` is one: a step trains on the same images however many parts it has.
 MAY_CHANGE = frozenset(
     "device devices max_restarts rank_timeout data.num_workers schedule.num_parts schedule.epochs "
-    "schedule.evaluate_every schedule.patience max_skipped_steps resume log_every "
+    "schedule.evaluate_every schedule.patience max_skipped_steps eval_batch_size resume log_every "
     "checkpoint_every keep_every profile_steps plan".split()
 )
 

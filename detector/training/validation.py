@@ -1,15 +1,15 @@
 """The evaluation within a run: each rank runs the detector on its share, the first rank scores."""
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.data import Subset
 
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import eval_loader
 from detector.evaluation.columns import Detections
-from detector.evaluation.inference import detect, progress, to_detections
+from detector.evaluation.inference import detect, in_order, progress, to_detections
 from detector.evaluation.metrics import Metrics, score
 from detector.evaluation.offset_sizes import OffsetSizes
 from detector.training.distribution import Ranks
@@ -40,20 +40,31 @@ def validate(
     ranks: Ranks,
     device: torch.device,
     precision: torch.dtype,
+    batch_size: int,
     num_workers: int,
     stop: StopRequest,
 ) -> Validation:
     """Evaluate a model; the metrics do not depend on the number of ranks.
 
     With n ranks, each one takes every n-th image. If any rank is asked to stop, all ranks stop
-    between two images.
+    between two batches.
+
+    Args:
+        batch_size: the largest number of images, of equal size, that a rank evaluates at once.
 
     Raises:
         Preempted: a rank was asked to stop.
+        DatasetError, EvaluationError: as in `detect`.
     """
     ranks.broadcast_buffers(model)
-    share = Subset(val_set, range(ranks.rank, len(val_set), ranks.num_ranks))
-    batches = progress(eval_loader(share, num_workers=num_workers), shown=ranks.is_first)
+    share = val_set.share(ranks.rank, ranks.num_ranks)
+    loader = eval_loader(
+        share,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    batches = progress(loader, num_images=len(share), shown=ranks.is_first)
     sizes, offsets = OffsetSizes(), OffsetSizes()
     with sizes.watching(model):
         found, seconds = detect(
@@ -67,9 +78,9 @@ def validate(
     metrics = Metrics({}, {})
     detections = to_detections([], val_set.category_ids)
     if ranks.is_first:
-        places = (divmod(index, ranks.num_ranks) for index in range(len(val_set)))
-        in_order = [shares[rank][number] for number, rank in places]
-        detections = to_detections(in_order, val_set.category_ids)
+        image_ids = (record.image_id for record in val_set.records)
+        everything = in_order(chain.from_iterable(shares), image_ids)
+        detections = to_detections(everything, val_set.category_ids)
         metrics = score(metric, val_set.ground_truth(), detections)
         result = {
             "metrics": metrics.summary,

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_loaders_leave_the_global_generators_alone(dataset: DetectionDataset) ->
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     stream(dataset, num_workers=0, epochs=[0])
     stream(dataset, num_workers=1, epochs=[0])
-    list(eval_loader(dataset, num_workers=1))
+    list(eval_loader(dataset, batch_size=1, num_workers=1))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.random.get_state()[1].tolist() == numpy_state
 
@@ -253,10 +254,26 @@ def test_few_images_are_repeated_until_they_fill_a_batch(dataset: DetectionDatas
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_is_in_order_and_complete(dataset: DetectionDataset, num_workers: int) -> None:
-    batches = list(eval_loader(dataset, num_workers=num_workers))
+    batches = list(eval_loader(dataset, batch_size=1, num_workers=num_workers))
     assert [len(batch) for batch in batches] == [1] * 8
     samples = [sample for batch in batches for sample in batch]
     assert [digest(sample) for sample in samples] == [digest(dataset[i]) for i in range(8)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_in_batches(dataset: DetectionDataset, num_workers: int) -> None:
+    # The images are 20x31, 21x30, ... 27x24. Those of the last three get the size of the first.
+    pixels = dataset.records[0].path.read_bytes()
+    for index in (5, 6, 7):
+        dataset.records[index].path.write_bytes(pixels)
+        dataset.records[index] = replace(dataset.records[index], height=20, width=31)
+    batches = list(eval_loader(dataset, batch_size=3, num_workers=num_workers))
+    indices = [[sample["image_id"] - 900_100_581_187 for sample in batch] for batch in batches]
+    assert indices == [[0, 5, 6], [1], [2], [3], [4], [7]]
+    for batch in batches:
+        assert len({sample["image"].shape for sample in batch}) == 1
+        for sample in batch:
+            assert digest(sample) == digest(dataset[sample["image_id"] - 900_100_581_187])
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -297,6 +314,7 @@ class Faulty(Augmented):
     def __init__(self, dataset: DetectionDataset, fault) -> None:
         whole = augmented(dataset)
         super().__init__(whole.dataset, transform=whole.transform, seed=whole.seed)
+        self.records = dataset.records
         self.fault = fault
         self.loaded = 0
 
@@ -344,7 +362,7 @@ def test_workers_that_fail(
             with converted_worker_errors():
                 list(train_loader(faulty, sampler=sampler, num_workers=1, time_limit=2))
         else:
-            batches = eval_loader(faulty, num_workers=1, time_limit=2)
+            batches = eval_loader(faulty, batch_size=1, num_workers=1, time_limit=2)
             detect(Nothing(), batches, device=torch.device("cpu"), precision=torch.float32)
     assert type(caught.value) is kind and time.monotonic() - start < 30
     # The traceback keeps the loader alive. While a loader with a dead worker is alive, torch raises

@@ -1,5 +1,7 @@
 """Test how the time of an image is split, with a clock that moves only where the test lets it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small import small_detector
@@ -25,11 +27,8 @@ class SlowDataset:
 
     def __init__(self, clock: Clock, num_images: int) -> None:
         self.clock = clock
-        self.num_images = num_images
+        self.records = [SimpleNamespace(height=40, width=60)] * num_images
         self.asked: list[int] = []
-
-    def __len__(self) -> int:
-        return self.num_images
 
     def __getitem__(self, index: int) -> dict:
         self.asked.append(index)
@@ -54,9 +53,12 @@ def model() -> FasterRCNN:
     )
 
 
-def test_each_part_gets_its_own_time(model: FasterRCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch_size, batches", [(1, 5), (2, 3), (5, 1)])
+def test_each_part_gets_its_own_time(
+    model: FasterRCNN, monkeypatch: pytest.MonkeyPatch, batch_size: int, batches: int
+) -> None:
     clock = Clock()
-    parts = [  # forward: 10 + 20 + 30 + 40 s; post-processing: 300 + 200 s
+    parts = [  # of a batch: 10 + 20 + 30 + 40 s forward, 300 + 200 s of post-processing
         *((model.transform, "forward", 10), (model.backbone, "forward", 20)),
         *((model.rpn, "forward", 30), (model.roi_heads.box_head, "forward", 40)),
         *((model.roi_heads, "postprocess_detections", 300), (model.transform, "postprocess", 200)),
@@ -70,13 +72,14 @@ def test_each_part_gets_its_own_time(model: FasterRCNN, monkeypatch: pytest.Monk
         device=torch.device("cpu"),
         precision=torch.float32,
         max_images=5,
+        batch_size=batch_size,
         clock=clock,
     )
     assert timing.load_ms == pytest.approx(3000)  # the mean of 1, 2, 3, 4, 5 s
-    assert timing.forward_ms == pytest.approx(100_000)
-    assert timing.post_ms == pytest.approx(500_000)
-    assert timing.num_images == 5
-    assert dataset.asked == [*range(WARM_UP), *range(5)]
+    assert timing.forward_ms == pytest.approx(100_000 * batches / 5)
+    assert timing.post_ms == pytest.approx(500_000 * batches / 5)
+    assert timing.num_images == 5 and timing.batch_size == batch_size
+    assert dataset.asked == [*range(min(WARM_UP * batch_size, 5)), *range(5)]
     assert not model.training and not model.roi_heads.box_predictor._forward_hooks
 
 

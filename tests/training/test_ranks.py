@@ -173,7 +173,7 @@ class Oracle(nn.Module):
         return {"boxes": shifted, "labels": sample["labels"][:count], "scores": scores}
 
 
-def validate_oracle(path: Path) -> None:
+def validate_oracle(path: Path, batch_size: int) -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = parse_train(compose("train", overrides=[*RUN, "data.num_val=13"]))
     with joined(LIMIT) as ranks:
@@ -186,6 +186,7 @@ def validate_oracle(path: Path) -> None:
             ranks=ranks,
             device=torch.device("cpu"),
             precision=torch.float32,
+            batch_size=batch_size,
             num_workers=0,
             stop=StopRequest(),
         )
@@ -198,13 +199,15 @@ def validate_oracle(path: Path) -> None:
 def test_metrics_of_several_ranks_are_those_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The metrics on 13 images, of which the ranks take 5, 4 and 4, are exactly the same."""
+    """The metrics on 13 images, of which the ranks take 5, 4 and 4 in batches of up to 3, are
+    exactly the same.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    validate_oracle(tmp_path / "1.json")
+    validate_oracle(tmp_path / "1.json", 1)
     expected = json.loads((tmp_path / "1.json").read_text())
     assert 0.1 < expected["metrics"]["AP"] < 0.9
     path = tmp_path / "3.json"
-    launch(validate_oracle, path, num_ranks=3, max_restarts=0, exit_code=exit_code)
+    launch(validate_oracle, path, 3, num_ranks=3, max_restarts=0, exit_code=exit_code)
     found = json.loads(path.read_text())
     assert found["metrics"] == expected["metrics"]
     assert found["per_class"] == expected["per_class"]
