@@ -62,4 +62,29 @@ step operator-benchmark 90 python -m ops.benchmark --device cuda --rounds 3 --js
 step roi-benchmark 30 python -m ops.roi_benchmark --device cuda --rounds 3 --json "$folder/roi.json"
 step training-step-benchmark 90 python -m detector.benchmark --device cuda --json "$folder/step.json"
 step training 120 python train.py device=cuda hydra.run.dir="$folder/training"
+
+# Evaluates the trained detector one image at a time and eight at a time, and prints the speed and
+# the AP of each. The times do not include loading.
+evaluations() {
+    local size
+    for size in 1 8; do
+        python evaluate.py checkpoint="$1/training/checkpoints/last.pt" device=cuda \
+            eval_batch_size=$size timing_images=200 hydra.run.dir="$1/evaluation-$size" || return
+    done
+    python - "$1" << 'END'
+import json
+import sys
+
+speeds = []
+for size in (1, 8):
+    with open(f"{sys.argv[1]}/evaluation-{size}/metrics.json") as file:
+        result = json.load(file)
+    seconds = (result["timing"]["forward_ms"] + result["timing"]["post_ms"]) / 1000
+    ap = 100 * result["metrics"]["AP"]
+    speeds.append(f"batches of {size}: {1 / seconds:.0f} images/s, AP {ap:.3f}")
+print("; ".join(speeds))
+END
+}
+export -f evaluations
+step evaluation 60 bash -c 'evaluations "$1"' bash "$folder"
 exit $failed

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ SCRIPT = Path(__file__).with_name("gpu_check.sh")
 STEPS = [
     *("operators", "tests", "memcheck", "racecheck"),
     *("operator-benchmark", "roi-benchmark", "training-step-benchmark", "training"),
+    "evaluation",
 ]
 
 
@@ -48,6 +50,30 @@ def test_every_step_has_a_verdict(tmp_path: Path) -> None:
     assert verdicts(done) == dict.fromkeys(STEPS, "ok")
     assert done.stdout.splitlines()[-1].endswith("AP 59.6")
     assert "pip" not in (tmp_path / "calls").read_text()  # the library fits: nothing is built
+
+
+def test_the_speeds_of_both_evaluations_are_printed(tmp_path: Path) -> None:
+    # One image takes 8 + 2 ms one by one, and 1.5 + 0.5 ms in batches of eight.
+    python = f"""
+        [ "$1" = - ] && exec {sys.executable} "$@"
+        [ "$1" = evaluate.py ] || exit 0
+        for word; do declare "${{word%%=*}}=${{word#*=}}" 2> /dev/null || folder=${{word#*=}}; done
+        times='"forward_ms": 8, "post_ms": 2'
+        [ $eval_batch_size = 8 ] && times='"forward_ms": 1.5, "post_ms": 0.5'
+        mkdir -p "$folder"
+        echo '{{"metrics": {{"AP": 0.596}}, "timing": {{'$times'}}}}' > "$folder/metrics.json"
+    """
+    done = check(tmp_path, python)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].endswith(
+        "batches of 1: 100 images/s, AP 59.600; batches of 8: 500 images/s, AP 59.600"
+    )
+
+
+def test_an_evaluation_that_fails_is_told(tmp_path: Path) -> None:
+    done = check(tmp_path, '[ "$1" = evaluate.py ] && echo "no checkpoint" && exit 1; exit 0')
+    assert done.returncode == 1 and verdicts(done)["evaluation"] == "FAILED"
+    assert done.stdout.splitlines()[-1].endswith("no checkpoint")
 
 
 def test_a_step_that_fails_does_not_end_the_check(tmp_path: Path) -> None:
