@@ -260,6 +260,13 @@ def test_evaluation_is_in_order_and_complete(dataset: DetectionDataset, num_work
     assert [digest(sample) for sample in samples] == [digest(dataset[i]) for i in range(8)]
 
 
+def test_shares_of_several_ranks(dataset: DetectionDataset) -> None:
+    shares = [dataset.share(rank, 3) for rank in range(3)]
+    ids = [[record.image_id - 900_100_581_187 for record in share.records] for share in shares]
+    assert ids == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert shares[1].classes == dataset.classes
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_in_batches(dataset: DetectionDataset, num_workers: int) -> None:
     # The images are 20x31, 21x30, ... 27x24. Those of the last three get the size of the first.

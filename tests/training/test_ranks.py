@@ -179,7 +179,7 @@ def validate_oracle(path: Path, batch_size: int) -> None:
     with joined(LIMIT) as ranks:
         with ranks.local_main_first():
             val_set = build_data(config)["val"]
-        found, *_ = validate(
+        summary, _, detections, _ = validate(
             Oracle(val_set),
             val_set,
             "coco",
@@ -190,17 +190,17 @@ def validate_oracle(path: Path, batch_size: int) -> None:
             num_workers=0,
             stop=StopRequest(),
         )
-        everywhere = ranks.gather(found)
+        everywhere = ranks.gather(summary)
         if ranks.is_first:
-            assert all(result == found for result in everywhere)
-            path.write_text(json.dumps(found))
+            assert all(result == summary for result in everywhere)
+            path.write_text(json.dumps(summary | {"detections": detections.to_coco()}))
 
 
 def test_metrics_of_several_ranks_are_those_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The metrics on 13 images, of which the ranks take 5, 4 and 4 in batches of up to 3, are
-    exactly the same.
+    exactly the same, and so are the detections and their order.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     validate_oracle(tmp_path / "1.json", 1)
@@ -211,6 +211,7 @@ def test_metrics_of_several_ranks_are_those_of_one(
     found = json.loads(path.read_text())
     assert found["metrics"] == expected["metrics"]
     assert found["per_class"] == expected["per_class"]
+    assert found["detections"] == expected["detections"] and len(found["detections"]) > 10
 
 
 # ---- how they are started ------------------------------------------------------------------------
