@@ -1,9 +1,8 @@
 """Run a detector on a data set.
 
 Images of equal size can share a batch: the network then gets each of them as it would alone,
-without further padding. The detections differ from those of single images in the last bits at
-most, because the sums of convolutions and matrix products may be ordered differently for another
-number of images.
+without further padding. The detections differ from those of single images by rounding only: for
+another number of images, a library may add the products of a convolution in another order.
 
 D: detections of an image;  K: classes.
 """
