@@ -27,6 +27,7 @@ from detector.analysis.sampling import __main__ as sampling
 from detector.builders import model as building
 from detector.builders import training as training_builders
 from detector.commands import evaluate_checkpoint, training_data
+from detector.commands import plan as plan_command
 from detector.commands import train as train_command
 from detector.config import parse_train
 from detector.data import file_problems
@@ -34,6 +35,7 @@ from detector.data.problems import Problem
 from detector.evaluation.coco_format import as_detections
 from detector.evaluation.metrics import Metrics
 from detector.evaluation.offset_sizes import OffsetSizes
+from detector.evaluation.timing import Timing
 from detector.model.weights.state_dicts import trained_weights
 from detector.training import loop, validation
 from detector.training.checkpoint import load_checkpoint
@@ -346,6 +348,16 @@ def sweep(folder: Path, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
         entry.run(train.run_or_sweep)
     finally:
         logging.root.handlers = handlers
+
+
+def test_a_plan_measures_batches_of_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timings: list[Timing] = []
+    noted(*(monkeypatch, plan_command, "time_images"), lambda _, timing: timings.append(timing))
+    words = [*TINY, "plan=true", "eval_batch_size=5"]  # of the five images
+    assert command(train.main, tmp_path, *words, monkeypatch=monkeypatch) == 0
+    assert [(timing.batch_size, timing.num_images) for timing in timings] == [(5, 5)]
 
 
 @pytest.mark.slow
