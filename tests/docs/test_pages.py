@@ -23,7 +23,7 @@ MEASURED = re.compile(
     r"s (?:a|an) |times (?:as fast|faster)|points? of AP|AP\b)"
 )
 MADE_ELSEWHERE = {"docs/scale.md"}  # made by python -m detector.scale
-LIMITS = {"30 minutes"}  # settings that look like measurements
+LIMITS = {"30 minutes", "256 MiB"}  # settings that look like measurements
 
 
 @cache
