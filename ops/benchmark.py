@@ -99,7 +99,7 @@ def passes(candidate: Candidate) -> dict[str, Callable[[], object]]:
 
     if not candidate.leaves:
         return {"forward": forward}
-    with torch.no_grad():
+    with torch.no_grad(), float32_products(candidate.tf32):
         upstream = torch.ones_like(candidate.forward())
 
     def both() -> object:

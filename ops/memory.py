@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ops.candidates import Candidate, Problem, build
+from ops.candidates import Candidate, Problem, build, float32_products
 
 MiB = 2**20
 
@@ -68,17 +68,18 @@ def measure_warm(name: str, problem: Problem, device: str) -> dict[str, float | 
 def measure(candidate: Candidate, device: str) -> dict[str, float | None]:
     """Return the MiB that each pass needs above what the process holds before the first pass."""
     before = _present(device)
-    with torch.no_grad():
-        forward = (peak(candidate.forward, device) - before) / MiB
-        upstream = torch.ones_like(candidate.forward())
-    if not candidate.leaves:
-        return {"forward": forward, "forward+backward": None}
+    with float32_products(candidate.tf32):
+        with torch.no_grad():
+            forward = (peak(candidate.forward, device) - before) / MiB
+            upstream = torch.ones_like(candidate.forward())
+        if not candidate.leaves:
+            return {"forward": forward, "forward+backward": None}
 
-    def both() -> object:
-        return torch.autograd.grad(candidate.forward(), candidate.leaves, upstream)
+        def both() -> object:
+            return torch.autograd.grad(candidate.forward(), candidate.leaves, upstream)
 
-    above = peak(both, device) - before - upstream.nbytes
-    return {"forward": forward, "forward+backward": above / MiB}
+        above = peak(both, device) - before - upstream.nbytes
+        return {"forward": forward, "forward+backward": above / MiB}
 
 
 def peak(function: Callable[[], object], device: str) -> int:

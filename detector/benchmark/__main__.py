@@ -12,11 +12,14 @@ batch of two 512x512 images.
 
 A step is the forward pass with targets, the backward pass and the step of SGD. It is timed in
 float32 and under bfloat16 autocast; `--dtypes float32` skips bfloat16, which takes minutes on a
-processor that has AVX2 only. All candidates get the same images, boxes, initial weights and
-optimizer. The learning rate is 0, so that every step repeats the same computation. Batch norm is
-frozen, and layer2 to layer4 are trained. Nothing is downloaded: the weights are random, and the
-batch norm statistics and the offsets resemble those of a trained network. Every step starts from
-the same seed, so that all candidates sample the same number of anchors and proposals.
+processor that has AVX2 only. On a GPU, float32 follows torch's defaults: convolutions, also our
+deformable ones, multiply in TF32, and torchvision's deformable convolution does not.
+
+All candidates get the same images, boxes, initial weights and optimizer. The learning rate is 0, so
+that every step repeats the same computation. Batch norm is frozen, and layer2 to layer4 are
+trained. Nothing is downloaded: the weights are random, and the batch norm statistics and the
+offsets resemble those of a trained network. Every step starts from the same seed, so that all
+candidates sample the same number of anchors and proposals.
 
 Rounds are interleaved as in `ops.benchmark`: each round runs every candidate once, in a random
 order. The first round is a warm-up and is not counted.

@@ -57,7 +57,7 @@ def main(device: str) -> None:
         for groups, stride in ((1, 1), (2, 2)):
             convolution(device, dtype, groups, stride)
         if device == "cuda" and dtype.itemsize == 2:
-            # Large enough for the fused forward, whose 144 blocks must fill half the GPU.
+            # Large enough for the fused forward, whose 142 blocks must fill half the GPU.
             convolution(device, dtype, 2, 1, channels=128, size=(48, 47))
         for sampling_ratio in (2, -1):
             pooling(device, dtype, sampling_ratio)

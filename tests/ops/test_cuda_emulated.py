@@ -192,7 +192,7 @@ def test_chunks_of_large_problems(driver: Path, tmp_path: Path) -> None:
     rows = rows_of_chunks(tmp_path)
     assert sum(rows) == 2**20
     assert len(rows) == 2
-    # 1 MiB holds 383 positions of 9 * (64 channels of 4 bytes and 4 corners of 12 bytes).
+    # 1 MiB holds 382 positions: 9 samples of 64 * 4 bytes and four corners of 12, and a list of 8.
     plain = replace(crowded, offset_groups=1, size=(10, 100))
     run(driver, tmp_path, FORWARD, {"geometry": numbers(plain, torch.float32, 1 << 20, 0)})
     assert rows_of_chunks(tmp_path) == [334, 334, 332]

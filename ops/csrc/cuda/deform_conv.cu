@@ -69,11 +69,15 @@ Source<T> source_of(
       mask ? mask->stride : 0};
 }
 
-// Elements of a row of columns, with up to four corners each, are counted by int.
+// Elements of a row of columns, with up to four corners each, and output channels are counted by
+// int.
 void check_row(const Geometry& g) {
   STD_TORCH_CHECK(
       g.channels * g.taps() < (1 << 29), "deform_conv2d: ", g.channels, " channels of ", g.taps(),
       " taps are too many for CUDA");
+  STD_TORCH_CHECK(
+      g.out_channels < (1 << 29), "deform_conv2d: ", g.out_channels,
+      " output channels are too many for CUDA");
 }
 
 Tensor forward(
@@ -111,10 +115,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   check_row(g);
   const DeviceGuard guard(input.get_device_index());
   const ScalarType dtype = input.scalar_type(), location = location_dtype(input);
-  const Tensor nothing = torch::stable::empty({0}, location, std::nullopt, input.device());
+  const auto nothing = [&] {
+    return torch::stable::empty({0}, location, std::nullopt, input.device());
+  };
   const Tensor grad_offset = empty_channels_last(offset, location);
-  const Tensor grad_mask = mask ? empty_channels_last(*mask, location) : nothing;
-  Tensor grad_input = nothing, grad_weight = nothing;
+  const Tensor grad_mask = mask ? empty_channels_last(*mask, location) : nothing();
+  Tensor grad_input = nothing(), grad_weight = nothing();
   const Tensor grad_outputs = channels_last(grad_output, dtype),
                features = channels_last(input, dtype), weights = channels_last(weight, dtype);
   const Rows offsets = rows_of(offset);
@@ -142,9 +148,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       run(T());
   });
   return {
-      needs_input ? formatted_as(input, grad_input) : nothing, formatted_as(offset, grad_offset),
-      needs_weight ? formatted_as(weight, grad_weight) : nothing,
-      mask ? formatted_as(*mask, grad_mask) : nothing};
+      needs_input ? formatted_as(input, grad_input) : grad_input, formatted_as(offset, grad_offset),
+      needs_weight ? formatted_as(weight, grad_weight) : grad_weight,
+      mask ? formatted_as(*mask, grad_mask) : grad_mask};
 }
 
 }  // namespace

@@ -126,6 +126,7 @@ Matrices<T> weights_of(const Geometry& g, T* weight) {
 
 template <typename R>
 constexpr int64_t kIndexBytesOfSample = 4 * (sizeof(int) + sizeof(Entry<R>));
+constexpr int64_t kIndexBytesOfList = 2 * sizeof(int);
 
 // Returns the number of images that a chunk touches.
 inline int64_t images_of(const Geometry& g, const Chunk& chunk) {
@@ -193,9 +194,10 @@ void forward_pass(
 // Returns the chunks of a backward. If there are several, Grad of its gradients must be Real.
 template <typename T>
 std::vector<Chunk> backward_chunks(const Geometry& g, int64_t most_bytes) {
-  const int64_t samples = g.taps() * g.offset_groups;  // of a row
-  return chunks_of(
-      g, g.taps() * g.channels * sizeof(T) + samples * kIndexBytesOfSample<Real<T>>, most_bytes);
+  const int64_t columns = g.taps() * g.channels * sizeof(T);  // bytes of a row
+  const int64_t samples = g.taps() * g.offset_groups * kIndexBytesOfSample<Real<T>>;
+  const int64_t lists = kIndexBytesOfList * g.offset_groups * g.height * g.width / g.positions();
+  return chunks_of(g, columns + samples + lists, most_bytes);
 }
 
 template <typename T, typename Grad, typename Device>

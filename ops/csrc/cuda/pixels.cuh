@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Uses one thread per entry, so that a list of a hundred thousand entries keeps the whole device
-// busy.
+// busy. The time grows with the square of the longest list, which is long if many samples of a
+// chunk read one pixel.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     order_corners(Source<T> from, Chunk chunk, Index<Real<T>> index) {
