@@ -1,10 +1,10 @@
-"""Anchors, proposals and detections: torchvision's classes, computed in float32 and able to follow
+"""Proposals and detections: torchvision's classes, computed in float32 and able to follow
 the conventions of other frameworks.
 
 torchvision computes boxes in the dtype of the features. bfloat16 has 8 bits: beyond 256 pixels its
 numbers are two pixels apart, beyond 1024 eight. Anchors, proposals and targets would be rounded to
 these numbers, and an object narrower than their distance would lose its width and make the loss
-NaN. Anchors and the outputs of the heads are therefore at least float32 here.
+NaN. Anchors (`anchors.py`) and the outputs of the heads are therefore at least float32 here.
 
 `conventions.py` describes how the conventions of the frameworks differ.
 """
@@ -12,9 +12,7 @@ NaN. Anchors and the outputs of the heads are therefore at least float32 here.
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image
@@ -27,58 +25,6 @@ from detector.model.roi_pooling import BoxPooling
 def at_least_float32(values: Tensor) -> Tensor:
     """Return the values in float32, or unchanged if they are float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-class Anchors(AnchorGenerator):
-    """Generates the anchors (A, 4) of each image, xyxy in pixels; shapes are as in torchvision.
-
-    Args:
-        sizes: the anchor sizes of each level, in pixels. Feature maps beyond these levels get no
-            anchors.
-        aspect_ratios: height divided by width, the same on every level.
-        rounded: round the anchors of a cell to whole pixels before they are moved over the image.
-        strides: the distance between neighbouring anchors on each level, in pixels. With None it
-            is the image's size divided by the feature map's, rounded down.
-    """
-
-    def __init__(
-        self,
-        sizes: list[list[int]],
-        aspect_ratios: list[float],
-        *,
-        rounded: bool,
-        strides: list[int] | None,
-    ) -> None:
-        super().__init__(tuple(map(tuple, sizes)), (tuple(aspect_ratios),) * len(sizes))
-        self.strides = strides
-        if not rounded:
-            ratios = torch.tensor(aspect_ratios).sqrt()
-            halves = torch.stack([1 / ratios, ratios], dim=1) / 2  # half of (w, h) for a size of 1
-            unit = torch.cat([-halves, halves], dim=1)[:, None]
-            self.cell_anchors = [
-                (unit * torch.tensor(of_level)[:, None]).flatten(0, 1) for of_level in sizes
-            ]
-
-    def grid_anchors(
-        self, grid_sizes: list[list[int]], strides: list[list[Tensor]]
-    ) -> list[Tensor]:
-        """Return the anchors (H W a, 4) of each level, with a anchors in each of H x W cells."""
-        if self.strides is not None:
-            strides = [
-                [torch.tensor(stride, device=given[0].device)] * 2
-                for stride, given in zip(self.strides, strides, strict=True)
-            ]
-        anchors: list[Tensor] = super().grid_anchors(grid_sizes, strides)
-        return anchors
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        # torchvision reads only the size, dtype and device of the feature maps.
-        stand_ins = [
-            at_least_float32(maps.new_empty(())).expand(maps.shape)
-            for maps in feature_maps[: len(self.sizes)]
-        ]
-        anchors: list[Tensor] = super().forward(image_list, stand_ins)
-        return anchors
 
 
 class ProposalHead(RPNHead):

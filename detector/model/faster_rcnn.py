@@ -20,8 +20,8 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.resnet import ResNet
 
 from detector.conventions import Conventions
+from detector.model.anchors import Anchors
 from detector.model.boxes import (
-    Anchors,
     BoxDecoder,
     BoxHeads,
     BoxPredictor,

@@ -11,9 +11,9 @@ from functools import partial
 import torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d
 
 from detector.model.deformable_conv import deformable_like
+from detector.model.frozen_norm import FrozenBatchNorm2d
 
 STAGES = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
 

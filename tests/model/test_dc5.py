@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import roi_align
 
 from detector.config import conventions
-from detector.model.boxes import Anchors
+from detector.model.anchors import Anchors
 from detector.model.faster_rcnn import faster_rcnn
 from detector.model.resnet import make_deformable, placement, resnet
 
