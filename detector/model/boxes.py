@@ -64,10 +64,12 @@ class BoxPredictor(FastRCNNPredictor):
 
 
 class BoxDecoder(BoxCoder):
-    """Turns predicted deltas into boxes; shapes are as in torchvision.
+    """Turns predicted deltas into boxes and back; shapes and results are as in torchvision.
+
+    x and y are computed at once, so that a GPU has half as many operators to launch.
 
     Args:
-        weights: the numbers that the deltas (dx, dy, dw, dh) are divided by.
+        weights: the numbers that the deltas (dx, dy, dw, dh) are divided by; equal for x and y.
         clamp_shrinking: clamp dw and dh to at least -log(1000 / 16) as well. torchvision clamps
             them only to at most log(1000 / 16).
     """
@@ -76,16 +78,34 @@ class BoxDecoder(BoxCoder):
         self, weights: tuple[float, float, float, float], *, clamp_shrinking: bool
     ) -> None:
         super().__init__(weights)
+        assert weights[0] == weights[1] and weights[2] == weights[3]
         self.clamp_shrinking = clamp_shrinking
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        """Return the deltas (N, 4) that turn proposals (N, 4) into reference boxes (N, 4)."""
+        centres, sizes = _centres_and_sizes(proposals)
+        new_centres, new_sizes = _centres_and_sizes(reference_boxes)
+        moves = self.weights[0] * (new_centres - centres) / sizes
+        growth = self.weights[2] * torch.log(new_sizes / sizes)
+        return torch.cat([moves, growth], dim=1)
 
     def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
         """Apply the deltas (N, 4 K) of K classes to boxes (N, 4) and return boxes (N, 4 K)."""
-        if self.clamp_shrinking:
-            least = rel_codes.new_tensor([-torch.inf, -torch.inf, *self.weights[2:]])
-            least[2:] *= -self.bbox_xform_clip
-            rel_codes = rel_codes.maximum(least.repeat(rel_codes.shape[1] // 4))
-        decoded: Tensor = super().decode_single(rel_codes, boxes)
-        return decoded
+        centres, sizes = _centres_and_sizes(boxes.to(rel_codes.dtype)[:, None])
+        moves, growth = rel_codes.unflatten(1, (-1, 4)).split(2, dim=2)  # (N, K, 2) each
+        most = self.bbox_xform_clip
+        least = -most if self.clamp_shrinking else None
+        new_sizes = torch.exp((growth / self.weights[2]).clamp(least, most)) * sizes
+        new_centres = moves / self.weights[0] * sizes + centres
+        halves = 0.5 * new_sizes
+        return torch.cat([new_centres - halves, new_centres + halves], dim=2).flatten(1)
+
+
+def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centres (..., 2) and the sizes (..., 2) of boxes (..., 4)."""
+    corners, opposite = boxes.split(2, dim=-1)
+    sizes = opposite - corners
+    return corners + 0.5 * sizes, sizes
 
 
 class BoxHeads(RoIHeads):

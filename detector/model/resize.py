@@ -1,5 +1,8 @@
 """Scaling and normalising images to the input of the network."""
 
+from functools import lru_cache
+
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -27,8 +30,13 @@ class Resize(GeneralizedRCNNTransform):
         """Normalise an RGB image, float (3, H, W) in [0, 1], in the network's channel order."""
         if self.channel_order == "bgr":
             image = image.flip(0)
-        normalised: Tensor = super().normalize(image)
-        return normalised
+        # While a program is exported there are no real tensors, which could be kept.
+        make = per_channel.__wrapped__ if torch.compiler.is_compiling() else per_channel
+        mean, std = (
+            make(tuple(values), image.dtype, image.device)
+            for values in (self.image_mean, self.image_std)
+        )
+        return (image - mean) / std
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -45,3 +53,12 @@ class Resize(GeneralizedRCNNTransform):
                 image = interpolate(image[None], stretched, mode="bilinear")[0]
         resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
         return resized
+
+
+@lru_cache(maxsize=16)
+def per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the values of the channels (3, 1, 1). They are copied to a device once, because a GPU
+    waits for such a copy.
+    """
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

@@ -70,10 +70,11 @@ class BoxPooling(MultiScaleRoIAlign):
             for image, one in enumerate(boxes)
         ]
         rois = torch.cat(numbered)
-        pooled = self._pool(x, rois)
+        order, ends = self.by_level(rois[:, 1:])
+        pooled = self._pool(x, rois, order, ends)
         if self.fc_offset is None:
             return pooled
-        return self._pool(x, rois, *self.offsets(pooled))
+        return self._pool(x, rois, order, ends, *self.offsets(pooled))
 
     def offsets(self, pooled: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predict the offsets (N, 2, 7, 7) and, for v2, the mask (N, 7, 7) from the features
@@ -94,33 +95,62 @@ class BoxPooling(MultiScaleRoIAlign):
         self,
         x: dict[str, Tensor],
         rois: Tensor,
+        order: Tensor,
+        ends: list[int],
         offset: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Pool the features of rois (N, 5), each an image index and a box."""
+        """Pool the features of rois (N, 5), each an image index and a box.
+
+        Args:
+            order, ends: what `by_level` returns for the boxes.
+        """
         features = [x[name] for name in self.featmap_names]
-        levels = self.levels(rois[:, 1:])
-        pooled = features[0].new_zeros(len(rois), features[0].shape[1], *self.output_size)
-        for level, (maps, stride) in enumerate(zip(features, self.strides, strict=True)):
-            (rows,) = torch.where(levels == level)
-            if maps.is_cuda and offset is None:  # deform_roi_pool has not run on a GPU yet
-                of_level = roi_align(
-                    *(maps, rois[rows], self.output_size, 1 / stride),
-                    sampling_ratio=self.sampling_ratio,
-                    aligned=self.aligned,
-                )
-            else:
-                of_level = deform_roi_pool(
-                    *(maps, rois[rows], self.output_size),
-                    offset=None if offset is None else offset[rows],
-                    mask=None if mask is None else mask[rows],
-                    spatial_scale=1 / stride,
-                    sampling_ratio=self.sampling_ratio,
-                    aligned=self.aligned,
-                    gamma=GAMMA,
-                )
-            pooled[rows] = of_level.to(pooled.dtype)
+        by_level = [
+            [None] * len(features) if one is None else one[order].tensor_split(ends)
+            for one in (rois, offset, mask)
+        ]
+        in_order = torch.cat(
+            [
+                self._pool_level(maps, 1 / stride, *given).to(features[0].dtype)
+                for maps, stride, *given in zip(features, self.strides, *by_level, strict=True)
+            ]
+        )
+        pooled = torch.empty_like(in_order, memory_format=torch.contiguous_format)
+        pooled[order] = in_order
         return pooled
+
+    def _pool_level(
+        self, maps: Tensor, scale: float, rois: Tensor, offset: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        if maps.is_cuda and offset is None:  # deform_roi_pool has not run on a GPU yet
+            pooled: Tensor = roi_align(
+                *(maps, rois, self.output_size, scale),
+                sampling_ratio=self.sampling_ratio,
+                aligned=self.aligned,
+            )
+            return pooled
+        return deform_roi_pool(
+            *(maps, rois, self.output_size),
+            offset=offset,
+            mask=mask,
+            spatial_scale=scale,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
+            gamma=GAMMA,
+        )
+
+    def by_level(self, boxes: Tensor) -> tuple[Tensor, list[int]]:
+        """Sort boxes (N, 4) by their levels.
+
+        Returns:
+            The indices (N,) of the boxes of the finest level, then of the next one, and so on, in
+            ascending order on each level; and where the boxes of each level but the last one end.
+            A GPU is waited for once, for these ends.
+        """
+        levels = self.levels(boxes)
+        lower = torch.arange(len(self.strides) - 1, device=levels.device)[:, None]
+        return levels.argsort(stable=True), (levels <= lower).sum(dim=1).tolist()
 
     @property
     def level_range(self) -> tuple[int, int]:

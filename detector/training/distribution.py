@@ -129,6 +129,7 @@ class Ranks:
         return DistributedDataParallel(
             model,
             device_ids=devices,
+            broadcast_buffers=False,  # training reads none of them; `broadcast_buffers` does it
             gradient_as_bucket_view=True,
             # Otherwise DDP rearranges its gradient buckets after a process's first step. With three
             # or more ranks the first step after a resume would then sum the gradients in another

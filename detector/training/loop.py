@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from detector import exit_codes
 from detector.data.dataset import Sample
 from detector.evaluation.inference import to_float
+from detector.model.frozen_norm import FrozenBatchNorm2d
 from detector.out_of_memory import is_out_of_memory
 from detector.training.distribution import SINGLE_PROCESS, Ranks, without_averaging
 from detector.training.preemption import StopRequest
@@ -148,23 +149,23 @@ def train_epoch(
     unread = iter(batches)
     while parts := list(islice(unread, optimization.num_parts)):
         samples = [sample for part in parts for sample in part]
-        before = [b.clone() for b in model.buffers()] if on_not_finite else []
+        before = [one.clone() for one in _changing_buffers(model)] if on_not_finite else []
         with _memory_errors_named(samples):
-            losses = _backward(model, parts, optimization)
+            names, losses = _backward(model, parts, optimization)
         norm = _gradient_norm(model, optimization)
         # The only synchronisation of a step with the other ranks (besides DDP's own) and with the
         # device. With float16 the scaler synchronises with the device as well.
         asked = torch.full_like(norm, stop.signal is not None)
-        report = torch.stack([asked, norm.detach(), *losses.values()])
+        report = torch.stack([asked, norm.detach(), *losses])
         asked_to_stop, norm_value, *means = ranks.mean(report).tolist()
-        values = dict(zip(losses, means, strict=True))
+        values = dict(zip(names, means, strict=True))
         is_finite = math.isfinite(norm_value)
         try:
             _check_finite(values, norm_value, samples, ranks, optimization.scaler)
         except NonFiniteError as error:
             if on_not_finite is None:
                 raise
-            for buffer, value in zip(model.buffers(), before, strict=True):
+            for buffer, value in zip(_changing_buffers(model), before, strict=True):
                 buffer.copy_(value)
             on_not_finite(error)
             is_finite = False
@@ -175,27 +176,44 @@ def train_epoch(
             stop.raise_if_stopped(ranks)
 
 
+def _changing_buffers(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that a forward pass may change: all but those of frozen batch norm."""
+    return [
+        buffer
+        for module in model.modules()
+        if not isinstance(module, FrozenBatchNorm2d)
+        for buffer in module.buffers(recurse=False)
+    ]
+
+
 def _backward(
     model: nn.Module, parts: list[list[Sample]], optimization: Optimization
-) -> dict[str, Tensor]:
-    """Compute the gradients of the mean loss over the parts; return each loss's mean over them."""
+) -> tuple[list[str], Tensor]:
+    """Compute the gradients of the mean loss over the parts.
+
+    Returns:
+        The names of the losses, and the mean of each over the parts.
+    """
     optimization.optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, Tensor] = {}
+    means = torch.zeros((), device=optimization.device)
     for number, part in enumerate(parts, start=1):
         with nullcontext() if number == len(parts) else without_averaging(model):
             losses = compute_losses(model, part, optimization.device, optimization.precision)
-            loss = torch.stack(list(losses.values())).sum() / len(parts)
-            optimization.scaler.scale(loss).backward()
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0) + value.detach() / len(parts)
-    return sums
+            values = torch.stack(list(losses.values()))
+            optimization.scaler.scale(values.sum() / len(parts)).backward()
+        means = means + values.detach() / len(parts)
+    return list(losses), means
 
 
 def _gradient_norm(model: nn.Module, optimization: Optimization) -> Tensor:
     """Clip the gradients to `clip_norm`; return their norm before clipping."""
     if optimization.scaler.is_enabled():
         optimization.scaler.unscale_(optimization.optimizer)
-    return nn.utils.clip_grad_norm_(model.parameters(), optimization.clip_norm or math.inf)
+    trained = [one for one in model.parameters() if one.grad is not None]
+    norm = nn.utils.get_total_norm([one.grad for one in trained if one.grad is not None])
+    if optimization.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(trained, optimization.clip_norm, norm)
+    return norm
 
 
 def _step(model: nn.Module, optimization: Optimization, *, is_finite: bool) -> None:
