@@ -18,6 +18,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import clip_boxes_to_image
 from torchvision.ops.boxes import remove_small_boxes
 
+from detector.model.matching import BoxMatcher
 from detector.model.nms import non_maximum_suppression
 from detector.model.roi_pooling import BoxPooling
 
@@ -147,6 +148,7 @@ class BoxHeads(RoIHeads):
             nms_thresh=nms_iou,
             detections_per_img=detections_per_image,
         )
+        self.proposal_matcher = BoxMatcher(0.5, 0.5)
         self.box_coder = decoder
         self.nms, self.nms_sigma = nms, nms_sigma
         self.min_side = min_side

@@ -28,6 +28,7 @@ from detector.model.boxes import (
     ProposalHead,
 )
 from detector.model.necks import with_neck
+from detector.model.proposals import ProposalNetwork
 from detector.model.resize import Resize
 from detector.model.roi_pooling import ROI_SIZE, BoxPooling
 from detector.model.sampling import use_seeded_samplers
@@ -106,10 +107,6 @@ def faster_rcnn(
     model = FasterRCNN(
         parts.backbone,
         rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=rpn_pre_nms_top_n_train,
-        rpn_post_nms_top_n_train=min(rpn_top_n_train, conventions.max_train_proposals),
-        rpn_pre_nms_top_n_test=rpn_pre_nms_top_n_test,
-        rpn_post_nms_top_n_test=rpn_top_n_test,
         box_head=TwoMLPHead(fpn_channels * ROI_SIZE**2, box_head_channels),
         box_predictor=BoxPredictor(box_head_channels, num_classes + 1),
         rpn_head=ProposalHead(  # after the box head: a seed has always given these initial weights
@@ -120,9 +117,17 @@ def faster_rcnn(
         ),
     )
     model.transform = Resize(min_size, max_size, conventions)
-    model.rpn.min_size = conventions.min_proposal_side
-    model.rpn.box_coder = BoxDecoder(
-        (1.0, 1.0, 1.0, 1.0), clamp_shrinking=conventions.clamp_shrinking
+    model.rpn = ProposalNetwork(
+        anchors=anchors,
+        head=model.rpn.head,
+        decoder=BoxDecoder((1.0, 1.0, 1.0, 1.0), clamp_shrinking=conventions.clamp_shrinking),
+        batch_size=rpn_batch_size,
+        pre_nms_top_n={"training": rpn_pre_nms_top_n_train, "testing": rpn_pre_nms_top_n_test},
+        post_nms_top_n={
+            "training": min(rpn_top_n_train, conventions.max_train_proposals),
+            "testing": rpn_top_n_test,
+        },
+        min_side=conventions.min_proposal_side,
     )
     model.roi_heads = BoxHeads(
         pooling=BoxPooling(

@@ -5,11 +5,13 @@ import signal
 
 import pytest
 import torch
+from dispatched import Dispatched
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import SGD
 
 from detector.data.dataset import Sample
+from detector.model.frozen_norm import FrozenBatchNorm2d
 from detector.training.loop import (
     MemoryExceededError,
     NonFiniteError,
@@ -217,6 +219,17 @@ def test_nothing_is_left_of_a_step_that_is_left_out() -> None:
     model = Poisoned(2, "loss", math.nan)  # its gradient, 0.2, is finite
     epoch(model, [[sample(1)], [sample(2)]], on_not_finite=lambda error: None)
     assert model.weight.item() == model.before == pytest.approx(2 - 0.5 * 0.2)
+
+
+def test_constants_are_not_saved_for_a_step_that_may_be_left_out() -> None:
+    model = Linear()
+    model.frozen, model.norm = FrozenBatchNorm2d(3, 1e-5), nn.BatchNorm2d(3)
+    clones = []
+    for on_not_finite in (None, lambda error: None):
+        with Dispatched() as dispatched:
+            epoch(model, [[sample(1)]], on_not_finite)
+        clones.append(dispatched.names.count("clone"))
+    assert clones[1] - clones[0] == 3  # mean, variance and number of batches
 
 
 class Half(Linear):
