@@ -743,7 +743,7 @@ def test_deterministic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Evaluation is replaced, because it would need another compilation.
     nothing = {"metrics": {"AP": 0.0}, "per_class": {}}
     found = Validation(nothing, Metrics({"AP": 0.0}, {}), as_detections([]), OffsetSizes())
@@ -754,6 +754,7 @@ def test_a_compiled_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         how = [*plan, f"compile={compiled}"]
         assert command(train.main, tmp_path / compiled, *how, monkeypatch=monkeypatch) == 0
     assert losses_of(tmp_path / "true") == pytest.approx(losses_of(tmp_path / "false"), rel=1e-3)
+    assert "NMS, RoI pooling and losses stay eager" in (tmp_path / "true/train.log").read_text()
     plain, compiled = (
         load_checkpoint(tmp_path / run / "checkpoints" / "last.pt") for run in ("false", "true")
     )

@@ -17,6 +17,7 @@ from detector.builders.model import build_model
 from detector.config import ConfigError, to_plain
 from detector.data.dataset import DetectionDataset
 from detector.data.loading import Augmented, EpochBatchSampler, train_loader
+from detector.model.compiling import compile_parts
 from detector.model.flops import forward_flops
 from detector.model.memory_format import training_memory_format
 from detector.schema import ScheduleConfig, TrainConfig
@@ -196,7 +197,7 @@ def build_trainer(
     height, width = transform.min_size, transform.max_size
     flops_per_pixel = forward_flops(model, height, width) / (height * width)
     if config.compile:
-        model.backbone.compile()
+        compile_parts(model)
     batches = train_loader(
         Augmented(train_set, transform=build_transform(transform), seed=config.seed),
         sampler=sampler,
