@@ -89,7 +89,9 @@ class DeformableConv2d(DeformConv2d):
         offset, mask = predicted, None
         if self.num_masks:
             offset, logits = predicted.split([self.num_offsets, self.num_masks], dim=1)
-            mask = 2 * self.mask_start * logits.sigmoid()
+            mask = logits.sigmoid()
+            if self.mask_start != 0.5:
+                mask = 2 * self.mask_start * mask
         if self.offset_limit is not None:
             offset = self.offset_limit * torch.tanh(offset / self.offset_limit)
         return offset, mask

@@ -39,6 +39,7 @@ def losses(model: FasterRCNN, numbers_of_rois: list[int]) -> tuple[list[float], 
     return result, graphs
 
 
+@pytest.mark.slow
 def test_numbers_of_rois_and_sizes_of_images(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
