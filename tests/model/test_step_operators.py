@@ -49,6 +49,6 @@ def test_fewer_than_in_torchvisions_detector() -> None:
     )
     ours, theirs = step(small_detector(body)), step(torchvisions())
 
-    assert len(ours) < 0.78 * len(theirs)
+    assert len(ours) < 0.75 * len(theirs)
     # For each of these Python waits until a GPU has done everything before.
     assert ours.count("nonzero") < 0.75 * theirs.count("nonzero")
