@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from detector.model.constants import constant
+
 Box = tuple[float, ...]  # xyxy in pixels
 
 
@@ -56,9 +58,7 @@ class Anchors(AnchorGenerator):
         else:
             strides = tuple((stride, stride) for stride in self.strides)
         dtype = torch.promote_types(maps[0].dtype, torch.float32)
-        # While a program is exported there are no real tensors, which could be kept.
-        generate = grid.__wrapped__ if torch.compiler.is_compiling() else grid
-        anchors = generate(self.cells, grids, strides, dtype, maps[0].device)
+        anchors = constant(grid, self.cells, grids, strides, dtype, maps[0].device)
         return [anchors] * len(image_list.image_sizes)
 
 
@@ -78,14 +78,13 @@ def grid(
         strides: (dy, dx) between neighbouring rows and columns, in pixels.
     """
     levels = []
-    with torch.inference_mode(False):  # so that a later backward pass may keep them
-        for cell, (rows, columns), (dy, dx) in zip(cells, grids, strides, strict=True):
-            y, x = torch.meshgrid(
-                torch.arange(rows, dtype=dtype, device=device) * dy,
-                torch.arange(columns, dtype=dtype, device=device) * dx,
-                indexing="ij",
-            )
-            centres = torch.stack([x, y, x, y], dim=2)[:, :, None]
-            boxes = centres + torch.tensor(cell, dtype=dtype, device=device)
-            levels.append(boxes.flatten(0, 2))
-        return torch.cat(levels)
+    for cell, (rows, columns), (dy, dx) in zip(cells, grids, strides, strict=True):
+        y, x = torch.meshgrid(
+            torch.arange(rows, dtype=dtype, device=device) * dy,
+            torch.arange(columns, dtype=dtype, device=device) * dx,
+            indexing="ij",
+        )
+        centres = torch.stack([x, y, x, y], dim=2)[:, :, None]
+        boxes = centres + torch.tensor(cell, dtype=dtype, device=device)
+        levels.append(boxes.flatten(0, 2))
+    return torch.cat(levels)

@@ -14,6 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from detector.model.boxes import BoxDecoder
+from detector.model.constants import constant
 from detector.model.matching import BoxMatcher
 
 
@@ -79,7 +80,7 @@ class ProposalNetwork(RegionProposalNetwork):
         boxes = proposals.take_along_dim(torch.cat(rows, dim=1)[..., None], dim=1)
         boxes = torch.stack(list(map(clip_boxes_to_image, boxes, image_shapes)))
         scores = torch.cat(logits, dim=1).sigmoid()
-        levels = numbered(lengths, boxes.device)
+        levels = constant(numbered, lengths, boxes.device)
         sides = boxes[..., 2:] - boxes[..., :2]
         good = (sides >= self.min_size).all(dim=-1) & (scores >= self.score_thresh)
         found = [self._of_image(*one, levels) for one in zip(boxes, scores, good, strict=True)]
@@ -97,6 +98,4 @@ class ProposalNetwork(RegionProposalNetwork):
 @lru_cache(maxsize=16)
 def numbered(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """Return 0, 0, ..., 1, 1, ...: each number as often as its length says."""
-    with torch.inference_mode(False):
-        counts = torch.tensor(lengths)
-        return torch.arange(len(lengths)).repeat_interleave(counts).to(device)
+    return torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)

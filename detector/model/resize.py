@@ -8,6 +8,7 @@ from torch.nn.functional import interpolate
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detector.conventions import Conventions
+from detector.model.constants import constant
 
 
 class Resize(GeneralizedRCNNTransform):
@@ -30,10 +31,8 @@ class Resize(GeneralizedRCNNTransform):
         """Normalise an RGB image, float (3, H, W) in [0, 1], in the network's channel order."""
         if self.channel_order == "bgr":
             image = image.flip(0)
-        # While a program is exported there are no real tensors, which could be kept.
-        make = per_channel.__wrapped__ if torch.compiler.is_compiling() else per_channel
         mean, std = (
-            make(tuple(values), image.dtype, image.device)
+            constant(per_channel, tuple(values), image.dtype, image.device)
             for values in (self.image_mean, self.image_std)
         )
         return (image - mean) / std
@@ -57,8 +56,5 @@ class Resize(GeneralizedRCNNTransform):
 
 @lru_cache(maxsize=16)
 def per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the values of the channels (3, 1, 1). They are copied to a device once, because a GPU
-    waits for such a copy.
-    """
-    with torch.inference_mode(False):
-        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+    """Return the values of the channels (3, 1, 1)."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

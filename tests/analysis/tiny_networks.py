@@ -1,49 +1,26 @@
 """Small detectors with random offsets, and images for them."""
 
 import torch
-from small import small_detector
-from torch import nn
+from small import deformable_detector
 from torchvision.models.detection import FasterRCNN
 
 from detector.data.dataset import DetectionDataset
-from detector.model.deformable_conv import DeformableConv2d
-from detector.model.resnet import make_deformable, placement, resnet
 
 
 def tiny(
     stages: str, *, c5_dilation: int = 1, offset_groups: int = 1, roi_pool: str = "align"
 ) -> FasterRCNN:
-    """Build a detector with random offsets of up to a few pixels."""
-    torch.manual_seed(0)
-    body = resnet(
-        name="resnet10",
-        norm="batch",
+    """Build a detector for images of 96 to 160 pixels; see `deformable_detector`."""
+    return deformable_detector(
+        stages,
         c5_dilation=c5_dilation,
-        norm_eps=1e-5,
-        stride_in_1x1=False,
-    )
-    make_deformable(
-        body,
-        placement(body, stages=stages, last_layers=None),
-        modulated=True,
         offset_groups=offset_groups,
-        mask_start=1.0,
-    )
-    channels = dict.fromkeys(("fpn_channels", "rpn_channels", "box_head_channels"), 16)
-    model = small_detector(
-        body,
-        **channels,
         anchor_sizes=[16, 32, 64, 128, 256],
         roi_pool=roi_pool,
         score_threshold=0.05,
         min_size=96,
         max_size=160,
     )
-    for module in model.modules():
-        if isinstance(module, DeformableConv2d):
-            nn.init.normal_(module.conv_offset.weight, std=0.02)
-            nn.init.uniform_(module.conv_offset.bias, -1.5, 1.5)
-    return model.eval()
 
 
 def samples(num_images: int = 2) -> DetectionDataset:

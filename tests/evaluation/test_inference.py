@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import small_detector
+from small import deformable_detector
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.transforms.functional import to_pil_image
@@ -17,8 +17,6 @@ from detector.evaluation import inference
 from detector.evaluation.entries import EvaluationError
 from detector.evaluation.inference import Found, detect, in_order, progress, rows_of
 from detector.evaluation.test_time_augmentation import AtSizes
-from detector.model.deformable_conv import DeformableConv2d
-from detector.model.resnet import make_deformable, placement, resnet
 
 CPU = torch.device("cpu")
 WIDE, TALL, SQUARE = (60, 90), (90, 60), (70, 70)
@@ -51,29 +49,7 @@ def dataset(tmp_path: Path) -> DetectionDataset:
 
 
 def detector(stages: str, neck: str) -> FasterRCNN:
-    """Build a small detector with random offsets of up to a few pixels."""
-    torch.manual_seed(0)
-    body = resnet(
-        name="resnet10",
-        norm="batch",
-        c5_dilation=2 if neck == "dc5" else 1,
-        norm_eps=1e-5,
-        stride_in_1x1=False,
-    )
-    make_deformable(
-        body,
-        placement(body, stages=stages, last_layers=None),
-        modulated=True,
-        offset_groups=1,
-        mask_start=1.0,
-    )
-    channels = dict.fromkeys(("fpn_channels", "rpn_channels", "box_head_channels"), 16)
-    model = small_detector(body, neck=neck, **channels)
-    for module in model.modules():
-        if isinstance(module, DeformableConv2d):
-            nn.init.normal_(module.conv_offset.weight, std=0.02)
-            nn.init.uniform_(module.conv_offset.bias, -1.5, 1.5)
-    return model.eval()
+    return deformable_detector(stages, c5_dilation=2 if neck == "dc5" else 1, neck=neck)
 
 
 def in_batches(model: nn.Module, dataset: DetectionDataset, batch_size: int) -> list[Found]:

@@ -49,7 +49,7 @@ def test_the_product_is_the_convolutions() -> None:
     assert plain.leaves[1].shape == (8, 2, 3, 3) and plain.forward().shape == (2, 8, 5, 6)
 
 
-def test_tf32_is_allowed_in_its_passes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_allowed_in_its_passes_only() -> None:
     def allowed() -> tuple[bool, bool]:
         return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
